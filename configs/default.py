@@ -1,0 +1,98 @@
+"""Every setting, its unit and its default. Not an experiment: the others start from it and state what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults."""
+    config = ConfigDict()
+    config.seed = 0
+    config.t_min = 1e-5  # time at which training and likelihood begin
+
+    # What is modelled. By name: digits; checkerboard, eight_gaussians, mixture, rings, spirals; cifar10, cifar100,
+    # svhn_cropped, mnist, omniglot, celeb_a, downsampled_imagenet/32x32; arrays (.npy, .npz) and folder (images).
+    config.data = ConfigDict()
+    config.data.name = "digits"
+    config.data.dir = ""  # of prepared or original files; "" for $SCOREFLOW_DATA or the user's cache folder
+    config.data.path = ""  # of the file or folder, for arrays and folder
+    config.data.levels = 256  # grey levels of uint8 arrays
+    config.data.image_size = 0  # side to which images of folder, omniglot are resized; 0 leaves them
+    config.data.test_fraction = 0.1  # held out, for arrays and folder without a test split
+    config.data.flip = False  # mirror training images at random
+    config.data.dequantisation = "uniform"  # of training data: uniform, or none (bin centres)
+    config.data.conditional = False  # give the network the labels
+
+    # The forward SDE: vp_linear, sub_vp_linear (beta_min, beta_max) or ve_geometric (sigma_min, sigma_max).
+    config.process = ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0})
+
+    # What the network predicts (noise, x0, v, score, edm), and the data's root mean square in [-1, 1].
+    config.score = ConfigDict({"kind": "v", "data_rms": 1.0})
+
+    # The network: mlp (width, depth) or unet.
+    config.model = ConfigDict()
+    config.model.name = "unet"
+    config.model.channels = 32
+    config.model.multipliers = (1, 2)  # width of each resolution
+    config.model.blocks = 1  # residual blocks per resolution
+    config.model.attention = ()  # sides in pixels that get self-attention besides the lowest resolution
+    config.model.num_heads = 1
+    config.model.dropout = 0.1
+    config.model.dtype = "float32"  # inside the network; or bfloat16
+
+    # What is minimised: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
+    config.weight = ConfigDict({"name": "likelihood"})
+    # With what law of t: uniform, stratified, importance (for the likelihood weight), log_normal (mean, std).
+    config.times = ConfigDict({"name": "importance"})
+
+    config.training = ConfigDict()
+    config.training.steps = 1000
+    config.training.batch_size = 128
+    config.training.accumulate = 1  # parts a batch is cut into
+    config.training.steps_per_dispatch = 1  # steps in one compiled program
+    config.training.optimiser = "adamw"  # or adam
+    config.training.learning_rate = 1e-3
+    config.training.schedule = "cosine"  # to 0 at the last step; or constant
+    config.training.warmup = 100  # steps
+    config.training.beta1 = 0.9
+    config.training.beta2 = 0.999
+    config.training.weight_decay = 0.0  # adamw only
+    config.training.clip = 1.0  # global gradient norm; 0 for none
+    config.training.ema_decay = 0.999
+    config.training.label_dropout = 0.0  # share of labels hidden, for guidance
+    config.training.log_every = 20  # steps, here and below; 0 for never
+    config.training.validate_every = 200
+    config.training.checkpoint_every = 500
+    config.training.sample_every = 0  # always at the end
+    config.training.keep = 3  # checkpoints
+
+    # Fixed grids: euler_maruyama, ancestral, reverse_diffusion, exponential, conditional_mean, predictor_corrector
+    # (predictor, corrector_steps, snr); euler_ode, exponential_ode, ddim, heun, dpm_solver_pp_2m. Or adaptive (rtol,
+    # atol, max_steps). All: denoise, to end with E[x_0 | x].
+    config.sampler = ConfigDict({"name": "dpm_solver_pp_2m", "denoise": True})
+    config.grid = ConfigDict({"name": "log_snr"})  # uniform, log_snr, karras (rho)
+
+    config.sampling = ConfigDict()
+    config.sampling.num = 100
+    config.sampling.batch_size = 100
+    config.sampling.steps = 40
+    config.sampling.t_min = 1e-3  # last time of the grid
+    config.sampling.guidance = 1.0  # 0 ignores labels, 1 follows them, more exaggerates
+    config.sampling.label = -1  # class; -1 for all in turn
+    config.sampling.inpaint = "none"  # bottom, right, centre: fill that part of test images in
+
+    config.eval = ConfigDict()
+    config.eval.likelihood = True
+    config.eval.dequantisation = ""  # must be chosen for integer data: uniform
+    config.eval.draws = 5  # dequantisations per test example
+    config.eval.num_test = 0  # test examples; 0 for all
+    config.eval.batch_size = 120
+    config.eval.divergence = "hutchinson"  # or exact
+    config.eval.rtol = 1e-4
+    config.eval.atol = 1e-4
+    config.eval.max_steps = 1000
+    config.eval.check = 60  # examples on which the solver's own error is measured
+    config.eval.baseline = True  # compare with a Gaussian mixture, up to 256 dimensions
+    config.eval.num_samples = 1500  # 0 skips sample metrics
+    config.eval.features = "pixels"  # or digits: a classifier fitted to the training split
+    config.eval.neighbours = 3
+    return config

@@ -1,0 +1,67 @@
+"""Trains, evaluates and samples score-based generative models.
+
+python main.py --config=configs/vp_digits.py --mode=train
+python main.py --config=configs/vp_digits.py --mode=eval
+python main.py --config=configs/vp_digits.py --mode=sample --config.sampling.num=100
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file under configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; a wrong one ends in one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
+        if _CONFIG.value is None:
+            raise ValueError("--config is missing; try --config=configs/vp_digits.py")
+        return rest
+    except Exception as error:  # absl and ml_collections raise many types here, all of them about the command line
+        _fail(error, 2)
+
+
+def main(_: list[str]) -> None:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreflow"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+    from scoreflow import build, evaluate, parallel, sample, train, workdir
+    from scoreflow.errors import RunError, UserError
+
+    config, name = _CONFIG.value, Path(flags.FLAGS["config"].config_filename).stem
+    folder = Path(_WORKDIR.value or f"runs/{name}")
+    try:
+        parallel.initialize()
+        experiment = build.build(config, name)
+        workdir.claim(folder, experiment.config, resume=_MODE.value == "train")
+        if _MODE.value == "train":
+            train.train(experiment, build.train_plan(config), folder)
+        elif _MODE.value == "eval":
+            evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, cache), folder)
+        else:
+            sample.sample(experiment, build.sample_plan(config, experiment.source), folder)
+    except UserError as error:
+        _fail(error, 2)
+    except (RunError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,56 @@
+"""One experiment as typed parts: what `build` makes of a config and `train`, `evaluate` and `sample` take apart."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from scoreflow.data import Source
+from scoreflow.models import Network
+from scoreflow.sdes import Process
+
+
+class Experiment(NamedTuple):
+    """A generative model and its data.
+
+    Attributes:
+      name: of the config, for messages and folders.
+      seed: of every random number.
+      source: the data set.
+      process: the forward SDE.
+      t_min: the time at which training and likelihood begin.
+      terminal: the law assumed at the horizon.
+      network: `init` and `apply`.
+      conditional: whether the network is given labels.
+      score: (params, *, train=False, key=None) -> score function.
+      encode: (key, data [B, ...] as stored) -> x [B, ...] as the model sees them, dequantised if they are levels.
+      decode: x -> data as stored: uint8 levels, or x itself where the data are continuous.
+      objective: (params, key, batch, *, train) -> (scalar, {name: scalar}).
+      sampler: (score, key, x_init, cond, *, trajectory=False) -> SampleResult, with its grid inside.
+      per_device: whether the sampler loops a data-dependent number of times, so that each device runs its own.
+      config: everything that was configured, for `config.json`.
+    """
+
+    name: str
+    seed: int
+    source: Source
+    process: Process
+    t_min: float
+    terminal: object
+    network: Network
+    conditional: bool
+    score: Callable
+    encode: Callable
+    decode: Callable
+    objective: Callable
+    sampler: Callable
+    per_device: bool
+    config: dict
+
+    def key(self, purpose: int) -> jax.Array:
+        """The run's key for one purpose; no two purposes share a number."""
+        return jax.random.fold_in(jax.random.key(self.seed), purpose)
+
+
+INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE = range(5)
+"""Purposes of `Experiment.key`."""

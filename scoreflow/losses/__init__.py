@@ -1,0 +1,6 @@
+"""Training objectives. A loss returns its terms by name, one number per example each; their sum is what is minimised."""
+
+import jax
+
+LossTerms = dict[str, jax.Array]
+"""Name of the term -> [B]."""

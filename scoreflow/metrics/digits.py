@@ -1,0 +1,96 @@
+"""Features of 8x8 digits: a small classifier, trained once on the training split alone and cached."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scoreflow.data import Split, batch
+from scoreflow.metrics import Extractor, Features
+
+_STEPS, _BATCH, _SEED, _VERSION = 1500, 128, 0, 1
+
+
+class DigitClassifier(nn.Module):
+    """8x8 levels -> (features [B, 64], logits [B, classes])."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        h = x.reshape(x.shape[0], -1)
+        h = nn.Dropout(0.2, deterministic=not train)(nn.gelu(nn.Dense(256)(h)))
+        h = nn.gelu(nn.Dense(64)(h))
+        return h, nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(h))
+
+
+def _train(split: Split, levels: int, classes: int) -> dict:
+    model = DigitClassifier(classes)
+    params = model.init(jax.random.key(_SEED), jnp.zeros((1, *split.x.shape[1:])), False)
+    optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS), weight_decay=1e-2)
+
+    def loss(params, key, x, label):
+        # Noise of half a level either way: the classifier should not tell samples from data by their rounding.
+        x = (x.astype(jnp.float32) + jax.random.uniform(key, x.shape) - 0.5) / (levels - 1)
+        logits = model.apply(params, x, True, rngs={"dropout": jax.random.fold_in(key, 1)})[1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    @jax.jit
+    def step(params, state, key, x, label):
+        updates, state = optimiser.update(jax.grad(loss)(params, key, x, label), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimiser.init(params)
+    for i in range(_STEPS):
+        data = batch(split, _SEED, i, _BATCH)
+        params, state = step(params, state, jax.random.fold_in(jax.random.key(_SEED), i), data["x"], data["label"])
+    return params
+
+
+def classifier(split: Split, levels: int, cache_dir: Path) -> Extractor:
+    """The feature function "digits": penultimate activations and class probabilities of a classifier of `split`.
+
+    Args:
+      split: labelled training images of integer levels; a seeded classifier is fitted to them, within seconds.
+      levels: number of grey levels.
+      cache_dir: where the fitted parameters are kept; their file name carries a digest of the data.
+    """
+    classes = int(split.label.max()) + 1
+    content = hashlib.sha256(split.x.tobytes() + split.label.tobytes()).hexdigest()[:16]
+    path = cache_dir / f"classifier-{content}-{_VERSION}.msgpack"
+    model = DigitClassifier(classes)
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *split.x.shape[1:])), False))
+    params = _load(path, template)
+    if params is None:
+        params = _train(split, levels, classes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{id(params)}.tmp")
+        scratch.write_bytes(flax.serialization.to_bytes(params))
+        scratch.replace(path)
+    return Extractor("digits classifier", _extractor(model, params, levels))
+
+
+def _load(path: Path, template) -> dict | None:
+    """The cached parameters, or None where there are none that fit."""
+    try:
+        params = flax.serialization.from_bytes(template, path.read_bytes())
+    except (OSError, ValueError, KeyError):
+        return None
+    fits = jax.tree.map(lambda a, b: np.shape(a) == b.shape, params, template)
+    return params if all(jax.tree.leaves(fits)) else None
+
+
+def _extractor(model: nn.Module, params, levels: int) -> Callable[[np.ndarray], Features]:
+    forward = jax.jit(lambda x: model.apply(params, x.astype(jnp.float32) / (levels - 1), False))
+
+    def extract(x):
+        pool, logits = forward(x)
+        return Features(np.asarray(pool, np.float64), np.asarray(jax.nn.softmax(logits), np.float64))
+
+    return extract

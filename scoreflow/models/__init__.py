@@ -1,0 +1,41 @@
+"""Networks behind two pure functions."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Network(NamedTuple):
+    """A network as functions of its arguments alone (no mutable collections), so that jvp, vjp and vmap compose.
+
+    Attributes:
+      init: (key, x_shape) -> params; x_shape is that of one batch [B, ...], of which B does not matter.
+      apply: (params, x [B, ...], log_snr [B], cond [B] int32 or None, *, train=False, key=None) -> [B, ...] float32.
+        `key` draws the dropout masks and is needed only where `train` is set. Without `cond`, or where it equals
+        num_classes, a class-conditional network answers for all classes together.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+def network(module: nn.Module) -> Network:
+    """Wraps a Linen module whose call is (x, log_snr, cond, train)."""
+
+    def init(key, x_shape):
+        x = jnp.zeros((1, *x_shape[1:]))
+        return module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32), False)["params"]
+
+    def apply(params, x, log_snr, cond=None, *, train=False, key=None):
+        rngs = {"dropout": key} if train else None
+        return module.apply({"params": params}, x, log_snr, cond, train, rngs=rngs)
+
+    return Network(init, apply)
+
+
+def count_params(params) -> int:
+    """Number of scalars in a parameter tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

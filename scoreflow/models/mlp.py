@@ -1,0 +1,36 @@
+"""A residual multilayer perceptron for vectors and small images."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from scoreflow.models.layers import NoiseEmbedding, zeros
+
+
+class ResidualMLP(nn.Module):
+    """x [B, ...] flattened, `depth` residual blocks of `width` modulated by the noise label, and back to x's shape.
+
+    Each block is h + W2 dropout(silu(W1 norm(h) * (1 + scale) + shift)), with scale and shift from the noise label; W2
+    and the last layer start at zero.
+    """
+
+    width: int = 256
+    depth: int = 4
+    dropout: float = 0.0
+    num_classes: int = 0
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, log_snr, cond, train):
+        embedding = nn.silu(NoiseEmbedding(self.width, self.num_classes, dtype=self.dtype)(log_snr, cond))
+        h = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        for _ in range(self.depth):
+            scale, shift = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype)(embedding), 2, axis=-1)
+            r = nn.Dense(self.width, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(h))
+            r = nn.silu(r * (1 + scale) + shift)
+            r = nn.Dropout(self.dropout, deterministic=not train)(r)
+            h = h + nn.Dense(self.width, kernel_init=zeros, dtype=self.dtype)(r)
+        h = nn.silu(nn.LayerNorm(dtype=self.dtype)(h))
+        out = nn.Dense(math.prod(x.shape[1:]), kernel_init=zeros)(h.astype(jnp.float32))
+        return out.reshape(x.shape)

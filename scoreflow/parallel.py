@@ -1,0 +1,140 @@
+"""Devices and processes. The only file that names a mesh, a device or a collective.
+
+Training, fixed-grid sampling and features are one `jax.jit` program over a mesh with the single axis `data`: the batch is
+split, everything else replicated, and random numbers are drawn for the global batch, so any number of devices gives the
+same run. Loops whose length depends on the data go through `map_devices` instead, so that each device loops on its own.
+"""
+
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_AXIS = "data"
+
+
+def initialize() -> None:
+    """Joins the other processes of the job, where there are any; call before anything else touches a device.
+
+    SLURM, TPU pods, Kubernetes and MPI are found by `jax.distributed` itself. By hand: start the same command in every
+    process with SCOREFLOW_COORDINATOR=host:port, SCOREFLOW_PROCESSES=n and SCOREFLOW_PROCESS_ID=0 ... n - 1 set.
+
+    Raises:
+      ValueError: if only some of the three variables are set, or one is not a number.
+    """
+    names = ("SCOREFLOW_COORDINATOR", "SCOREFLOW_PROCESSES", "SCOREFLOW_PROCESS_ID")
+    values = [os.environ.get(name) for name in names]
+    if not any(values):
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+            jax.distributed.initialize()
+        return
+    if not all(values):
+        raise ValueError(f"{', '.join(n for n, v in zip(names, values) if not v)} must be set too: {names} go together")
+    if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
+        raise ValueError(f"SCOREFLOW_PROCESS_ID={values[2]} must be a number below SCOREFLOW_PROCESSES={values[1]}")
+    jax.distributed.initialize(values[0], num_processes=int(values[1]), process_id=int(values[2]))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def device_count() -> int:
+    """Devices over all processes."""
+    return jax.device_count()
+
+
+def describe() -> str:
+    """The devices in words, e.g. '4 x cpu in 1 process'."""
+    kind, processes = jax.devices()[0].device_kind, jax.process_count()
+    return f"{jax.device_count()} x {kind} in {processes} process{'es' if processes > 1 else ''}"
+
+
+def mesh() -> Mesh:
+    """All devices of all processes on one axis."""
+    return Mesh(np.array(jax.devices()), (_AXIS,))
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(mesh(), spec)
+
+
+def replicated() -> NamedSharding:
+    """The sharding under which every device holds the whole array."""
+    return _sharding(PartitionSpec())
+
+
+def split(axis: int = 0) -> NamedSharding:
+    """The sharding under which `axis` is split over the devices."""
+    return _sharding(PartitionSpec(*[None] * axis, _AXIS))
+
+
+def check_divides(size: int, name: str) -> None:
+    """Refuses a batch that the devices cannot share evenly.
+
+    Raises:
+      ValueError: naming the argument, its value and what would do.
+    """
+    if size % jax.device_count():
+        raise ValueError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
+
+
+def replicate(tree):
+    """Puts a tree of host arrays, the same in every process, on every device."""
+    return jax.tree.map(lambda leaf: _put(leaf, replicated()), tree)
+
+
+def shard(tree, axis: int = 0):
+    """Splits a tree of host arrays, the same in every process, along `axis` over the devices."""
+    return jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree)
+
+
+def _put(leaf, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(np.asarray(jax.random.key_data(leaf)), sharding))
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+
+def gather(tree):
+    """Brings a tree of device arrays to the host whole, as numpy arrays, in every process."""
+
+    def fetch(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def map_devices(fn: Callable, *, broadcast: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
+    """fn run by each device on its share of the leading axis: what `jax.pmap` means, as `jit(shard_map(...))`.
+
+    Args:
+      fn: takes and returns trees of arrays with leading axis B. It sees B / devices of it.
+      broadcast: positions of arguments that every device gets whole.
+      donate: positions of arguments whose memory may be reused.
+
+    Returns:
+      The compiled function. Each device runs its own loops: no device waits for another inside a `while_loop`.
+    """
+
+    def call(*args):
+        specs = tuple(PartitionSpec() if i in broadcast else PartitionSpec(_AXIS) for i in range(len(args)))
+        mapped = jax.shard_map(fn, mesh=mesh(), in_specs=specs, out_specs=PartitionSpec(_AXIS), check_vma=False)
+        return mapped(*args)
+
+    return jax.jit(call, donate_argnums=donate)

@@ -1,0 +1,199 @@
+"""What a run tells: console, JSON lines, TensorBoard events, image grids and plots. Silent in all processes but one."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scoreflow import parallel
+
+_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def say(*words, file=None) -> None:
+    """Prints a line, from one process only."""
+    if parallel.is_main():
+        print(*words, file=file or sys.stdout, flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints a warning that cannot be overlooked."""
+    say(f"WARNING: {message}", file=sys.stderr)
+
+
+def progress(items: Iterable, *, total: int, initial: int = 0, unit: str = "step", per_item: int = 1) -> Iterator:
+    """Passes items on, showing how far it is, the rate and the time left: a bar on a terminal, plain lines on a pipe."""
+    if not parallel.is_main():
+        yield from items
+        return
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True) as bar:
+            for item in items:
+                yield item
+                bar.update(per_item)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += per_item
+        now = time.monotonic()
+        if now - last >= _PLAIN_SECONDS or initial + done >= total:
+            last, rate = now, done / max(now - start, 1e-9)
+            left = (total - initial - done) / rate
+            print(f"{initial + done}/{total} {unit}s, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class Log:
+    """Scalars of a run: one JSON line per call in `metrics.jsonl`, the same to TensorBoard.
+
+    Opening it for a run that resumes at `step` drops what was written beyond that step, so each step appears once.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._file = self._events = None
+        if not parallel.is_main():
+            return
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue  # cut short by a kill
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in kept))
+        scratch.replace(path)
+        self._file = open(path, "a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Writes named numbers of a step."""
+        if self._file is None:
+            return
+        record = {"step": step, **{name: float(value) for name, value in values.items()}}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes an image [H, W, 3] uint8 to TensorBoard."""
+        if self._events is not None:
+            self._events.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The records of `metrics.jsonl`."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON whole or not at all, from one process."""
+    if parallel.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n")
+        scratch.replace(path)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of words in aligned columns."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def grid(
+    images: np.ndarray, levels: int, *, columns: int | None = None, gap: int = 1, min_width: int = 640
+) -> np.ndarray:
+    """Tiles images [N, H, W, C] of integer levels with gaps, enlarged to at least `min_width` pixels; [H', W', 3] uint8."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 96, np.uint8)
+    scaled = (images.astype(np.float64) * 255.0 / (levels - 1)).round().astype(np.uint8)
+    for i, image in enumerate(np.broadcast_to(scaled, (*scaled.shape[:3], 3)) if channels == 1 else scaled):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    scale = max(1, -(-min_width // canvas.shape[1]))
+    return canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes [H, W, 3] uint8 as PNG, from one process."""
+    if parallel.is_main():
+        from PIL import Image
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def _figure(path: Path, draw, size: tuple[float, float] = (6.4, 4.0)) -> None:
+    if not parallel.is_main():
+        return
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots())
+    figure.savefig(path, dpi=130)
+
+
+def plot_loss(path: Path, records: list[dict]) -> None:
+    """Training and validation loss against step."""
+
+    def draw(axes):
+        for name, style in (("loss", {"alpha": 0.7, "linewidth": 1}), ("validation_loss", {"marker": "o"})):
+            points = [(r["step"], r[name]) for r in records if name in r]
+            if points:
+                axes.plot(*zip(*points), label=name.replace("_", " "), **style)
+        axes.set(xlabel="step", ylabel="loss")
+        axes.legend(frameon=False)
+
+    _figure(path, draw)
+
+
+def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Loss per dimension against log-SNR, one curve per name."""
+
+    def draw(axes):
+        for name, values in curves.items():
+            axes.plot(log_snr, values, label=name)
+        axes.invert_xaxis()
+        axes.set(
+            xlabel="log-SNR (data left, noise right)", ylabel="noise-prediction error per dimension", ylim=(0, None)
+        )
+        axes.legend(frameon=False)
+
+    _figure(path, draw)
+
+
+def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
+    """Scatter plots of points in the plane [N, 2], one panel per name, on [-extent, extent]^2."""
+    if not parallel.is_main():
+        return
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
+    for axes, (name, points) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
+        axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
+        axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,163 @@
+"""Sampling: compiled draws over all devices, and the pictures made of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoreflow import checkpoint, parallel, report, workdir
+from scoreflow.experiment import SAMPLE, Experiment
+from scoreflow.samplers.guide import inpaint
+
+
+class SamplePlan(NamedTuple):
+    """What `--mode=sample` makes.
+
+    Attributes:
+      num: number of samples.
+      batch_size: samples per call, over all devices.
+      label: class to sample where the network knows classes; -1 for all in turn.
+      mask: None, or an array of 0 and 1 of the shape of an example: 1 where test data are to be kept and the rest filled in.
+      data_rms: root mean square of the data, for inpainting.
+    """
+
+    num: int
+    batch_size: int
+    label: int
+    mask: np.ndarray | None
+    data_rms: float
+
+
+class Drawn(NamedTuple):
+    """Samples `x` [N, ...] as stored (levels or continuous) and the mean number of score evaluations for one."""
+
+    x: np.ndarray
+    nfe: float
+
+
+def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Callable:
+    """Compiles draw(params, key, n) -> Drawn, in batches of `batch_size` over all devices.
+
+    Raises:
+      ValueError: if the devices do not divide the batch.
+    """
+    parallel.check_divides(batch_size, "sampling.batch_size")
+    shape = (batch_size, *experiment.source.shape)
+
+    def run(params, keys, x_init, cond):
+        result = experiment.sampler(experiment.score(params), keys[0], x_init, cond)
+        return experiment.decode(result.x), result.nfe, jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
+
+    run = parallel.map_devices(run, broadcast=(0, 1)) if experiment.per_device else jax.jit(run)
+    start = jax.jit(lambda key: experiment.terminal.sample(key, shape), out_shardings=parallel.split())
+
+    def draw(params, key, n):
+        parts, nfe = [], []
+        for i in range(-(-n // batch_size)):
+            key_init, key_path = jax.random.split(jax.random.fold_in(key, i))
+            cond = _labels(experiment, batch_size, i, label)
+            keys = parallel.replicate(key_path[None])
+            x, evaluations, finite = parallel.gather(run(params, keys, start(key_init), cond))
+            if not finite.all():
+                report.warn(f"{np.sum(~finite)} of {batch_size} samples are not finite: the solver or the score failed")
+            parts.append(x)
+            nfe.append(evaluations.mean())
+        return Drawn(np.concatenate(parts)[:n], float(np.mean(nfe)))
+
+    return draw
+
+
+def _labels(experiment: Experiment, size: int, index: int, label: int):
+    """Labels of one batch: those asked for, or all classes in turn; None where there are none."""
+    if not experiment.conditional:
+        return None
+    classes = experiment.source.num_classes
+    labels = np.full(size, label) if label >= 0 else np.arange(index * size, (index + 1) * size) % classes
+    return parallel.shard(labels.astype(np.int32))
+
+
+def picture(experiment: Experiment, x: np.ndarray) -> np.ndarray | None:
+    """A grid of the samples where they are images, else None."""
+    levels = experiment.source.levels
+    return report.grid(x, levels) if levels and x.ndim == 4 and x.shape[-1] in (1, 3) else None
+
+
+def write_picture(experiment: Experiment, x: np.ndarray, path: Path) -> None:
+    """A grid of images, or a scatter plot of points in the plane beside as many test points."""
+    if (pixels := picture(experiment, x)) is not None:
+        report.save_png(path, pixels)
+    elif x.ndim == 2 and x.shape[1] == 2:
+        test = experiment.source.test.x[: len(x)]
+        report.plot_points(path, {"test data": test, "samples": x}, float(np.abs(test).max() * 1.15))
+    else:
+        report.say(f"no picture of examples of shape {x.shape[1:]}")
+
+
+def write_trajectory(
+    experiment: Experiment, params, path: Path, key: jax.Array, num: int = 10, columns: int = 10
+) -> None:
+    """Draws `num` samples as they form: one row each, from noise to data, at `columns` of the sampler's times."""
+    shape = (num * parallel.device_count(), *experiment.source.shape)
+    x_init = parallel.shard(np.asarray(experiment.terminal.sample(key, shape)))
+
+    def run(params, key, x_init):
+        return experiment.sampler(experiment.score(params), key, x_init, None, trajectory=True).trajectory
+
+    if experiment.per_device:
+        return
+    states = parallel.gather(jax.jit(run, out_shardings=parallel.replicated())(params, key, x_init))
+    shown = states[np.linspace(0, len(states) - 1, columns).round().astype(int)][:, :num]
+    if experiment.source.levels and shown.ndim == 5:
+        # Each time is shown at its own scale: the noise would drown the image otherwise.
+        scale = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0).reshape(-1, 1, 1, 1, 1)
+        images = np.asarray(experiment.decode(jnp.asarray(shown / scale))).swapaxes(0, 1)
+        flat = images.reshape(-1, *images.shape[2:])
+        report.save_png(path, report.grid(flat, experiment.source.levels, columns=columns))
+
+
+def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
+    """`--mode=sample`: draws with the newest checkpoint's averaged parameters; writes arrays and a picture."""
+    step = workdir.newest(folder)
+    params = load_ema(experiment, folder, step)
+    key = jax.random.fold_in(experiment.key(SAMPLE), step)
+    out = folder / "samples" / f"{step}-{plan.num}"
+    if plan.mask is not None:
+        x = _fill_in(experiment, params, plan, key)
+        out = out.with_name(out.name + "-inpainted")
+        report.say("rows of three: test image, what was kept of it, filled in")
+    else:
+        drawn = make_draw(experiment, plan.batch_size, plan.label)(params, key, plan.num)
+        x = drawn.x
+        report.say(f"{len(x)} samples, {drawn.nfe:.0f} score evaluations each")
+    if parallel.is_main():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.save(out.with_suffix(".npy"), x)
+    write_picture(experiment, x[:400], out.with_suffix(".png"))
+    report.say(f"wrote {out.with_suffix('.npy')} and {out.with_suffix('.png')}")
+
+
+def load_ema(experiment: Experiment, folder: Path, step: int):
+    """The averaged parameters of a checkpoint, on all devices."""
+    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.source.shape)))
+    return checkpoint.restore(workdir.checkpoints(folder), step, {"ema_params": template})["ema_params"]
+
+
+def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -> np.ndarray:
+    """[3 num, ...]: test data, the part that is kept, and that part with the rest drawn given it, in turn."""
+    size = -(-plan.num // parallel.device_count()) * parallel.device_count()
+    stored = np.resize(experiment.source.test.x, (size, *experiment.source.shape))
+    key_init, key_path, key_encode = jax.random.split(key, 3)
+
+    def run(params, x_init, known):
+        score = inpaint(experiment.process, experiment.score(params), known, plan.mask, data_rms=plan.data_rms)
+        return experiment.decode(experiment.sampler(score, key_path, x_init, None).x)
+
+    run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else jax.jit(run)
+    known = parallel.shard(np.asarray(experiment.encode(key_encode, stored)))
+    x_init = parallel.shard(np.asarray(experiment.terminal.sample(key_init, stored.shape)))
+    filled = parallel.gather(run(params, x_init, known))
+    kept = np.where(plan.mask == 1, stored, np.zeros_like(stored))
+    return np.stack([stored, kept, filled], axis=1)[: plan.num].reshape(-1, *stored.shape[1:])

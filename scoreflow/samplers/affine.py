@@ -1,0 +1,106 @@
+"""Samplers whose step is affine in (x, score): the triples of `transitions`, and predictor-corrector around them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from scoreflow import transitions
+from scoreflow.samplers import SampleResult, run_steps
+from scoreflow.score import ScoreFn
+from scoreflow.sdes import Process, expand
+
+
+def affine(
+    process: Process,
+    score: ScoreFn,
+    key: jax.Array,
+    x_init: jax.Array,
+    grid: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    transition: Callable[..., transitions.Step],
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> SampleResult:
+    """One score evaluation and one affine step per interval of the grid.
+
+    Args:
+      transition: a function of `transitions`: Euler-Maruyama, ancestral, reverse diffusion, DDIM and so on.
+    """
+    return predictor_corrector(
+        process,
+        score,
+        key,
+        x_init,
+        grid,
+        cond,
+        transition=transition,
+        corrector_steps=0,
+        denoise=denoise,
+        trajectory=trajectory,
+    )
+
+
+def langevin(
+    process: Process, score: ScoreFn, key: jax.Array, x: jax.Array, t: jax.Array, cond=None, *, snr: float
+) -> jax.Array:
+    """One Langevin step at fixed t [B]: x + eps score + sqrt(2 eps) xi with eps = 2 (snr sigma)^2.
+
+    Song et al. 2021 (algorithms 4, 5) take eps = 2 (snr |xi| / |score|)^2 with norms averaged over the batch. Here the
+    norms are replaced by their values at a perfect score of noise, |xi| / |score| = sigma: the step does not depend on
+    the state, so it leaves p_t invariant to first order, nor a sample on its batch mates.
+    """
+    step = expand(2.0 * snr**2 * process.variance(t), x)
+    return x + step * score(x, t, cond) + jnp.sqrt(2.0 * step) * jax.random.normal(key, x.shape, x.dtype)
+
+
+def predictor_corrector(
+    process: Process,
+    score: ScoreFn,
+    key: jax.Array,
+    x_init: jax.Array,
+    grid: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    transition: Callable[..., transitions.Step] = transitions.reverse_diffusion,
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> SampleResult:
+    """An affine step down to each time of the grid, then `corrector_steps` Langevin steps there (Song et al. 2021).
+
+    Args:
+      transition: the predictor, a function of `transitions`.
+      corrector_steps: Langevin steps after each predictor step.
+      snr: size of a Langevin step, see `langevin`.
+    """
+    n = grid.shape[0] - 1
+    steps = transition(process, grid[1:], grid[:-1])
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+
+    def step(carry, inputs):
+        (x,) = carry
+        t, s, (scale, weight, noise_var), key = inputs
+        batch = x.shape[:1]
+        keys = jax.random.split(key, corrector_steps + 1)
+        noise = jax.random.normal(keys[0], x.shape, x.dtype)
+        x = scale * x + weight * score(x, jnp.broadcast_to(t, batch), cond) + jnp.sqrt(noise_var) * noise
+        for corrector_key in keys[1:]:
+            x = langevin(process, score, corrector_key, x, jnp.broadcast_to(s, batch), cond, snr=snr)
+        return (x,)
+
+    return run_steps(
+        process,
+        score,
+        step,
+        (x_init,),
+        (grid[:-1], grid[1:], steps, keys),
+        x_init=x_init,
+        t_last=grid[-1],
+        nfe=n * (1 + corrector_steps),
+        cond=cond,
+        denoise=denoise,
+        trajectory=trajectory,
+    )

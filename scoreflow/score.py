@@ -1,0 +1,146 @@
+"""From a network to a score function, and between the five things a network may predict.
+
+With x_t = alpha x_0 + sigma noise, every prediction below determines, given x_t, both x_0 and the noise; that pair is the
+common ground, and `convert` goes through it:
+
+    noise   eps                                                                              Ho et al. 2020
+    x0      x_0                                                                              the denoiser
+    v       alpha eps - sigma x_0                                                            Salimans, Ho 2022
+    score   -eps / sigma                                                                     Song et al. 2021
+    edm     F, with x_0 = c_skip x_t / alpha + c_out F                                       Karras et al. 2022, table 1
+
+where, with r = sigma / alpha and the data's root mean square s,
+c_skip = s^2 / (r^2 + s^2) and c_out = r s / sqrt(r^2 + s^2).
+Whatever the prediction, the network sees x_t / sqrt(alpha^2 s^2 + sigma^2), which has unit mean square at every t, and
+log_snr(t) as its noise label.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scoreflow.sdes import Process, expand
+
+ScoreFn = Callable[..., jax.Array]
+"""score(x [B, ...], t [B], cond [B] or None) -> [B, ...]."""
+
+
+class Levels(NamedTuple):
+    """What a conversion needs besides x_t: alpha and sigma (broadcastable to x_t) and the data's root mean square."""
+
+    alpha: jax.Array
+    sigma: jax.Array
+    data_rms: float = 1.0
+
+
+class Clean(NamedTuple):
+    """The pair (x_0, noise) with x_t = alpha x_0 + sigma noise."""
+
+    x0: jax.Array
+    noise: jax.Array
+
+
+class Parameterisation(NamedTuple):
+    """What the network's output means.
+
+    Attributes:
+      decode: (output, xt, Levels) -> Clean.
+      encode: (Clean, xt, Levels) -> the output that stands for it.
+    """
+
+    decode: Callable[[jax.Array, jax.Array, Levels], Clean]
+    encode: Callable[[Clean, jax.Array, Levels], jax.Array]
+
+
+def _from_noise(noise, xt, levels):
+    return Clean((xt - levels.sigma * noise) / levels.alpha, noise)
+
+
+def _from_x0(x0, xt, levels):
+    return Clean(x0, (xt - levels.alpha * x0) / levels.sigma)
+
+
+def _from_v(v, xt, levels):
+    alpha, sigma, _ = levels
+    square = alpha**2 + sigma**2
+    return Clean((alpha * xt - sigma * v) / square, (sigma * xt + alpha * v) / square)
+
+
+def _from_score(score, xt, levels):
+    return _from_noise(-levels.sigma * score, xt, levels)
+
+
+def _from_edm(output, xt, levels):
+    # Both members of the pair are written out: going through x0 would divide a difference by a small sigma.
+    alpha, sigma, rms = levels
+    square = alpha**2 * rms**2 + sigma**2
+    root = jnp.sqrt(square)
+    return Clean(
+        alpha * rms**2 / square * xt + sigma * rms / root * output, sigma / square * xt - alpha * rms / root * output
+    )
+
+
+def _to_edm(clean, xt, levels):
+    alpha, sigma, rms = levels
+    return (sigma / rms * clean.x0 - alpha * rms * clean.noise) / jnp.sqrt(alpha**2 * rms**2 + sigma**2)
+
+
+NOISE = Parameterisation(_from_noise, lambda clean, xt, levels: clean.noise)
+X0 = Parameterisation(_from_x0, lambda clean, xt, levels: clean.x0)
+V = Parameterisation(_from_v, lambda clean, xt, levels: levels.alpha * clean.noise - levels.sigma * clean.x0)
+SCORE = Parameterisation(_from_score, lambda clean, xt, levels: -clean.noise / levels.sigma)
+EDM = Parameterisation(_from_edm, _to_edm)
+
+
+def convert(
+    output: jax.Array, xt: jax.Array, levels: Levels, source: Parameterisation, target: Parameterisation
+) -> jax.Array:
+    """What a `target` network would have to say for it to mean the same as `output` [B, ...] of a `source` network."""
+    return target.encode(source.decode(output, xt, levels), xt, levels)
+
+
+def score_fn(
+    process: Process, apply: Callable, params, kind: Parameterisation = V, *, data_rms: float = 1.0
+) -> ScoreFn:
+    """Makes a score function of a network.
+
+    Args:
+      process: the forward SDE.
+      apply: apply(params, x [B, ...], log_snr [B], cond [B] or None) -> [B, ...].
+      params: the network's parameters.
+      kind: what the network's output means.
+      data_rms: root mean square of the data, in the units of x.
+
+    Returns:
+      score(x, t, cond=None), the estimate of grad log p_t, [B, ...].
+    """
+
+    def score(x, t, cond=None):
+        levels = Levels(expand(process.alpha(t), x), expand(process.sigma(t), x), data_rms)
+        scale = jax.lax.rsqrt(levels.alpha**2 * data_rms**2 + levels.sigma**2)
+        output = apply(params, scale * x, process.log_snr(t), cond)
+        return convert(output, x, levels, kind, SCORE)
+
+    return score
+
+
+def denoised(process: Process, score: ScoreFn, x: jax.Array, t: jax.Array, cond=None) -> jax.Array:
+    """E[x_0 | x_t = x] by Tweedie's formula, [B, ...]."""
+    alpha, variance = expand(process.alpha(t), x), expand(process.variance(t), x)
+    return (x + variance * score(x, t, cond)) / alpha
+
+
+def probability_flow(process: Process, score: ScoreFn) -> Callable[..., jax.Array]:
+    """The drift of the probability-flow ODE, f x - g^2 score / 2; the same in both directions of time.
+
+    Returns:
+      drift(t [B], x [B, ...], cond=None) -> [B, ...].
+    """
+
+    def drift(t, x, cond=None):
+        f, g2 = expand(process.drift_coeff(t), x), expand(process.diffusion_sq(t), x)
+        return f * x - 0.5 * g2 * score(x, t, cond)
+
+    return drift

@@ -1,0 +1,68 @@
+"""Laws of the diffusion time in training.
+
+A law draws t in [t_min, T] and says with which inverse density, so that for any loss
+
+    E[inv_density loss(t)] = int_{t_min}^T loss(t) dt                                                              (1)
+
+whatever the law: the weight (`losses.dsm`) says what is minimised, the law only with what variance.
+
+Importance sampling for the likelihood weight draws with density proportional to g^2 / sigma^2. That is -d log_snr / dt
+for every linear SDE (`sdes`, equation 3), so it is the same as drawing log_snr uniformly: Z = log_snr(t_min) - log_snr(T)
+and t = inverse_log_snr(log_snr(t_min) - u Z). For VP and sub-VP this gives the integrals that Song et al. 2021
+(arXiv 2101.09258, section 5) work out by hand.
+
+Every law: (process, key, n, *, t_min, ...) -> Times. `stratified` and `importance` put one draw in each of n equal cells of
+the unit interval, which costs nothing and lowers the variance of the batch mean.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scoreflow.sdes import Process
+
+
+class Times(NamedTuple):
+    """Times `t` [n] and `inv_density` [n], 1 over the density they were drawn with."""
+
+    t: jax.Array
+    inv_density: jax.Array
+
+
+def _unit_cells(key: jax.Array, n: int) -> jax.Array:
+    """n numbers in [0, 1), one in each cell of width 1/n, each uniform on [0, 1) by itself: (u + i / n) mod 1."""
+    return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+
+
+def uniform(process: Process, key: jax.Array, n: int, *, t_min: float) -> Times:
+    """Independent t ~ U[t_min, T]."""
+    span = process.horizon - t_min
+    return Times(t_min + span * jax.random.uniform(key, (n,)), jnp.full((n,), span))
+
+
+def stratified(process: Process, key: jax.Array, n: int, *, t_min: float) -> Times:
+    """t ~ U[t_min, T], evenly spread over the batch by one shared shift (Kingma et al. 2021)."""
+    span = process.horizon - t_min
+    return Times(t_min + span * _unit_cells(key, n), jnp.full((n,), span))
+
+
+def importance(process: Process, key: jax.Array, n: int, *, t_min: float) -> Times:
+    """Density proportional to g^2 / sigma^2, evenly spread over the batch; for any process."""
+    top, bottom = process.log_snr(t_min), process.log_snr(process.horizon)
+    t = process.inverse_log_snr(top - (top - bottom) * _unit_cells(key, n))
+    t = jnp.clip(t, t_min, process.horizon)
+    return Times(t, (top - bottom) * process.variance(t) / process.diffusion_sq(t))
+
+
+def log_normal(
+    process: Process, key: jax.Array, n: int, *, t_min: float, mean: float = -1.2, std: float = 1.2
+) -> Times:
+    """log(sigma / alpha) ~ N(mean, std^2) truncated to what [t_min, T] covers (Karras et al. 2022, table 1)."""
+    low, high = -0.5 * process.log_snr(jnp.asarray([t_min, process.horizon]))
+    z = jax.random.truncated_normal(key, (low - mean) / std, (high - mean) / std, (n,))
+    t = jnp.clip(process.inverse_log_snr(-2.0 * (mean + std * z)), t_min, process.horizon)
+    mass = jax.scipy.stats.norm.cdf(high, mean, std) - jax.scipy.stats.norm.cdf(low, mean, std)
+    # density of t = density of log(sigma / alpha) times its derivative, which is g^2 / (2 sigma^2)
+    density = jax.scipy.stats.norm.pdf(z) / std * 0.5 * process.diffusion_sq(t) / process.variance(t) / mass
+    return Times(t, 1.0 / density)

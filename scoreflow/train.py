@@ -1,0 +1,261 @@
+"""Training: the step as a pure function, and the loop around it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scoreflow import checkpoint, data, parallel, report, sample, workdir
+from scoreflow.errors import RunError
+from scoreflow.evaluate import error_by_level
+from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
+from scoreflow.models import count_params
+
+
+class TrainPlan(NamedTuple):
+    """How to train. Intervals are in steps, and multiples of `steps_per_dispatch`.
+
+    Attributes:
+      steps: optimiser steps in all.
+      batch_size: examples per step, over all devices and accumulated parts.
+      accumulate: parts that a batch is cut into, to fit memory.
+      steps_per_dispatch: steps inside one compiled program.
+      optimiser: the optax transformation, with clipping and schedule.
+      ema_decay: of the averaged parameters that evaluation and sampling use.
+      flip: mirror training images at random.
+      log_every, validate_every, checkpoint_every, sample_every: intervals; 0 for never (and always at the end).
+      keep: checkpoints that stay.
+      num_samples: images in a sample grid.
+      sample_batch: examples per sampling call.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int
+    steps_per_dispatch: int
+    optimiser: optax.GradientTransformation
+    ema_decay: float
+    flip: bool
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    sample_every: int
+    keep: int
+    num_samples: int
+    sample_batch: int
+
+
+class TrainState(NamedTuple):
+    """What a step needs from the one before: `step` int32, `params`, their average `ema_params`, `opt_state`."""
+
+    step: jax.Array
+    params: dict
+    ema_params: dict
+    opt_state: optax.OptState
+
+
+def init_state(experiment: Experiment, optimiser: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, on all devices."""
+
+    def make(key):
+        params = experiment.network.init(key, (1, *experiment.source.shape))
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
+
+    return jax.jit(make, out_shardings=parallel.replicated())(experiment.key(INIT))
+
+
+def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
+    """The decay at a step: small at first, so that the average forgets the initial parameters."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def make_train_step(
+    objective: Callable,
+    optimiser: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> Callable:
+    """Makes train_step(state, batch) -> (state, {name: scalar}).
+
+    Its randomness is a function of (key, state.step). With `accumulate` = a, the batch is cut into a equal parts, each
+    with a key of its own, whose gradients are averaged before the one update.
+    """
+
+    def gradients(params, key, batch):
+        def loss(params, key, batch):
+            return objective(params, key, batch, train=True)
+
+        grad = jax.value_and_grad(loss, has_aux=True)
+        if accumulate == 1:
+            (_, terms), grads = grad(params, key, batch)
+            return grads, terms
+        parts = jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch)
+
+        def one(inputs):
+            (_, terms), grads = grad(params, *inputs)
+            return grads, terms
+
+        def add(total, inputs):
+            return jax.tree.map(jnp.add, total, one(inputs)), None
+
+        keys = jax.random.split(key, accumulate)
+        first, rest = (jax.tree.map(lambda leaf, i=i: leaf[i], (keys, parts)) for i in (0, slice(1, None)))
+        total, _ = jax.lax.scan(add, one(first), rest)
+        return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+    def train_step(state, batch):
+        grads, terms = gradients(state.params, jax.random.fold_in(key, state.step), batch)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema_decay_at(state.step, ema_decay))
+        state = TrainState(state.step + 1, params, ema_params, opt_state)
+        return state, {**terms, "grad_norm": optax.global_norm(grads)}
+
+    return train_step
+
+
+def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
+    """Jits (state, batches [K, B, ...]) -> (state, metrics [K]); the state's memory is reused."""
+
+    def dispatch(state, batches):
+        if steps_per_dispatch == 1:
+            state, metrics = train_step(state, jax.tree.map(lambda leaf: leaf[0], batches))
+            return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+        return jax.lax.scan(train_step, state, batches)
+
+    return jax.jit(dispatch, donate_argnums=0, out_shardings=parallel.replicated())
+
+
+def _batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tuple[int, dict]]:
+    """(first step, batches of one dispatch on the devices), for every dispatch from `start` on."""
+    for step in range(start, plan.steps, plan.steps_per_dispatch):
+        parts = [
+            data.batch(experiment.source.train, experiment.seed, step + i, plan.batch_size, flip=plan.flip)
+            for i in range(plan.steps_per_dispatch)
+        ]
+        yield step, parallel.shard(jax.tree.map(lambda *leaves: np.stack(leaves), *parts), axis=1)
+
+
+def _due(interval: int, step: int, last: int) -> bool:
+    return step == last or (interval > 0 and step % interval == 0)
+
+
+def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
+    """Trains to `plan.steps`, going on from the newest whole checkpoint in `folder` if there is one.
+
+    Raises:
+      RunError: if the loss or the gradient stops being finite; it names the step and the last good checkpoint.
+    """
+    began = time.monotonic()
+    parallel.check_divides(plan.batch_size // plan.accumulate, "training.batch_size / training.accumulate")
+
+    # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
+    checkpoints = workdir.checkpoints(folder)
+    state = init_state(experiment, plan.optimiser)
+    start = checkpoint.latest(checkpoints, warn=report.warn)
+    if parallel.is_main():
+        checkpoint.set_aside(checkpoints, start)
+    parallel.barrier("set aside")
+    if start is not None:
+        state = checkpoint.restore(checkpoints, start, state)
+        report.say(f"resuming at step {start}")
+    start = start or 0
+    log = report.Log(folder, start)
+    report.say(
+        f"{experiment.name}: {len(experiment.source.train.x)} training examples of shape {experiment.source.shape}, "
+        f"{count_params(state.params):,} parameters, {parallel.describe()}"
+    )
+    if start >= plan.steps:
+        report.say(f"step {start} is there already; raise training.steps to train on")
+
+    # --- compiled parts -----------------------------------------------------------------------------------------------
+    step_fn = make_train_step(
+        experiment.objective,
+        plan.optimiser,
+        experiment.key(TRAIN),
+        ema_decay=plan.ema_decay,
+        accumulate=plan.accumulate,
+    )
+    dispatch = compile_dispatch(step_fn, plan.steps_per_dispatch)
+    validate = _validator(experiment, plan)
+    draw = sample.make_draw(experiment, plan.sample_batch)
+
+    # --- loop ---------------------------------------------------------------------------------------------------------
+    recent: list[dict] = []
+    clock = time.monotonic()
+    for first, batches in report.progress(
+        _batches(experiment, plan, start), total=plan.steps, initial=start, per_item=plan.steps_per_dispatch
+    ):
+        state, metrics = dispatch(state, batches)
+        metrics = parallel.gather(metrics)
+        _check_finite(metrics, first, checkpoints)
+        recent.append(metrics)
+        step = first + plan.steps_per_dispatch
+        if first == start:
+            report.say(f"first step after {time.monotonic() - began:.1f} s")
+        if _due(plan.log_every, step, plan.steps):
+            means = {name: np.mean([m[name] for m in recent]) for name in metrics}
+            done, now = len(recent) * plan.steps_per_dispatch, time.monotonic()
+            log.scalars(step, **means, examples_per_second=done * plan.batch_size / (now - clock))
+            recent, clock = [], now
+        if _due(plan.validate_every, step, plan.steps):
+            log.scalars(step, validation_loss=validate(state.ema_params))
+        if _due(plan.checkpoint_every, step, plan.steps):
+            checkpoint.save(checkpoints, step, state, keep=plan.keep)
+        if _due(plan.sample_every, step, plan.steps):
+            x = draw(state.ema_params, experiment.key(SAMPLE), plan.num_samples).x
+            sample.write_picture(experiment, x, folder / "samples" / f"{step}.png")
+            if (pixels := sample.picture(experiment, x)) is not None:
+                log.image(step, "samples", pixels)
+
+    # --- what a person looks at ---------------------------------------------------------------------------------------
+    _finish(experiment, plan, state, folder, log, time.monotonic() - began)
+
+
+def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
+    """ema_params -> the objective on test data, with the same batches, times and noise at every call."""
+    size = plan.batch_size // plan.accumulate
+    objective = jax.jit(
+        lambda params, key, batch: experiment.objective(params, key, batch, train=False)[0],
+        out_shardings=parallel.replicated(),
+    )
+    n_batches = max(1, min(4, len(experiment.source.test.x) // size))
+
+    def validate(params):
+        losses = []
+        for i in range(n_batches):
+            batch = parallel.shard(data.batch(experiment.source.test, experiment.seed, i, size))
+            losses.append(float(objective(params, jax.random.fold_in(experiment.key(VALIDATE), i), batch)))
+        return np.mean(losses)
+
+    return validate
+
+
+def _check_finite(metrics: dict[str, np.ndarray], first: int, checkpoints: Path) -> None:
+    finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
+    if not finite.all():
+        step = first + int(np.argmin(finite))
+        bad = ", ".join(f"{name} = {values[step - first]}" for name, values in metrics.items())
+        good = checkpoint.latest(checkpoints)
+        kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been written"
+        raise RunError(f"step {step}: {bad}; {kept}. A lower training.learning_rate or stronger clipping may help")
+
+
+def _finish(experiment: Experiment, plan: TrainPlan, state: TrainState, folder: Path, log, seconds: float) -> None:
+    """Plots, and the words a run ends with."""
+    records = report.read_metrics(folder)
+    report.plot_loss(folder / "loss.png", records)
+    log_snr, curves = error_by_level(experiment, state.ema_params)
+    report.plot_levels(folder / "loss_by_log_snr.png", log_snr, curves)
+    sample.write_trajectory(experiment, state.ema_params, folder / "trajectory.png", experiment.key(SAMPLE))
+    log.close()
+    report.say(f"trained to step {plan.steps} in {seconds:.0f} s")
+    report.say(f"samples: {folder / 'samples' / f'{plan.steps}.png'}   plots: {folder / 'loss.png'} and beside it")
+    report.say(f"next:    python main.py --config=configs/{experiment.name}.py --workdir={folder} --mode=eval")

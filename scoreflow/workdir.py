@@ -1,0 +1,87 @@
+"""The folder of a run: what was configured there, and which checkpoint is the newest whole one."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+from scoreflow import checkpoint, parallel, report
+from scoreflow.errors import UserError
+
+# What may change between two commands on one folder, because it does not change what has been learnt so far.
+_FREE_TO_RESUME = (
+    "eval.",
+    "sampling.",
+    "sampler.",
+    "grid.",
+    "data.dir",
+    "training.steps",
+    "training.keep",
+    "training.log_every",
+    "training.validate_every",
+    "training.checkpoint_every",
+    "training.sample_every",
+)
+_FREE_TO_USE = (*_FREE_TO_RESUME, "training.", "times.", "weight.")
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in config.items():
+        name = prefix + key
+        out.update(_flat(value, name + ".") if isinstance(value, dict) else {name: value})
+    return out
+
+
+def claim(workdir: Path, config: dict, *, resume: bool) -> None:
+    """Makes sure that the folder is free or belongs to a run of this config, and writes `config.json`.
+
+    Args:
+      workdir: the folder of the run.
+      config: everything that was configured, as nested dicts of plain values.
+      resume: whether training will go on there; evaluation and sampling may change more than that.
+
+    Raises:
+      UserError: if a run of another config lives there; it names the first difference.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            before = _flat(json.loads(path.read_text())["config"])
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
+        now = _flat(json.loads(json.dumps(config)))
+        free = _FREE_TO_RESUME if resume else _FREE_TO_USE
+        for name in sorted(before.keys() | now.keys()):
+            if not name.startswith(free) and before.get(name) != now.get(name):
+                raise UserError(
+                    f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}; choose another "
+                    "--workdir, or set it back"
+                )
+        if not resume:
+            return
+    report.write_json(path, {"config": config, "versions": versions(), "devices": parallel.describe()})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    names = ("scoreflow", "jax", "jaxlib", "flax", "optax", "diffrax", "numpy", "scikit-learn")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def checkpoints(workdir: Path) -> Path:
+    """The folder of the run's checkpoints."""
+    return workdir / "checkpoints"
+
+
+def newest(workdir: Path) -> int:
+    """The newest whole checkpoint.
+
+    Raises:
+      UserError: if there is none.
+    """
+    step = checkpoint.latest(checkpoints(workdir), warn=report.warn)
+    if step is None:
+        raise UserError(f"{workdir} holds no usable checkpoint; train first (--mode=train) or give the right --workdir")
+    return step
