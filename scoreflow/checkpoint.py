@@ -119,8 +119,7 @@ def restore(directory: Path, step: int, template):
     """Reads a step back onto the present devices, however many there were when it was written.
 
     Args:
-      template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved. It may be a part of it: keys
-        of dicts that the template lacks are skipped.
+      template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved, or a dict of a part of it.
 
     Raises:
       UserError: if the step does not fit the template.

@@ -1,4 +1,4 @@
-"""Divergences of vector fields by forward-mode products. All take fn: [B, ...] -> [B, ...], acting on each example alone."""
+"""Divergences of vector fields fn: [B, ...] -> [B, ...] that act on each example alone, by forward-mode products."""
 
 from collections.abc import Callable
 

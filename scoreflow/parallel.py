@@ -1,8 +1,8 @@
 """Devices and processes. The only file that names a mesh, a device or a collective.
 
-Training, fixed-grid sampling and features are one `jax.jit` program over a mesh with the single axis `data`: the batch is
-split, everything else replicated, and random numbers are drawn for the global batch, so any number of devices gives the
-same run. Loops whose length depends on the data go through `map_devices` instead, so that each device loops on its own.
+Training and fixed-grid sampling are one `jax.jit` program over a mesh with the single axis `data`: the batch is split,
+everything else replicated, and random numbers are drawn for the global batch, so any number of devices gives the same
+run. Loops whose length depends on the data go through `map_devices` instead, so that each device loops on its own.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a run tells: console, JSON lines, TensorBoard events, image grids and plots. Silent in all processes but one."""
+"""What a run tells: console, JSON lines, TensorBoard events, image grids, plots. Silent in all processes but one."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def warn(message: str) -> None:
 
 
 def progress(items: Iterable, *, total: int, initial: int = 0, unit: str = "step", per_item: int = 1) -> Iterator:
-    """Passes items on, showing how far it is, the rate and the time left: a bar on a terminal, plain lines on a pipe."""
+    """Passes items on, showing progress, rate and time left: a bar on a terminal, plain lines on a pipe."""
     if not parallel.is_main():
         yield from items
         return
@@ -38,16 +38,18 @@ def progress(items: Iterable, *, total: int, initial: int = 0, unit: str = "step
                 yield item
                 bar.update(per_item)
         return
-    start = last = time.monotonic()
-    done = 0
+    start = last = None  # the clock starts after the first item, which compiles
+    done = initial
     for item in items:
         yield item
         done += per_item
         now = time.monotonic()
-        if now - last >= _PLAIN_SECONDS or initial + done >= total:
-            last, rate = now, done / max(now - start, 1e-9)
-            left = (total - initial - done) / rate
-            print(f"{initial + done}/{total} {unit}s, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+        if start is None:
+            start = last = now
+        elif now - last >= _PLAIN_SECONDS or done >= total:
+            last, rate = now, (done - initial - per_item) / max(now - start, 1e-9)
+            left = (total - done) / rate
+            print(f"{done}/{total} {unit}s, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
 
 class Log:
@@ -123,7 +125,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def grid(
     images: np.ndarray, levels: int, *, columns: int | None = None, gap: int = 1, min_width: int = 640
 ) -> np.ndarray:
-    """Tiles images [N, H, W, C] of integer levels with gaps, enlarged to at least `min_width` pixels; [H', W', 3] uint8."""
+    """Tiles images [N, H, W, C] of levels with gaps, enlarged to `min_width` pixels or more; [H', W', 3] uint8."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

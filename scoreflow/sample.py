@@ -20,7 +20,7 @@ class SamplePlan(NamedTuple):
       num: number of samples.
       batch_size: samples per call, over all devices.
       label: class to sample where the network knows classes; -1 for all in turn.
-      mask: None, or an array of 0 and 1 of the shape of an example: 1 where test data are to be kept and the rest filled in.
+      mask: None, or 0 and 1 in the shape of an example: 1 where test data are kept, 0 where they are to be filled in.
       data_rms: root mean square of the data, for inpainting.
     """
 

@@ -1,7 +1,7 @@
 """From a network to a score function, and between the five things a network may predict.
 
-With x_t = alpha x_0 + sigma noise, every prediction below determines, given x_t, both x_0 and the noise; that pair is the
-common ground, and `convert` goes through it:
+With x_t = alpha x_0 + sigma noise, every prediction below determines, given x_t, both x_0 and the noise; that pair is
+the common ground, and `convert` goes through it:
 
     noise   eps                                                                              Ho et al. 2020
     x0      x_0                                                                              the denoiser

@@ -7,12 +7,12 @@ A law draws t in [t_min, T] and says with which inverse density, so that for any
 whatever the law: the weight (`losses.dsm`) says what is minimised, the law only with what variance.
 
 Importance sampling for the likelihood weight draws with density proportional to g^2 / sigma^2. That is -d log_snr / dt
-for every linear SDE (`sdes`, equation 3), so it is the same as drawing log_snr uniformly: Z = log_snr(t_min) - log_snr(T)
-and t = inverse_log_snr(log_snr(t_min) - u Z). For VP and sub-VP this gives the integrals that Song et al. 2021
-(arXiv 2101.09258, section 5) work out by hand.
+for every linear SDE (`sdes`, equation 3), so it is the same as drawing log_snr uniformly:
+Z = log_snr(t_min) - log_snr(T) and t = inverse_log_snr(log_snr(t_min) - u Z). For VP and sub-VP this is what
+Song et al. 2021 (arXiv 2101.09258, section 5) work out by hand.
 
-Every law: (process, key, n, *, t_min, ...) -> Times. `stratified` and `importance` put one draw in each of n equal cells of
-the unit interval, which costs nothing and lowers the variance of the batch mean.
+Every law: (process, key, n, *, t_min, ...) -> Times. `stratified` and `importance` put one draw in each of n equal
+cells of the unit interval, which costs nothing and lowers the variance of the batch mean.
 """
 
 from typing import NamedTuple

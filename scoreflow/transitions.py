@@ -2,8 +2,8 @@
 
     x_s = scale x_t + score_weight score(x_t, t) + sqrt(noise_var) xi,   xi ~ N(0, I)                                (1)
 
-A sampler of this kind *is* its triple of coefficients. `samplers` runs them, and the exact laws for Gaussian data follow
-from the same three numbers. a, b, c are those of `Process.reverse_integrals`; h = t - s.
+A sampler of this kind *is* its triple of coefficients. `samplers` runs them, and the exact laws for Gaussian data
+follow from the same three numbers. a, b, c are those of `Process.reverse_integrals`; h = t - s.
 
 Every function takes (process, s, t) and returns a `Step` whose fields have the broadcast shape of s and t.
 """

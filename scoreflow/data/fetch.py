@@ -47,8 +47,8 @@ def check_digest(path: Path, file: File) -> None:
     algorithm, _, wanted = file.digest.partition(":")
     if (found := digest(path, algorithm)) != wanted:
         raise DataError(
-            f"{path} is truncated or altered: its {algorithm} is {found[:16]}..., that of the published {file.name} is "
-            f"{wanted[:16]}...; delete it and fetch it again from {file.url}"
+            f"{path} is truncated or altered: its {algorithm} is {found[:16]}..., that of the published {file.name} "
+            f"is {wanted[:16]}...; delete it and fetch it again from {file.url}"
         )
 
 
@@ -56,7 +56,7 @@ def locate(name: str, file: File, data_dir: Path) -> Path:
     """The path of a checked original file: `<data_dir>/downloads/<file>`, downloaded there if it is missing.
 
     Raises:
-      DataError: if it is missing and cannot be downloaded, or its digest is wrong. One line: what, from where, to where.
+      DataError: if it is missing and cannot be downloaded, or its digest is wrong; it says what to put where.
     """
     import pooch
 
@@ -72,6 +72,6 @@ def locate(name: str, file: File, data_dir: Path) -> Path:
         except Exception as error:  # whatever the network or the host says, the way out is the same
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
     raise DataError(
-        f"data set {name} is not on this machine and was not downloaded ({reason}): get {file.name} from {file.url} and "
-        f"put it at {target}"
+        f"data set {name} is not on this machine and was not downloaded ({reason}): get {file.name} from {file.url} "
+        f"and put it at {target}"
     )

@@ -116,8 +116,8 @@ def named(name: str, data_dir: Path, image_size: int = 0) -> Source:
     """A data set of `ARCHIVES`: from cached arrays, a TFDS-prepared folder, or the original archives.
 
     Looks, in this order, for `<data_dir>/arrays/<name>`, `<data_dir>/<name>/<version>/dataset_info.json` (TFDS,
-    array_record files), and `<data_dir>/downloads/<file>`, downloading the last where its host allows. With `image_size`
-    the images are resized to that side by area weighting.
+    array_record files), and `<data_dir>/downloads/<file>`, downloading the last where its host allows. With
+    `image_size` the images are resized to that side by area weighting.
     """
     archive = ARCHIVES[name]
     cache = data_dir / "arrays" / name
@@ -146,8 +146,8 @@ def _check_counts(name: str, archive: Archive, splits: tuple[Split, Split]) -> N
     for split, found, wanted in zip(("train", "test"), splits, archive.counts):
         if len(found.x) != wanted:
             raise DataError(
-                f"{name}: the archive has {len(found.x)} {split} images instead of {wanted}: it is truncated or altered; "
-                f"delete {', '.join(file.name for file in archive.files)} and fetch again"
+                f"{name}: the archive has {len(found.x)} {split} images instead of {wanted}, so it is truncated or "
+                f"altered; delete {', '.join(file.name for file in archive.files)} and fetch again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Training objectives. A loss returns its terms by name, one number per example each; their sum is what is minimised."""
+"""Training objectives. A loss returns its terms by name, one number per example each; their sum is minimised."""
 
 import jax
 

@@ -23,7 +23,7 @@ def kernel_distance(
 ) -> Estimate:
     """MMD^2 over disjoint subsets of both samples: its mean, and the standard error over subsets.
 
-    The subsets have `subset` rows, or an eighth of the smaller sample where that is less, so that there are eight or more
+    The subsets have `subset` rows, or an eighth of the smaller sample where that is less: so there are eight or more,
     and the standard error is that of independent values.
     """
     rng = np.random.default_rng(seed)

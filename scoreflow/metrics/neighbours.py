@@ -13,7 +13,7 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def covered(x: np.ndarray, reference: np.ndarray, k: int = 3) -> np.ndarray:
-    """Whether each row of x lies in a ball around a row of `reference` that reaches its k-th nearest neighbour; [n] bool.
+    """Whether each row of x lies in a ball around a row of `reference` up to its k-th nearest neighbour; [n] bool.
 
     Its mean is the precision where x are samples and `reference` data, the recall the other way round.
     """

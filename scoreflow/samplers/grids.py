@@ -1,4 +1,4 @@
-"""Time grids for samplers: [n + 1] decreasing from T to t_min, both exact. They differ in where the n steps are spent."""
+"""Time grids for samplers: [n + 1] decreasing from T to t_min, both exact. They differ in where the steps are spent."""
 
 import jax
 import jax.numpy as jnp

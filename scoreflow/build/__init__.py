@@ -1,0 +1,248 @@
+"""From a config to the parts of an experiment: the only reader of ConfigDict.
+
+`tables` holds what can be chosen, `checks` refuses what cannot work, and this file puts the parts together.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from scoreflow import dequantise, experiment, metrics, score, sdes, terminal
+from scoreflow.build.checks import check, check_source
+from scoreflow.build.tables import (
+    ADAPTIVE,
+    DEQUANTISERS,
+    DIVERGENCES,
+    GRIDS,
+    MASKS,
+    MODELS,
+    OPTIMISERS,
+    PARAMETERISATIONS,
+    PROCESSES,
+    SAMPLERS,
+    TIMES,
+    WEIGHTS,
+    Choice,
+)
+from scoreflow.data import Source, load
+from scoreflow.data.fetch import default_dir
+from scoreflow.evaluate import EvalPlan
+from scoreflow.losses import dsm
+from scoreflow.metrics import digits as digit_metrics
+from scoreflow.models import Network, layers, network
+from scoreflow.sample import SamplePlan
+from scoreflow.samplers import adaptive, guide
+from scoreflow.train import TrainPlan
+
+
+def _make(table: dict[str, Choice], section):
+    options = {key: value for key, value in section.items() if key != "name"}
+    return table[section.name].make(**options)
+
+
+def source(config) -> Source:
+    """The data set, read from where it is.
+
+    Raises:
+      UserError: where it is missing or damaged, or does not go with the rest of the config.
+    """
+    data = config.data
+    if data.name == "digits":
+        found = load.digits()
+    elif data.name in load.TOYS:
+        found = load.toy_density(data.name)
+    elif data.name == "arrays":
+        found = load.arrays(data.path, test_fraction=data.test_fraction, levels=data.levels)
+    elif data.name == "folder":
+        found = load.folder(data.path, image_size=data.image_size, test_fraction=data.test_fraction)
+    else:
+        found = load.named(data.name, Path(data.dir).expanduser() if data.dir else default_dir(), data.image_size)
+    check_source(config, found)
+    return found
+
+
+def process(config) -> sdes.Process:
+    """The forward SDE."""
+    return _make(PROCESSES, config.process)
+
+
+def model(config, found: Source) -> Network:
+    """The network. Convolutions inside a compiled training loop get the lowering that is fast there."""
+    options = {key: value for key, value in config.model.items() if key not in ("name", "dtype")}
+    options["dtype"] = jnp.bfloat16 if config.model.dtype == "bfloat16" else None
+    options["num_classes"] = found.num_classes if config.data.conditional else 0
+    if config.model.name == "unet" and (config.training.steps_per_dispatch > 1 or config.training.accumulate > 1):
+        options["conv"] = layers.conv3x3_in_loop
+    return network(MODELS[config.model.name].make(**options))
+
+
+def _encode(config, found: Source) -> Callable:
+    if not found.levels:
+        return lambda key, x: jnp.asarray(x, jnp.float32)
+    rule = DEQUANTISERS[config.data.dequantisation]
+    return lambda key, x: rule(key, x, found.levels).x
+
+
+def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
+    weight, law = _make(WEIGHTS, config.weight), _make(TIMES, config.times)
+    conditional, label_dropout, t_min = config.data.conditional, config.training.label_dropout, config.t_min
+
+    def objective(params, key, batch, *, train):
+        key_x, key_t, key_noise, key_label, key_network = jax.random.split(key, 5)
+        x0 = encode(key_x, batch["x"])
+        cond = None
+        if conditional:
+            cond = batch["label"]
+            if train and label_dropout:
+                dropped = jax.random.bernoulli(key_label, label_dropout, cond.shape)
+                cond = jnp.where(dropped, found.num_classes, cond)
+        t, inv_density = law(forward, key_t, x0.shape[0], t_min=t_min)
+        network_score = score_of(params, train=train, key=key_network)
+        terms = dsm.dsm(forward, network_score, key_noise, x0, t, cond, weight=weight)
+        means = {name: jnp.mean(inv_density * term) for name, term in terms.items()}
+        loss = sum(means.values())
+        return loss, {"loss": loss, **means}
+
+    return objective
+
+
+def _sampler(config, forward: sdes.Process) -> tuple[Callable, bool]:
+    options, guidance = config.sampler, config.sampling.guidance
+
+    def guided(score_fn):
+        return score_fn if guidance == 1.0 else guide.classifier_free(score_fn, guidance)
+
+    if options.name in ADAPTIVE:
+        chosen = {key: value for key, value in options.items() if key != "name"}
+
+        def solve(score_fn, key, x_init, cond, *, trajectory=False):
+            return adaptive.adaptive_ode(forward, guided(score_fn), x_init, cond, t_min=config.sampling.t_min, **chosen)
+
+        return solve, True
+    run, make_grid = _make(SAMPLERS, options), _make(GRIDS, config.grid)
+    grid = make_grid(forward, config.sampling.steps, t_min=config.sampling.t_min)
+
+    def draw(score_fn, key, x_init, cond, *, trajectory=False):
+        return run(forward, guided(score_fn), key, x_init, grid, cond, trajectory=trajectory)
+
+    return draw, False
+
+
+def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment:
+    """Checks a config and makes the experiment.
+
+    Args:
+      config: see `configs/default.py` for every setting.
+      name: for messages and folders.
+
+    Raises:
+      UserError: for anything in it that cannot work, data included.
+    """
+    check(config)
+    found, forward = source(config), process(config)
+    net = model(config, found)
+    kind, data_rms = PARAMETERISATIONS[config.score.kind], config.score.data_rms
+
+    def score_of(params, *, train=False, key=None):
+        apply = functools.partial(net.apply, train=True, key=key) if train else net.apply
+        return score.score_fn(forward, apply, params, kind, data_rms=data_rms)
+
+    encode = _encode(config, found)
+    sampler, per_device = _sampler(config, forward)
+    return experiment.Experiment(
+        name=name,
+        seed=config.seed,
+        source=found,
+        process=forward,
+        t_min=config.t_min,
+        terminal=terminal.prior(forward),
+        network=net,
+        conditional=config.data.conditional,
+        score=score_of,
+        encode=encode,
+        decode=functools.partial(dequantise.quantise, levels=found.levels) if found.levels else lambda x: x,
+        objective=_objective(config, forward, score_of, encode, found),
+        sampler=sampler,
+        per_device=per_device,
+        config=config.to_dict(),
+    )
+
+
+def optimiser(config) -> optax.GradientTransformation:
+    """Clipping by global norm, warm-up, then a cosine to 0 or a constant rate."""
+    plan = config.training
+    rate = plan.learning_rate
+    if plan.schedule == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(0.0 if plan.warmup else rate, rate, plan.warmup, plan.steps)
+    else:
+        schedule = optax.linear_schedule(0.0, rate, plan.warmup) if plan.warmup else rate
+    clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
+    return optax.chain(clip, OPTIMISERS[plan.optimiser](schedule, plan))
+
+
+def train_plan(config) -> TrainPlan:
+    """How to train."""
+    plan = config.training
+    return TrainPlan(
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        accumulate=plan.accumulate,
+        steps_per_dispatch=plan.steps_per_dispatch,
+        optimiser=optimiser(config),
+        ema_decay=plan.ema_decay,
+        flip=config.data.flip,
+        log_every=plan.log_every,
+        validate_every=plan.validate_every,
+        checkpoint_every=plan.checkpoint_every,
+        sample_every=plan.sample_every,
+        keep=plan.keep,
+        num_samples=min(config.sampling.num, 400),
+        sample_batch=config.sampling.batch_size,
+    )
+
+
+def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
+    """How to evaluate; `cache_dir` is where fitted feature networks are kept."""
+    plan = config.eval
+    rule = DEQUANTISERS.get(plan.dequantisation)
+    extractors = {
+        "digits": lambda: digit_metrics.classifier(found.train, found.levels, cache_dir),
+        "pixels": lambda: metrics.Extractor("pixels", metrics.pixels),
+    }
+    return EvalPlan(
+        num_test=min(plan.num_test, len(found.test.x)),
+        draws=plan.draws,
+        batch_size=plan.batch_size if plan.likelihood else 0,
+        dequantise=functools.partial(rule, levels=found.levels) if found.levels else None,
+        divergence=DIVERGENCES[plan.divergence],
+        rtol=plan.rtol,
+        atol=plan.atol,
+        max_steps=plan.max_steps,
+        conditional=config.data.conditional,
+        check=plan.check,
+        baseline=plan.baseline,
+        num_samples=plan.num_samples,
+        sample_batch=config.sampling.batch_size,
+        extractor=extractors[plan.features],
+        neighbours=plan.neighbours,
+    )
+
+
+def sample_plan(config, found: Source) -> SamplePlan:
+    """What `--mode=sample` makes."""
+    cut = MASKS[config.sampling.inpaint]
+    mask = None
+    if cut is not None:
+        height, width, _ = found.shape
+        top, bottom, left, right = (round(f * n) for f, n in zip(cut, (height, height, width, width)))
+        mask = np.ones(found.shape, np.float32)
+        mask[top:bottom, left:right] = 0.0
+    return SamplePlan(
+        config.sampling.num, config.sampling.batch_size, config.sampling.label, mask, config.score.data_rms
+    )

@@ -1,0 +1,131 @@
+"""Refuses settings that are unknown, missing, impossible, or impossible together, each in one line."""
+
+import difflib
+
+import ml_collections
+import numpy as np
+
+from scoreflow.build.tables import NAMED, SECTIONS, TEXT, TOP, Check, one_of
+from scoreflow.data import Source
+from scoreflow.errors import UserError
+
+
+def _hint(name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _check_value(name: str, value, check: Check) -> None:
+    right = isinstance(value, check.kind) and not (check.kind is int and isinstance(value, bool))
+    if check.kind is float:
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    if not right or not check.holds(value):
+        raise UserError(f"{name} = {value!r} must be {check.words}")
+
+
+def _check_section(prefix: str, section, checks: dict[str, Check]) -> None:
+    for key in section:
+        if key not in checks:
+            raise UserError(f"{prefix}{key} is not a known setting: {_hint(key, checks)}")
+    for key, check in checks.items():
+        if key not in section:
+            raise UserError(f"{prefix}{key} is missing: it must be {check.words}")
+        _check_value(prefix + key, section[key], check)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses unknown, missing and impossible settings.
+
+    Raises:
+      UserError: naming the setting, its value and what is allowed.
+    """
+    known = (*TOP, *SECTIONS, *NAMED)
+    for key in config:
+        if key not in known:
+            raise UserError(f"{key} is not a known setting: {_hint(key, known)}")
+    for key in (*SECTIONS, *NAMED):
+        if not isinstance(config.get(key), ml_collections.ConfigDict):
+            raise UserError(f"{key} = {config.get(key)!r} must be a section of settings")
+    _check_section("", {key: config[key] for key in config if key in TOP}, TOP)
+    for name, checks in SECTIONS.items():
+        _check_section(f"{name}.", config[name], checks)
+    for name, rows in NAMED.items():
+        chosen = config[name].get("name")
+        _check_value(f"{name}.name", chosen, one_of(*rows))
+        _check_section(f"{name}.", config[name], {"name": TEXT, **rows[chosen]})
+    check_together(config)
+
+
+def check_together(config) -> None:
+    """Values that are possible alone but not side by side."""
+    process, training = config.process, config.training
+    if config.data.name in ("arrays", "folder") and not config.data.path:
+        raise UserError(f"data.path is empty: data.name = {config.data.name} needs the file or folder to read")
+    if "beta_max" in process and process.beta_max < process.beta_min:
+        raise UserError(
+            f"process.beta_max = {process.beta_max} must not be below process.beta_min = {process.beta_min}"
+        )
+    if "sigma_max" in process and process.sigma_max <= process.sigma_min:
+        raise UserError(
+            f"process.sigma_max = {process.sigma_max} must be above process.sigma_min = {process.sigma_min}"
+        )
+    for name, t in (("t_min", config.t_min), ("sampling.t_min", config.sampling.t_min)):
+        if t >= process.horizon:
+            raise UserError(f"{name} = {t} must be below process.horizon = {process.horizon}")
+    if training.batch_size % training.accumulate:
+        raise UserError(
+            f"training.accumulate = {training.accumulate} must divide training.batch_size = {training.batch_size}"
+        )
+    for name in ("steps", "log_every", "validate_every", "checkpoint_every", "sample_every"):
+        if training[name] % training.steps_per_dispatch:
+            raise UserError(
+                f"training.{name} = {training[name]} must be a multiple of training.steps_per_dispatch = "
+                f"{training.steps_per_dispatch}"
+            )
+    if training.warmup >= training.steps:
+        raise UserError(f"training.warmup = {training.warmup} must be below training.steps = {training.steps}")
+    if config.sampling.guidance != 1.0 and not config.data.conditional:
+        raise UserError(f"sampling.guidance = {config.sampling.guidance} needs data.conditional = True")
+    if config.sampling.guidance not in (0.0, 1.0) and not training.label_dropout:
+        raise UserError(
+            f"sampling.guidance = {config.sampling.guidance} needs a network that also knows unlabelled data: train "
+            "it with training.label_dropout above 0"
+        )
+
+
+def check_source(config, found: Source) -> None:
+    """Settings that do not go with the data set."""
+    image = len(found.shape) == 3
+    if config.data.conditional and not found.num_classes:
+        raise UserError(f"data.conditional = True, but {found.name} has no labels")
+    if config.sampling.label >= max(found.num_classes, 0):
+        raise UserError(f"sampling.label = {config.sampling.label}: {found.name} has {found.num_classes} classes")
+    if config.data.flip and not image:
+        raise UserError(f"data.flip = True needs images, and {found.name} has examples of shape {found.shape}")
+    if config.sampling.inpaint != "none" and not image:
+        raise UserError(
+            f"sampling.inpaint = {config.sampling.inpaint} needs images, not examples of shape {found.shape}"
+        )
+    if config.model.name == "unet":
+        factor = 2 ** (len(config.model.multipliers) - 1)
+        if not image or found.shape[0] % factor or found.shape[1] % factor:
+            raise UserError(
+                f"model.name = unet with {len(config.model.multipliers)} resolutions needs images whose sides {factor} "
+                f"divides; {found.name} has examples of shape {found.shape}"
+            )
+        if any(config.model.channels * m % config.model.num_heads for m in config.model.multipliers):
+            raise UserError(
+                f"model.num_heads = {config.model.num_heads} must divide model.channels times each multiplier"
+            )
+    if found.levels and config.eval.likelihood and config.eval.dequantisation in ("", "none"):
+        raise UserError(
+            f"eval.dequantisation = {config.eval.dequantisation!r}: the density of integer data depends on it; choose "
+            "uniform, or skip it with eval.likelihood = False"
+        )
+    if config.eval.features == "digits" and config.eval.num_samples and not (found.levels and found.num_classes):
+        raise UserError(f"eval.features = digits needs labelled images of integer levels, and {found.name} has none")
+    if config.training.batch_size > len(found.test.x) * config.training.accumulate:
+        raise UserError(
+            f"training.batch_size / training.accumulate = {config.training.batch_size // config.training.accumulate} "
+            f"must not exceed the {len(found.test.x)} test examples of {found.name}, on which the loss is validated"
+        )

@@ -1,0 +1,221 @@
+"""Every kind of part, as a literal table: name -> what makes it and the parameters it takes, with what they must be.
+
+A new method is a new row.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scoreflow import dequantise, divergence, score, sdes, times, transitions
+from scoreflow.data import load
+from scoreflow.data.archives import ARCHIVES
+from scoreflow.losses import dsm
+from scoreflow.models.mlp import ResidualMLP
+from scoreflow.models.unet import UNet
+from scoreflow.samplers import affine, grids, ode
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a value must be.
+
+
+class Check(NamedTuple):
+    """A type, a condition and the condition in words."""
+
+    kind: type
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def one_of(*choices: str) -> Check:
+    return Check(str, lambda v: v in choices, "one of " + ", ".join(choices))
+
+
+POSITIVE = Check(float, lambda v: v > 0, "a number above 0")
+NON_NEGATIVE = Check(float, lambda v: v >= 0, "a number, 0 or above")
+ANY_NUMBER = Check(float, lambda v: True, "a finite number")
+FRACTION = Check(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+COUNT = Check(int, lambda v: v >= 1, "a whole number, 1 or above")
+COUNT_OR_0 = Check(int, lambda v: v >= 0, "a whole number, 0 or above")
+INDEX = Check(int, lambda v: v >= -1, "a whole number, 0 or above, or -1")
+FLAG = Check(bool, lambda v: True, "True or False")
+TEXT = Check(str, lambda v: True, "text")
+COUNTS = Check(tuple, lambda v: all(isinstance(x, int) and x > 0 for x in v), "a tuple of whole numbers above 0")
+DTYPE = one_of("float32", "bfloat16")
+
+
+class Choice(NamedTuple):
+    """A row of a table: what makes the part, and its parameters."""
+
+    make: Callable
+    parameters: dict[str, Check] = {}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tables.
+
+_BETAS = {"beta_min": POSITIVE, "beta_max": POSITIVE, "horizon": POSITIVE}
+PROCESSES = {
+    "vp_linear": Choice(sdes.vp_linear, _BETAS),
+    "sub_vp_linear": Choice(sdes.sub_vp_linear, _BETAS),
+    "ve_geometric": Choice(sdes.ve_geometric, {"sigma_min": POSITIVE, "sigma_max": POSITIVE, "horizon": POSITIVE}),
+}
+_NET = {"dropout": FRACTION, "dtype": DTYPE}
+MODELS = {
+    "mlp": Choice(ResidualMLP, {"width": COUNT, "depth": COUNT, **_NET}),
+    "unet": Choice(
+        UNet,
+        {
+            "channels": COUNT,
+            "multipliers": COUNTS,
+            "blocks": COUNT,
+            "attention": COUNTS,
+            "num_heads": COUNT,
+            **_NET,
+        },
+    ),
+}
+PARAMETERISATIONS = {
+    "noise": score.NOISE,
+    "x0": score.X0,
+    "v": score.V,
+    "score": score.SCORE,
+    "edm": score.EDM,
+}
+WEIGHTS = {
+    "noise": Choice(lambda: dsm.noise_weight),
+    "likelihood": Choice(lambda: dsm.likelihood_weight),
+    "edm": Choice(dsm.edm_weight, {"data_rms": POSITIVE}),
+    # on the noise error: min(snr, gamma) / snr (Hang et al. 2023), and a sigmoid (Kingma, Gao 2023)
+    "min_snr": Choice(
+        lambda gamma: dsm.snr_weight(lambda s: jnp.minimum(1.0, gamma * jnp.exp(-s))), {"gamma": POSITIVE}
+    ),
+    "sigmoid": Choice(lambda bias: dsm.snr_weight(lambda s: jax.nn.sigmoid(bias - s)), {"bias": ANY_NUMBER}),
+}
+TIMES = {
+    "uniform": Choice(lambda: times.uniform),
+    "stratified": Choice(lambda: times.stratified),
+    "importance": Choice(lambda: times.importance),
+    "log_normal": Choice(
+        lambda mean, std: functools.partial(times.log_normal, mean=mean, std=std), {"mean": ANY_NUMBER, "std": POSITIVE}
+    ),
+}
+GRIDS = {
+    "uniform": Choice(lambda: grids.uniform),
+    "log_snr": Choice(lambda: grids.log_snr),
+    "karras": Choice(lambda rho: functools.partial(grids.karras, rho=rho), {"rho": POSITIVE}),
+}
+TRANSITIONS = {
+    "exponential": transitions.exponential_sde,
+    "euler_maruyama": transitions.euler_maruyama,
+    "reverse_diffusion": transitions.reverse_diffusion,
+    "conditional_mean": transitions.conditional_mean,
+    "ancestral": transitions.ancestral,
+    "exponential_ode": transitions.exponential_ode,
+    "euler_ode": transitions.euler_ode,
+    "ddim": transitions.ddim,
+}
+_DENOISE = {"denoise": FLAG}
+SAMPLERS = {
+    **{
+        name: Choice(functools.partial(functools.partial, affine.affine, transition=transition), _DENOISE)
+        for name, transition in TRANSITIONS.items()
+    },
+    "predictor_corrector": Choice(
+        lambda predictor, **options: functools.partial(
+            affine.predictor_corrector, transition=TRANSITIONS[predictor], **options
+        ),
+        {"predictor": one_of(*TRANSITIONS), "corrector_steps": COUNT_OR_0, "snr": POSITIVE, **_DENOISE},
+    ),
+    "heun": Choice(functools.partial(functools.partial, ode.heun), _DENOISE),
+    "dpm_solver_pp_2m": Choice(functools.partial(functools.partial, ode.dpm_solver_pp_2m), _DENOISE),
+}
+ADAPTIVE = {"adaptive": {"rtol": POSITIVE, "atol": POSITIVE, "max_steps": COUNT, **_DENOISE}}
+DEQUANTISERS = {"uniform": dequantise.uniform, "none": dequantise.centre}
+DIVERGENCES = {"hutchinson": divergence.hutchinson, "exact": divergence.exact}
+FEATURES = ("digits", "pixels")
+OPTIMISERS = {
+    "adam": lambda rate, plan: optax.adam(rate, b1=plan.beta1, b2=plan.beta2),
+    "adamw": lambda rate, plan: optax.adamw(rate, b1=plan.beta1, b2=plan.beta2, weight_decay=plan.weight_decay),
+}
+MASKS = {
+    "none": None,
+    "bottom": (0.5, 1.0, 0.0, 1.0),
+    "right": (0.0, 1.0, 0.5, 1.0),
+    "centre": (0.25, 0.75, 0.25, 0.75),
+}
+
+# Sections without a name of their own: every key, and what it must be.
+SECTIONS = {
+    "data": {
+        "name": one_of("digits", "arrays", "folder", *load.TOYS, *ARCHIVES),
+        "dir": TEXT,
+        "path": TEXT,
+        "levels": Check(int, lambda v: 2 <= v <= 256, "a whole number from 2 to 256"),
+        "image_size": COUNT_OR_0,
+        "test_fraction": Check(float, lambda v: 0 < v < 1, "a number between 0 and 1"),
+        "flip": FLAG,
+        "dequantisation": one_of(*DEQUANTISERS),
+        "conditional": FLAG,
+    },
+    "score": {"kind": one_of(*PARAMETERISATIONS), "data_rms": POSITIVE},
+    "training": {
+        "steps": COUNT,
+        "batch_size": COUNT,
+        "accumulate": COUNT,
+        "steps_per_dispatch": COUNT,
+        "optimiser": one_of(*OPTIMISERS),
+        "learning_rate": POSITIVE,
+        "schedule": one_of("cosine", "constant"),
+        "warmup": COUNT_OR_0,
+        "beta1": FRACTION,
+        "beta2": FRACTION,
+        "weight_decay": NON_NEGATIVE,
+        "clip": NON_NEGATIVE,
+        "ema_decay": FRACTION,
+        "label_dropout": FRACTION,
+        "log_every": COUNT_OR_0,
+        "validate_every": COUNT_OR_0,
+        "checkpoint_every": COUNT_OR_0,
+        "sample_every": COUNT_OR_0,
+        "keep": COUNT,
+    },
+    "sampling": {
+        "num": COUNT,
+        "batch_size": COUNT,
+        "t_min": POSITIVE,
+        "steps": COUNT,
+        "guidance": NON_NEGATIVE,
+        "label": INDEX,
+        "inpaint": one_of(*MASKS),
+    },
+    "eval": {
+        "likelihood": FLAG,
+        "dequantisation": one_of("", *DEQUANTISERS),
+        "draws": COUNT,
+        "num_test": COUNT_OR_0,
+        "batch_size": COUNT,
+        "divergence": one_of(*DIVERGENCES),
+        "rtol": POSITIVE,
+        "atol": POSITIVE,
+        "max_steps": COUNT,
+        "check": COUNT,
+        "baseline": FLAG,
+        "num_samples": COUNT_OR_0,
+        "features": one_of(*FEATURES),
+        "neighbours": COUNT,
+    },
+}
+NAMED = {
+    "process": {name: choice.parameters for name, choice in PROCESSES.items()},
+    "model": {name: choice.parameters for name, choice in MODELS.items()},
+    "weight": {name: choice.parameters for name, choice in WEIGHTS.items()},
+    "times": {name: choice.parameters for name, choice in TIMES.items()},
+    "grid": {name: choice.parameters for name, choice in GRIDS.items()},
+    "sampler": {name: choice.parameters for name, choice in SAMPLERS.items()} | ADAPTIVE,
+}
+TOP = {"seed": COUNT_OR_0, "t_min": POSITIVE}
