@@ -64,6 +64,7 @@ class Log:
             return
         from tensorboardX import SummaryWriter
 
+        workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         kept = []
         if path.exists():

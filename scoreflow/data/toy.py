@@ -83,20 +83,21 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), std: float = 0.15) -> Toy:
     return Toy(sample, log_prob)
 
 
-def spirals(turns: float = 1.5, radius: float = 3.0, std: float = 0.1, nodes: int = 4000) -> Toy:
+def spirals(turns: float = 1.5, radius: float = 3.0, std: float = 0.1, nodes: int = 600) -> Toy:
     """Two interleaved spirals, blurred by N(0, std^2 I).
 
     The point at u ~ U[0, 1] of an arm has radius `radius` sqrt(u) and angle 2 pi `turns` sqrt(u). log_prob integrates
-    over u with `nodes` midpoints per arm in sqrt(u), which is exact to rounding where they are closer than std.
+    over sqrt(u) by Gauss-Legendre with `nodes` points per arm, which is exact to rounding where they are closer than std.
     """
 
     def arm(root):
         angle = 2 * np.pi * turns * root
         return radius * root[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
-    roots = (np.arange(nodes) + 0.5) / nodes
+    abscissae, weights = np.polynomial.legendre.leggauss(nodes)
+    roots, weights = 0.5 * (abscissae + 1), 0.5 * weights
     curve = np.concatenate([arm(roots), -arm(roots)])
-    log_weight = np.tile(np.log(2 * roots / nodes / 2), 2) - np.log(2 * np.pi * std**2)
+    log_weight = np.tile(np.log(roots * weights), 2) - np.log(2 * np.pi * std**2)
 
     def sample(rng, n):
         points = arm(np.sqrt(rng.uniform(0, 1, n))) * rng.choice([-1.0, 1.0], n)[:, None]

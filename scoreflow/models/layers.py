@@ -11,6 +11,11 @@ import numpy as np
 zeros = nn.initializers.zeros_init()
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Casts lower precisions up, for the last layer of a network."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def conv3x3_direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Same-padded 3x3 convolution [B, H, W, C] x [3, 3, C, D] -> [B, H, W, D] as XLA's convolution."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from scoreflow.models.layers import NoiseEmbedding, zeros
+from scoreflow.models.layers import NoiseEmbedding, at_least_float32, zeros
 
 
 class ResidualMLP(nn.Module):
@@ -32,5 +32,5 @@ class ResidualMLP(nn.Module):
             r = nn.Dropout(self.dropout, deterministic=not train)(r)
             h = h + nn.Dense(self.width, kernel_init=zeros, dtype=self.dtype)(r)
         h = nn.silu(nn.LayerNorm(dtype=self.dtype)(h))
-        out = nn.Dense(math.prod(x.shape[1:]), kernel_init=zeros)(h.astype(jnp.float32))
+        out = nn.Dense(math.prod(x.shape[1:]), kernel_init=zeros)(at_least_float32(h))
         return out.reshape(x.shape)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoreflow.models.layers import Conv3x3, NoiseEmbedding, SelfAttention, conv3x3_direct, group_norm
+from scoreflow.models.layers import Conv3x3, NoiseEmbedding, SelfAttention, at_least_float32, conv3x3_direct, group_norm
 
 
 class ResidualBlock(nn.Module):
@@ -99,5 +99,5 @@ class UNet(nn.Module):
             if level:
                 h = upsample(h)
 
-        h = nn.silu(group_norm(h.shape[-1], self.dtype)(h)).astype(jnp.float32)
+        h = at_least_float32(nn.silu(group_norm(h.shape[-1], self.dtype)(h)))
         return Conv3x3(image_channels, init_zero=True, conv=self.conv)(h)

@@ -1,0 +1,418 @@
+"""Readers on archives in the original formats, built here from known pixels; toy densities against their own samples."""
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from scoreflow.data import DataError, Split, archives, batch, fetch, hold_out, load, toy
+
+RNG = np.random.default_rng(0)
+CIFAR_IMAGES = RNG.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+CIFAR_LABELS = RNG.integers(0, 10, 60).astype(np.int32)
+
+
+def _tar(path, members):
+    mode = "w:gz" if path.suffix == ".gz" else "w"
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def _png(image):
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+def _cifar_bytes(images, labels, extra=()):
+    rows = [bytes([*extra, label]) + image.transpose(2, 0, 1).tobytes() for image, label in zip(images, labels)]
+    return b"".join(rows)
+
+
+def _make_cifar10(downloads):
+    members = {f"cifar-10-batches-bin/data_batch_{i}.bin": (10 * i - 10, 10 * i) for i in range(1, 6)}
+    members["cifar-10-batches-bin/test_batch.bin"] = (50, 60)
+    files = {name: _cifar_bytes(CIFAR_IMAGES[a:b], CIFAR_LABELS[a:b]) for name, (a, b) in members.items()}
+    _tar(downloads / "cifar-10-binary.tar.gz", files)
+    return (CIFAR_IMAGES[:50], CIFAR_LABELS[:50]), (CIFAR_IMAGES[50:], CIFAR_LABELS[50:])
+
+
+def _make_cifar100(downloads):
+    parts = {"cifar-100-binary/train.bin": (0, 40), "cifar-100-binary/test.bin": (40, 60)}
+    files = {name: _cifar_bytes(CIFAR_IMAGES[a:b], CIFAR_LABELS[a:b], extra=(7,)) for name, (a, b) in parts.items()}
+    _tar(downloads / "cifar-100-binary.tar.gz", files)
+    return (CIFAR_IMAGES[:40], CIFAR_LABELS[:40]), (CIFAR_IMAGES[40:], CIFAR_LABELS[40:])
+
+
+def _make_svhn(downloads):
+    for name, part in (("train", slice(0, 40)), ("test", slice(40, 60))):
+        stored = np.where(CIFAR_LABELS[part] == 0, 10, CIFAR_LABELS[part])[:, None]
+        savemat(downloads / f"{name}_32x32.mat", {"X": CIFAR_IMAGES[part].transpose(1, 2, 3, 0), "y": stored})
+    return (CIFAR_IMAGES[:40], CIFAR_LABELS[:40]), (CIFAR_IMAGES[40:], CIFAR_LABELS[40:])
+
+
+def _make_mnist(downloads):
+    images = CIFAR_IMAGES[:, :28, :28, 0]
+    for name, part in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
+        header = struct.pack(">HBBIII", 0, 8, 3, len(images[part]), 28, 28)
+        with gzip.open(downloads / f"{name}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(header + images[part].tobytes())
+        with gzip.open(downloads / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">HBBI", 0, 8, 1, len(images[part])) + CIFAR_LABELS[part].astype(np.uint8).tobytes())
+    return (images[:40, ..., None], CIFAR_LABELS[:40]), (images[40:, ..., None], CIFAR_LABELS[40:])
+
+
+def _make_omniglot(downloads):
+    strokes = (RNG.random((6, 105, 105)) > 0.1).astype(np.uint8) * 255
+    out = []
+    for name, indices, first in (("background", range(4), 0), ("evaluation", range(4, 6), 2)):
+        with zipfile.ZipFile(downloads / f"images_{name}.zip", "w") as archive:
+            for i in indices:
+                stored = _png(strokes[i].astype(bool)) if i % 2 else _png(strokes[i])  # 1-bit and 8-bit files
+                archive.writestr(f"images_{name}/Alphabet/character{i // 2:02d}/{i:04d}_01.png", stored)
+        labels = np.array([first + (i - indices[0]) // 2 for i in indices], np.int32)
+        out.append((strokes[list(indices)][..., None], labels))
+    return out
+
+
+def _make_celeb_a(downloads):
+    images = {f"{i:06d}.jpg": np.full((218, 178, 3), 20 * i, np.uint8) for i in range(1, 7)}
+    with zipfile.ZipFile(downloads / "img_align_celeba.zip", "w") as archive:
+        for name, image in images.items():
+            out = io.BytesIO()
+            Image.fromarray(image).save(out, "JPEG", quality=95)
+            archive.writestr(f"img_align_celeba/{name}", out.getvalue())
+    parts = dict(zip(images, "000122"))
+    (downloads / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, part in parts.items()))
+
+    def wanted(part):
+        return np.stack([np.full((64, 64, 3), 20 * int(n[:6]), np.uint8) for n, p in parts.items() if p == part])
+
+    return (wanted("0"), None), (wanted("2"), None)
+
+
+def _make_imagenet(downloads):
+    for name, part in (("train", slice(0, 5)), ("valid", slice(5, 8))):
+        _tar(
+            downloads / f"{name}_32x32.tar",
+            {f"{name}_32x32/{i:05d}.png": _png(image) for i, image in enumerate(CIFAR_IMAGES[part])},
+        )
+    return (CIFAR_IMAGES[:5], None), (CIFAR_IMAGES[5:8], None)
+
+
+MAKERS = {
+    "cifar10": _make_cifar10,
+    "cifar100": _make_cifar100,
+    "svhn_cropped": _make_svhn,
+    "mnist": _make_mnist,
+    "omniglot": _make_omniglot,
+    "celeb_a": _make_celeb_a,
+    "downsampled_imagenet/32x32": _make_imagenet,
+}
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Builds an archive and makes its own digests and counts the published ones."""
+
+    def make(name):
+        downloads = tmp_path / "downloads"
+        downloads.mkdir()
+        wanted = MAKERS[name](downloads)
+        row = archives.ARCHIVES[name]
+        files = tuple(f._replace(digest=f"sha256:{fetch.digest(downloads / f.name)}", direct=False) for f in row.files)
+        counts = (len(wanted[0][0]), len(wanted[1][0]))
+        monkeypatch.setitem(archives.ARCHIVES, name, row._replace(files=files, counts=counts))
+        return tmp_path, wanted
+
+    return make
+
+
+def test_every_archive_has_a_test():
+    assert MAKERS.keys() == archives.ARCHIVES.keys()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_reader_end_to_end(name, made):
+    data_dir, wanted = made(name)
+    for _ in range(2):  # from the archive, then from cached arrays, which need it no longer
+        source = load.named(name, data_dir)
+        for split, (x, label) in zip((source.train, source.test), wanted):
+            np.testing.assert_allclose(split.x, x, atol=1 if name == "celeb_a" else 0)
+            if label is None:
+                assert split.label is None
+            else:
+                np.testing.assert_array_equal(split.label, label)
+        for file in (data_dir / "downloads").iterdir():
+            file.unlink()
+    assert source.levels == 256 and source.shape == wanted[0][0].shape[1:]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_altered_and_truncated_archives_are_refused_by_name(name, made, monkeypatch):
+    data_dir, _ = made(name)
+    row = archives.ARCHIVES[name]
+    target = data_dir / "downloads" / row.files[0].name
+    whole = target.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for broken in (bytes(flipped), whole[: len(whole) // 2]):
+        target.write_bytes(broken)
+        with pytest.raises(DataError, match=f"{target.name}.*truncated or altered"):
+            load.named(name, data_dir)
+    # without a digest to go by, truncation still shows
+    files = tuple(f._replace(digest="") for f in row.files)
+    monkeypatch.setitem(archives.ARCHIVES, name, row._replace(files=files))
+    target.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=f"{target.name}"):
+        load.named(name, data_dir)
+    assert not (data_dir / "arrays" / name).exists()
+
+
+def test_a_short_archive_is_refused_by_count(made, monkeypatch):
+    data_dir, _ = made("cifar10")
+    row = archives.ARCHIVES["cifar10"]
+    monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(counts=(50000, 10000)))
+    with pytest.raises(DataError, match="50 train images instead of 50000"):
+        load.named("cifar10", data_dir)
+
+
+def test_the_published_digest_of_cifar10():
+    (file,) = archives.ARCHIVES["cifar10"].files
+    assert file.digest == "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+
+
+def test_a_missing_data_set_says_what_to_put_where(tmp_path, monkeypatch):
+    row = archives.ARCHIVES["cifar10"]
+    unreachable = tuple(f._replace(url="http://localhost:9/cifar-10-binary.tar.gz") for f in row.files)
+    monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(files=unreachable))
+    with pytest.raises(DataError) as caught:
+        load.named("cifar10", tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("cifar10", "cifar-10-binary.tar.gz", "http://localhost:9/", str(tmp_path / "downloads")):
+        assert part in message
+
+
+def test_a_download_is_checked_and_used(made, monkeypatch):
+    """The same archive served over HTTP on this machine: fetched once, by digest."""
+    import functools
+    import http.server
+    import threading
+
+    data_dir, wanted = made("cifar10")
+    (data_dir / "served").mkdir()
+    source_file = data_dir / "downloads" / "cifar-10-binary.tar.gz"
+    source_file.rename(data_dir / "served" / source_file.name)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(data_dir / "served"))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        row = archives.ARCHIVES["cifar10"]
+        url = f"http://127.0.0.1:{server.server_address[1]}/{source_file.name}"
+        files = tuple(f._replace(url=url, direct=True) for f in row.files)
+        monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(files=files))
+        np.testing.assert_array_equal(load.named("cifar10", data_dir).train.x, wanted[0][0])
+        wrong = tuple(f._replace(digest="sha256:" + "0" * 64) for f in files)
+        monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(files=wrong))
+        import shutil
+
+        shutil.rmtree(data_dir / "arrays")
+        source_file.unlink()
+        with pytest.raises(DataError, match="hash"):
+            load.named("cifar10", data_dir)
+        server.shutdown()
+
+
+def test_a_tfds_prepared_folder_is_read_without_tensorflow(tmp_path, monkeypatch):
+    """A folder written by TFDS itself, in array_record files, under the name of a known data set."""
+    import sys
+
+    tfds = pytest.importorskip("tensorflow_datasets")
+    images, labels = CIFAR_IMAGES[:8], CIFAR_LABELS[:8]
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("3.0.2")
+        name = "cifar10"
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(32, 32, 3), dtype=np.uint8),
+                    "label": tfds.features.Scalar(dtype=np.int64),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate(range(6)), "test": self._generate(range(6, 8))}
+
+        def _generate_examples(self, indices):
+            raise AssertionError
+
+        def _generate(self, indices):
+            for i in indices:
+                yield i, {"image": images[i], "label": int(labels[i])}
+
+    Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    source = load.named("cifar10", tmp_path)
+    assert "tensorflow" not in sys.modules
+    found = {bytes(x.tobytes()): int(y) for x, y in zip(source.train.x, source.train.label)}
+    assert found == {bytes(x.tobytes()): int(y) for x, y in zip(images[:6], labels[:6])}
+    assert len(source.test.x) == 2
+
+
+def test_a_tfrecord_folder_is_refused_with_the_way_out(tmp_path):
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(DataError, match="array_record"):
+        load.named("mnist", tmp_path)
+
+
+def test_resizing_averages_areas(made):
+    data_dir, wanted = made("mnist")
+    found = load.named("mnist", data_dir, image_size=14).train.x
+    means = wanted[0][0].astype(float).reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
+    np.testing.assert_allclose(found, means, atol=1.01)  # Pillow rounds after each direction
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Arrays, folders, digits.
+
+
+def test_digits_are_the_real_ones_in_a_fixed_split():
+    source = load.digits()
+    assert (len(source.train.x), len(source.test.x), source.levels) == (1437, 360, 17)
+    assert source.train.x.min() == 0 and source.train.x.max() == 16
+    assert np.bincount(source.test.label, minlength=10).min() >= 25
+    together = {x.tobytes() for x in source.train.x} & {x.tobytes() for x in source.test.x}
+    assert not together
+    np.testing.assert_array_equal(load.digits().test.label, source.test.label)
+
+
+def test_arrays_and_their_refusals(tmp_path):
+    np.savez(tmp_path / "a.npz", train=CIFAR_IMAGES, test=CIFAR_IMAGES[:5], train_label=CIFAR_LABELS)
+    source = load.arrays(str(tmp_path / "a.npz"))
+    np.testing.assert_array_equal(source.train.x, CIFAR_IMAGES)
+    assert source.levels == 256 and source.num_classes == CIFAR_LABELS.max() + 1
+    points = RNG.standard_normal((20, 3))
+    np.save(tmp_path / "b.npy", points)
+    source = load.arrays(str(tmp_path / "b.npy"), test_fraction=0.25)
+    assert (len(source.train.x), len(source.test.x), source.levels) == (15, 5, 0)
+    assert sorted(np.concatenate([source.train.x, source.test.x])[:, 0]) == sorted(points.astype(np.float32)[:, 0])
+
+    def refused(content, words, name="c.npy", **options):
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+        with pytest.raises(DataError, match=words):
+            load.arrays(str(path), **options)
+
+    refused(b"nonsense", "not a readable")
+    refused((tmp_path / "a.npz").read_bytes()[:900], "not a readable", name="c.npz")
+    refused(np.ones((4, 2), np.int64), "int64 is neither")
+    refused(np.full((4, 2), np.nan), "NaN")
+    refused(np.full((4, 2, 2), 17, np.uint8), "level 17", levels=17)
+    refused(np.ones(4), r"shape \[N")
+    with pytest.raises(DataError, match="no such file"):
+        load.arrays(str(tmp_path / "missing.npy"))
+
+
+def test_folders_of_images(tmp_path):
+    for i in range(6):
+        sub = tmp_path / ("cats" if i % 2 else "dogs")
+        sub.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 10 if i == 5 else 8, 3), 10 * i, np.uint8)).save(sub / f"{i}.png")
+    with pytest.raises(DataError, match="sizes; set data.image_size"):
+        load.folder(str(tmp_path))
+    source = load.folder(str(tmp_path), image_size=4, test_fraction=0.3)
+    assert source.shape == (4, 4, 3) and source.num_classes == 2
+    for x, label in zip(source.train.x, source.train.label):
+        assert (x[0, 0, 0] // 10) % 2 == (label == 0) and np.ptp(x) == 0
+    (tmp_path / "dogs" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="0.png is not a readable image"):
+        load.folder(str(tmp_path), image_size=4)
+    with pytest.raises(DataError, match="no such folder"):
+        load.folder(str(tmp_path / "none"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches.
+
+
+def test_batches_are_functions_of_seed_and_step_and_cover_epochs():
+    split = Split(np.arange(10)[:, None], np.arange(10, dtype=np.int32))
+    steps = [batch(split, 3, step, 4) for step in range(5)]
+    seen = np.concatenate([b["x"][:, 0] for b in steps])
+    assert sorted(seen[:10]) == list(range(10)) and sorted(seen[10:]) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    np.testing.assert_array_equal(batch(split, 3, 3, 4)["x"], steps[3]["x"])
+    assert any((batch(split, 4, s, 4)["x"] != steps[s]["x"]).any() for s in range(3))
+    for b in steps:
+        np.testing.assert_array_equal(b["x"][:, 0], b["label"])
+    whole = np.concatenate([batch(split, 3, step, 5)["x"][:, 0] for step in range(4)])
+    np.testing.assert_array_equal(whole, seen)  # the stream does not depend on how it is cut
+
+
+def test_flips_mirror_half_of_the_images():
+    split = Split(np.arange(8, dtype=np.uint8).reshape(1, 1, 8, 1).repeat(4, 0))
+    flipped = [batch(split, 0, step, 4, flip=True)["x"][:, 0, 0, 0] == 7 for step in range(200)]
+    assert abs(np.mean(flipped) - 0.5) < 4 * 0.5 / np.sqrt(800)
+
+
+def test_hold_out_partitions():
+    train, test = hold_out(np.arange(11)[:, None], None, 0.2)
+    assert len(test.x) == 3 and sorted([*train.x[:, 0], *test.x[:, 0]]) == list(range(11))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Toy densities.
+
+
+@pytest.mark.parametrize("name", load.TOYS)
+def test_density_integrates_to_one_and_fits_its_samples(name):
+    density = load.TOYS[name]()
+    side = np.linspace(-6, 6, 301)[:-1] + 0.02
+    points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    mass = np.exp(density.log_prob(points)) * 0.04**2
+    assert mass.sum() == pytest.approx(1, abs=5e-3)
+    # expectations of a few functions under samples and under the density
+    x = density.sample(np.random.default_rng(1), 50_000)
+    for h in (
+        lambda p: p[:, 0],
+        lambda p: (p**2).sum(1),
+        lambda p: np.cos(p[:, 0] + 2 * p[:, 1]),
+        lambda p: np.sin(3 * p).prod(1),
+    ):
+        wanted, values = (mass * h(points)).sum(), h(x)
+        assert abs(values.mean() - wanted) < 4.5 * values.std() / np.sqrt(len(x)) + 5e-3
+
+
+def test_toy_values():
+    assert toy.checkerboard().log_prob(np.array([[0.5, 1.0]]))[0] == pytest.approx(-np.log(32))
+    found = toy.mixture().log_prob(np.array([[0.3, -0.4]]))
+    weights, means = np.array([0.5, 0.3, 0.2]), np.array([[1, 0], [-1, 1], [0, -2]])
+    covs = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 0.6]], [[0.2, -0.1], [-0.1, 0.3]]])
+    wanted = 0.0
+    for w, m, c in zip(weights, means, covs):
+        d = np.array([0.3, -0.4]) - m
+        wanted += w * np.exp(-0.5 * d @ np.linalg.inv(c) @ d) / (2 * np.pi * np.sqrt(np.linalg.det(c)))
+    assert found[0] == pytest.approx(np.log(wanted), rel=1e-12)
+
+
+def test_ring_density_against_quadrature():
+    """The blurred circle as a two-dimensional convolution, by brute force over the angle."""
+    density, x = toy.rings(radii=(1.5,), std=0.3), np.array([0.7, -1.1])
+    angles = np.linspace(0, 2 * np.pi, 4001)[:-1]
+    centres = 1.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    wanted = np.mean(np.exp(-0.5 * ((x - centres) ** 2).sum(1) / 0.09) / (2 * np.pi * 0.09))
+    assert density.log_prob(x[None])[0] == pytest.approx(np.log(wanted), rel=1e-10)

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoreflow import build, data, evaluate, parallel, sample
+from tests import tiny
+from tests.truth import PROCESSES, TOY
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _ragged(x):
+    """A loop whose length depends on the data: the smallest k with x + k >= 10, and where it ends."""
+
+    def one(x):
+        return jax.lax.while_loop(lambda c: c[0] < 10, lambda c: (c[0] + 1, c[1] + 1), (x, 0))
+
+    return jax.vmap(one)(x)
+
+
+def test_map_devices_is_pmap():
+    x = jax.random.uniform(jax.random.key(0), (8, 3), maxval=9.0)[:, 0]
+    ours = parallel.map_devices(_ragged)(parallel.shard(np.asarray(x)))
+    theirs = jax.pmap(_ragged)(x.reshape(4, 2))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.reshape(-1)), ours, theirs)
+
+
+def test_map_devices_broadcasts_and_splits():
+    seen = []
+
+    def fn(whole, part):
+        seen.append((whole.shape, part.shape))
+        return part * whole.sum()
+
+    found = parallel.map_devices(fn, broadcast=(0,))(jnp.ones(3), jnp.arange(8.0))
+    np.testing.assert_array_equal(found, 3 * np.arange(8.0))
+    assert seen == [((3,), (2,))]
+
+
+def test_likelihood_does_not_depend_on_the_number_of_devices():
+    """Four devices, each looping on its own, against the same solve without a mesh."""
+    from scoreflow import likelihood, terminal
+
+    process = PROCESSES["vp"]
+    x = jnp.asarray(TOY.sample(np.random.default_rng(0), 8), jnp.float32)[:, None]
+    keys = jax.random.split(jax.random.key(1), 8)
+
+    def solve(keys, x):
+        return likelihood.log_prob(process, TOY.score(process), terminal.prior(process), keys, x, t_min=1e-3)
+
+    four, one = parallel.map_devices(solve)(keys, x), jax.jit(solve)(keys, x)
+    np.testing.assert_allclose(four.logp, one.logp, atol=2e-4)
+    np.testing.assert_array_equal(four.nfe, one.nfe)
+
+
+def test_devices_must_divide_the_batch():
+    with pytest.raises(ValueError, match=r"training.batch_size = 6 must be a multiple of the 4 devices"):
+        parallel.check_divides(6, "training.batch_size")
+
+
+def test_gather_and_replicate_round_trip():
+    tree = {"a": np.arange(8.0), "b": np.ones((8, 2))}
+    for put in (parallel.shard, parallel.replicate):
+        jax.tree.map(np.testing.assert_array_equal, parallel.gather(put(tree)), tree)
+
+
+def test_padding_of_the_last_evaluation_batch_changes_nothing():
+    """10 examples in batches of 4 against batches of 20: the same log-densities."""
+    config = tiny.digits()
+    experiment = build.build(config, "vp_digits")
+    params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
+    x = np.asarray(experiment.encode(jax.random.key(1), experiment.source.test.x[:10]))
+    keys = jax.random.split(jax.random.key(2), 10)
+    plan = build.eval_plan(config, experiment.source, None)
+    found = [
+        evaluate.make_log_prob(experiment, plan._replace(batch_size=size), params, rtol=1e-3, atol=1e-3)(keys, x).logp
+        for size in (4, 20)
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+def test_samples_do_not_depend_on_the_number_of_devices(monkeypatch):
+    from jax.sharding import Mesh
+
+    experiment = build.build(tiny.digits(), "vp_digits")
+    params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
+    four = sample.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
+    monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
+    one = sample.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
+    assert (four == one).mean() > 0.99  # a pixel on the edge of a level may round either way
+
+
+def test_batches_are_split_without_change():
+    source = tiny_source()
+    whole = data.batch(source.train, 0, 3, 8)
+    jax.tree.map(np.testing.assert_array_equal, parallel.gather(parallel.shard(whole)), whole)
+
+
+def tiny_source():
+    from scoreflow.data import load
+
+    return load.digits()

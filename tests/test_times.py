@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoreflow import sdes, times
+from tests.truth import PROCESSES, process64
+
+LAWS = {
+    "uniform": times.uniform,
+    "stratified": times.stratified,
+    "importance": times.importance,
+    "log_normal": times.log_normal,
+}
+
+# Z = int g^2 / sigma^2 and the quantiles .25, .5, .75 of its law, for beta from 0.1 to 20
+QUANTILES = {
+    ("vp", 1e-5): (23.86447237, (0.0030047005, 0.11442145, 0.63695614)),
+    ("vp", 1e-3): (19.16538668, (0.031686418, 0.30463141, 0.72233331)),
+    ("vp", 1e-2): (16.26607038, (0.10034716, 0.44936431, 0.77062227)),
+    ("sub_vp", 1e-5): (37.67894573, (0.0010099835, 0.030550228, 0.35381652)),
+    ("sub_vp", 1e-3): (28.28088331, (0.015081143, 0.10906172, 0.55085609)),
+    ("sub_vp", 1e-2): (22.48413575, (0.052915813, 0.22890112, 0.66392521)),
+}
+
+
+@pytest.mark.parametrize("name, t_min", QUANTILES)
+def test_importance_law_has_the_published_quantiles(x64, name, t_min):
+    process = process64(name)
+    z, quantiles = QUANTILES[name, t_min]
+    top, bottom = process.log_snr(t_min), process.log_snr(1.0)
+    assert float(top - bottom) == pytest.approx(z, rel=1e-9)
+    drawn = times.importance(process, jax.random.key(0), 4000, t_min=t_min).t
+    found = np.quantile(drawn, [0.25, 0.5, 0.75])
+    # stratified in 4000 cells: an empirical quantile is within one cell of the true one
+    found_u = (top - process.log_snr(found)) / z
+    np.testing.assert_allclose(found_u, [0.25, 0.5, 0.75], atol=1.1 / 4000)
+    np.testing.assert_allclose(process.inverse_log_snr(top - z * jnp.array([0.25, 0.5, 0.75])), quantiles, rtol=1e-7)
+
+
+def test_geometric_ve_needs_no_importance(x64):
+    process = process64("ve")
+    assert float(process.log_snr(1e-5) - process.log_snr(1.0)) == pytest.approx(17.03421604, rel=1e-9)
+    t, inv_density = times.importance(process, jax.random.key(0), 64, t_min=1e-5)
+    np.testing.assert_allclose(inv_density, 1 - 1e-5, rtol=1e-9)
+    np.testing.assert_allclose(np.sort(t), np.sort(t)[0] + np.arange(64) / 64 * (1 - 1e-5), atol=1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "vp_short"])
+def test_every_law_integrates_without_bias(law, name):
+    """E[inv_density h(t)] = int h, for an h whose integral is known by quadrature."""
+    process, t_min, n = PROCESSES[name], 1e-2, 200_000
+    t, inv_density = LAWS[law](process, jax.random.key(3), n, t_min=t_min)
+    assert float(t.min()) >= t_min * (1 - 1e-6) and float(t.max()) <= float(process.horizon) * (1 + 1e-6)
+
+    def h(t):  # vanishes where a law may have almost no mass, so that the estimate has a finite variance
+        weight = process.diffusion_sq(t) / process.variance(t)
+        return weight * jnp.exp(-0.5 * (0.5 * process.log_snr(t) - 1.0) ** 2)
+
+    samples = np.asarray(inv_density * h(t), np.float64)
+    fine = np.exp(np.linspace(np.log(t_min), np.log(float(process.horizon)), 20_001))
+    wanted = np.trapezoid(np.asarray(h(jnp.asarray(fine, jnp.float32)), np.float64), fine)
+    assert abs(samples.mean() - wanted) < 4 * samples.std() / np.sqrt(n) + 1e-4 * wanted
+
+
+def test_importance_works_for_a_process_without_a_closed_inverse():
+    """A schedule with a wiggle: the numerical inverse serves, and the likelihood integrand is flat."""
+
+    class Wiggle(sdes.Process):
+        horizon = 1.0
+
+        def log_alpha(self, t):
+            t = jnp.asarray(t)
+            return -0.5 * (0.1 * t + 5 * t**2 + 0.05 * jnp.sin(8 * t) ** 2)
+
+        def variance(self, t):
+            return -jnp.expm1(2 * self.log_alpha(t))
+
+        def drift_coeff(self, t):
+            return jax.vmap(jax.grad(self.log_alpha))(jnp.atleast_1d(t)).reshape(jnp.shape(t))
+
+        def diffusion_sq(self, t):
+            return -2 * self.drift_coeff(t)
+
+        def reverse_integrals(self, s, t):
+            raise AssertionError("not needed to draw times")
+
+        def prior_std(self):
+            return 1.0
+
+    process = Wiggle()
+    t, inv_density = times.importance(process, jax.random.key(0), 500, t_min=1e-3)
+    z = float(process.log_snr(1e-3) - process.log_snr(1.0))
+    np.testing.assert_allclose(inv_density * process.diffusion_sq(t) / process.variance(t), z, rtol=1e-4)
+    u = np.sort((process.log_snr(1e-3) - process.log_snr(t)) / z)
+    np.testing.assert_allclose(np.diff(u), 1 / 500, atol=2e-5)
+
+
+def test_stratified_batches_are_evenly_spread():
+    t = np.sort(times.stratified(PROCESSES["vp"], jax.random.key(5), 100, t_min=0.0).t)
+    np.testing.assert_allclose(np.diff(t), 0.01, atol=1e-6)

@@ -1,0 +1,213 @@
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from scoreflow import build, checkpoint, parallel, report, train, workdir
+from scoreflow.errors import RunError, UserError
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@functools.cache
+def _experiment():
+    config = tiny.digits()
+    return build.build(config, "vp_digits"), build.train_plan(config)
+
+
+def _run(folder: Path, **changes):
+    experiment, plan = _experiment()
+    train.train(experiment, plan._replace(**changes), folder)
+    template = train.init_state(experiment, plan.optimiser)
+    step = checkpoint.latest(workdir.checkpoints(folder))
+    return step, checkpoint.restore(workdir.checkpoints(folder), step, template)
+
+
+def _same(first, second):
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), first, second)))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 8 steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    with jax.numpy_rank_promotion("allow"):
+        return folder, _run(folder)[1]
+
+
+def test_resuming_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
+    folder, final = whole
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for step in (6, 8):  # as if killed after step 4
+        shutil.rmtree(copy / "checkpoints" / str(step))
+        (copy / "checkpoints" / f"{step}.sha256.json").unlink()
+    step, resumed = _run(copy)
+    assert step == 8 and _same(resumed, final)
+    records = {name: [r for r in report.read_metrics(f) if "loss" in r] for name, f in (("a", folder), ("b", copy))}
+    assert [r["step"] for r in records["b"]] == [2, 4, 6, 8]
+    assert [r["loss"] for r in records["a"]] == [r["loss"] for r in records["b"]]
+
+
+def test_several_steps_per_dispatch_are_the_same_steps(whole, tmp_path):
+    step, found = _run(tmp_path, steps_per_dispatch=2)
+    assert step == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found.params, whole[1].params)
+
+
+def test_one_and_four_devices_give_the_same_losses(whole, tmp_path, monkeypatch):
+    assert jax.device_count() == 4
+    monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
+    _run(tmp_path)
+    losses = [[r["loss"] for r in report.read_metrics(folder) if "loss" in r] for folder in (whole[0], tmp_path)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+
+
+def test_a_checkpoint_of_four_devices_restores_on_one(whole, monkeypatch):
+    experiment, plan = _experiment()
+    monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
+    template = train.init_state(experiment, plan.optimiser)
+    found = checkpoint.restore(workdir.checkpoints(whole[0]), 8, template)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {1}
+    assert _same(found, whole[1])
+
+
+def test_what_a_run_leaves(whole):
+    folder, _ = whole
+    for name in ("metrics.jsonl", "loss.png", "loss_by_log_snr.png", "trajectory.png", "samples/8.png", "tensorboard"):
+        assert (folder / name).exists()
+    records = report.read_metrics(folder)
+    assert {"loss", "order1", "grad_norm", "examples_per_second"} <= records[0].keys()
+    assert [r["step"] for r in records if "validation_loss" in r] == [4, 8]
+    assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir()) == [4, 6, 8]
+
+
+def test_tensorboard_holds_the_same_numbers(whole):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(whole[0] / "tensorboard"))
+    events.Reload()
+    logged = [(r["step"], r["loss"]) for r in report.read_metrics(whole[0]) if "loss" in r]
+    np.testing.assert_allclose([(e.step, e.value) for e in events.Scalars("loss")], logged, rtol=1e-6)
+    assert events.Images("samples")[0].width >= 640
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The step.
+
+
+def _linear_objective(params, key, batch, *, train):
+    noise = jax.random.normal(key, ())
+    loss = jnp.mean((batch["x"] @ params["w"] + 0.1 * noise) ** 2)
+    return loss, {"loss": loss}
+
+
+def test_accumulation_is_the_mean_gradient_of_the_parts():
+    batch = {"x": jax.random.normal(jax.random.key(0), (12, 3))}
+    params = {"w": jnp.arange(3.0)}
+    key, optimiser = jax.random.key(5), optax.sgd(1.0)
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+    step = train.make_train_step(_linear_objective, optimiser, key, ema_decay=0.9, accumulate=3)
+    found, metrics = step(state, batch)
+    keys = jax.random.split(jax.random.fold_in(key, 0), 3)
+    grad = jax.grad(lambda p, k, x: _linear_objective(p, k, {"x": x}, train=True)[0])
+    wanted = sum(grad(params, k, x)["w"] for k, x in zip(keys, batch["x"].reshape(3, 4, 3))) / 3
+    np.testing.assert_allclose(params["w"] - found.params["w"], wanted, rtol=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(jnp.linalg.norm(wanted)), rel=1e-5)
+
+
+def test_ema_is_the_running_average_with_its_warm_up():
+    optimiser, params = optax.sgd(0.1), {"w": jnp.ones(3)}
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+    step = train.make_train_step(_linear_objective, optimiser, jax.random.key(0), ema_decay=0.3)
+    average = np.ones(3)
+    for i in range(6):
+        state, _ = step(state, {"x": jnp.eye(3)})
+        decay = min(0.3, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * np.asarray(state.params["w"])
+        np.testing.assert_allclose(state.ema_params["w"], average, rtol=1e-5)
+
+
+def test_the_dispatch_is_traced_once():
+    traces = []
+
+    def objective(params, key, batch, *, train):
+        traces.append(1)
+        return _linear_objective(params, key, batch, train=train)
+
+    optimiser, params = optax.adam(0.1), {"w": jnp.ones(3)}
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
+    state = parallel.replicate(state)
+    step = train.make_train_step(objective, optimiser, jax.random.key(0), ema_decay=0.9)
+    dispatch = train.compile_dispatch(step, 1)
+    for i in range(3):
+        state, _ = dispatch(state, parallel.shard({"x": np.full((1, 4, 3), i, np.float32)}, axis=1))
+    assert len(traces) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    experiment, plan = _experiment()
+
+    def poisoned(params, key, batch, *, train):
+        loss, terms = experiment.objective(params, key, batch, train=train)
+        bad = jnp.where(jnp.mean(batch["x"]) == poison, jnp.nan, 0.0)
+        return loss + bad, {name: value + bad for name, value in terms.items()}
+
+    from scoreflow import data
+
+    poison = jnp.mean(jnp.asarray(data.batch(experiment.source.train, 0, 5, 16)["x"]))
+    with pytest.raises(RunError, match="step 5: .*loss = nan.*checkpoint of step 4 is kept"):
+        train.train(experiment._replace(objective=poisoned), plan, tmp_path)
+    assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 4
+
+
+def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
+    """Gaussian data in the plane: the exact minimum of the noise-weighted loss is known, and a small MLP gets there."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "gaussian.npy", rng.standard_normal((20_000, 2)).astype(np.float32))
+    config = tiny.digits(
+        data__name="arrays", data__path=str(tmp_path / "gaussian.npy"), weight__name="noise", times__name="stratified",
+        training__steps=400, training__batch_size=512, training__learning_rate=3e-3, training__warmup=20,
+        training__steps_per_dispatch=20, training__checkpoint_every=400, training__validate_every=400,
+        training__log_every=100, model__dropout=0.0, model__width=32, eval__features="pixels", score__kind="noise",
+    )  # fmt: skip
+    experiment, plan = build.build(config, "gaussian"), build.train_plan(config)
+    train.train(experiment, plan, tmp_path / "run")
+    last = [r["validation_loss"] for r in report.read_metrics(tmp_path / "run") if "validation_loss" in r][-1]
+    floor = 0.2759881506  # E rho for unit Gaussian data under VP, t ~ U[1e-5, 1]
+    assert floor * 0.93 < last < floor * 1.12
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders.
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path):
+    config = tiny.digits().to_dict()
+    workdir.claim(tmp_path, config, resume=True)
+    workdir.claim(tmp_path, tiny.digits(training__steps=80, eval__draws=1).to_dict(), resume=True)
+    for change, words in (
+        ({"model__width": 32}, "model.width = 16, not 32"),
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"training__learning_rate": 1.0}, "training.learning_rate = 0.002, not 1.0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            workdir.claim(tmp_path, tiny.digits(**change).to_dict(), resume=True)
+    workdir.claim(tmp_path, tiny.digits(training__learning_rate=1.0).to_dict(), resume=False)
+    assert json.loads((tmp_path / "config.json").read_text())["versions"]["jax"] == jax.__version__
+
+
+def test_evaluating_an_untrained_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no usable checkpoint; train first"):
+        workdir.newest(tmp_path)

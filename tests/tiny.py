@@ -1,0 +1,34 @@
+"""Configs and folders small enough to train in seconds."""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path: Path) -> ConfigDict:
+    """The config of a file under configs/."""
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def digits(**changes) -> ConfigDict:
+    """Digits with a tiny MLP, 8 steps; `changes` are dotted settings with __ for the dot."""
+    config = load(ROOT / "configs" / "vp_digits.py")
+    config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1, "dtype": "float32"})
+    config.training.update(
+        {"steps": 8, "batch_size": 16, "warmup": 2, "log_every": 2, "checkpoint_every": 2, "validate_every": 4}
+    )
+    config.sampling.update({"num": 8, "batch_size": 8, "steps": 4})
+    config.eval.update({"draws": 2, "num_test": 12, "batch_size": 8, "check": 4, "baseline": False, "num_samples": 64})
+    config.eval.features = "pixels"
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        target = config[section] if section else config
+        with target.unlocked():
+            target[key] = value
+    return config
