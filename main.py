@@ -28,8 +28,11 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
-        if _CONFIG.value is None:
+        path = flags.FLAGS["config"].config_filename
+        if path is None:
             raise ValueError("--config is missing; try --config=configs/vp_digits.py")
+        if not Path(path).is_file():
+            raise ValueError(f"--config={path}: there is no such file")
         return rest
     except Exception as error:  # absl and ml_collections raise many types here, all of them about the command line
         _fail(error, 2)

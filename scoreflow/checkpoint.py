@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -56,6 +57,12 @@ def damage(directory: Path, step: int) -> str:
     return f"{len(wrong)} files are missing or altered, first {wrong[0]}" if wrong else ""
 
 
+def _reserve(directory: Path, size: int) -> None:
+    """Makes sure that `size` bytes can be written: a full disk should be one error, before anything is half-written."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+
+
 def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
     """Writes a pytree of arrays as a step and seals it. All processes call it.
 
@@ -72,6 +79,8 @@ def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if parallel.is_main():
+            _reserve(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         with _manager(directory, keep) as manager:
             written = manager.save(step, args=ocp.args.StandardSave(state))
             manager.wait_until_finished()

@@ -29,6 +29,6 @@ def digits(**changes) -> ConfigDict:
     for name, value in changes.items():
         section, _, key = name.rpartition("__")
         target = config[section] if section else config
-        with target.unlocked():
+        with target.unlocked(), target.ignore_type():
             target[key] = value
     return config

@@ -87,7 +87,7 @@ def spirals(turns: float = 1.5, radius: float = 3.0, std: float = 0.1, nodes: in
     """Two interleaved spirals, blurred by N(0, std^2 I).
 
     The point at u ~ U[0, 1] of an arm has radius `radius` sqrt(u) and angle 2 pi `turns` sqrt(u). log_prob integrates
-    over sqrt(u) by Gauss-Legendre with `nodes` points per arm, which is exact to rounding where they are closer than std.
+    over sqrt(u) by Gauss-Legendre with `nodes` points per arm: exact to rounding where they are closer than std.
     """
 
     def arm(root):

@@ -1,0 +1,34 @@
+"""VP on the two-dimensional checkerboard, whose log-density is known: eval prints the KL divergence to it.
+
+    python main.py --config=configs/vp_checkerboard.py --mode=train
+    python main.py --config=configs/vp_checkerboard.py --mode=eval
+
+Any of checkerboard, eight_gaussians, mixture, rings, spirals: --config.data.name=spirals
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config():
+    """The experiment."""
+    config = default.get_config()
+    config.data.name = "checkerboard"
+    config.score.data_rms = 2.3
+    config.model = ConfigDict({"name": "mlp", "width": 128, "depth": 3, "dropout": 0.0, "dtype": "float32"})
+    config.training.steps = 10_000
+    config.training.batch_size = 512
+    config.training.steps_per_dispatch = 20
+    config.training.checkpoint_every = 2000
+    config.training.validate_every = 1000
+    config.training.log_every = 100
+    config.sampling.num = 2000
+    config.sampling.batch_size = 2000
+    config.eval.draws = 1
+    config.eval.num_test = 2000
+    config.eval.batch_size = 1000
+    config.eval.divergence = "exact"
+    config.eval.check = 200
+    config.eval.num_samples = 4000
+    return config

@@ -1,0 +1,156 @@
+"""Every config file builds, trains two steps, samples and is evaluated, at tiny width; and bad settings are refused."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from scoreflow import build, evaluate, sample, train, workdir
+from scoreflow.data import archives
+from scoreflow.errors import UserError
+from tests import tiny
+from tests.test_data import made  # noqa: F401  (a fixture)
+
+CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py") if path.stem != "default")
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _shrink(config: ConfigDict) -> ConfigDict:
+    """The same experiment at a size that takes seconds: fewer of everything, nothing of another kind."""
+    if config.model.name == "unet":
+        config.model.update({"channels": 8, "multipliers": (1,) * min(2, len(config.model.multipliers)), "blocks": 1})
+        config.model.update({"num_heads": 1, "attention": ()})
+    else:
+        config.model.update({"width": 16, "depth": 1})
+    k = min(2, config.training.steps_per_dispatch)
+    config.training.update({"steps": 2, "batch_size": 8, "warmup": 1, "steps_per_dispatch": k, "accumulate": 1})
+    config.training.update({"log_every": 2, "checkpoint_every": 2, "validate_every": 2, "sample_every": 0})
+    config.model.dtype = "float32"
+    config.sampling.update({"num": 8, "batch_size": 8, "steps": 3})
+    config.eval.update({"draws": 1, "num_test": 8, "batch_size": 8, "check": 4, "num_samples": 48, "baseline": False})
+    config.eval.update({"rtol": 1e-2, "atol": 1e-2, "features": "pixels", "max_steps": 200})
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_works_from_end_to_end(name, tmp_path, request):
+    config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
+    if config.data.name in archives.ARCHIVES:
+        data_dir, _ = request.getfixturevalue("made")(config.data.name)
+        config.data.dir = str(data_dir)
+    experiment = build.build(config, name)
+    workdir.claim(tmp_path / "run", experiment.config, resume=True)
+    train.train(experiment, build.train_plan(config), tmp_path / "run")
+    sample.sample(experiment, build.sample_plan(config, experiment.source), tmp_path / "run")
+    results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path / "run")
+    unit = "bits_per_dim" if experiment.source.levels else "nats"
+    assert np.isfinite(results["likelihood"][unit].value)
+    assert results["likelihood"]["likelihood_failed"] == 0
+    assert results["samples"]["model"]["samples"] == 48
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_complete_and_has_its_command(name):
+    path = tiny.ROOT / "configs" / f"{name}.py"
+    build.check(tiny.load(path))
+    assert f"python main.py --config=configs/{name}.py --mode=train" in path.read_text()
+
+
+# Each row: a change to a good config, and what the one line must say.
+BAD = [
+    ({"seed": -1}, "seed = -1 must be a whole number, 0 or above"),
+    ({"t_min": 0.0}, "t_min = 0.0 must be a number above 0"),
+    ({"t_min": 2.0}, "t_min = 2.0 must be below process.horizon = 1.0"),
+    ({"sampling__t_min": 1.5}, "sampling.t_min = 1.5 must be below process.horizon"),
+    ({"nonsense": 1}, "nonsense is not a known setting"),
+    ({"training__lerning_rate": 1.0}, "training.lerning_rate is not a known setting: did you mean learning_rate?"),
+    ({"training__learning_rate": "fast"}, "training.learning_rate = 'fast' must be a number above 0"),
+    ({"training__learning_rate": float("nan")}, "training.learning_rate = nan must be a number above 0"),
+    ({"training__steps": 2.5}, "training.steps = 2.5 must be a whole number"),
+    ({"training__steps": True}, "training.steps = True must be a whole number"),
+    ({"training__batch_size": 0}, "training.batch_size = 0 must be a whole number, 1 or above"),
+    ({"training__accumulate": 3}, "training.accumulate = 3 must divide training.batch_size = 16"),
+    ({"training__steps_per_dispatch": 3}, "training.steps = 8 must be a multiple of training.steps_per_dispatch = 3"),
+    ({"training__warmup": 8}, "training.warmup = 8 must be below training.steps = 8"),
+    ({"training__optimiser": "sgd"}, "training.optimiser = 'sgd' must be one of adam, adamw"),
+    ({"training__schedule": "linear"}, "training.schedule = 'linear' must be one of cosine, constant"),
+    ({"training__ema_decay": 1.0}, "training.ema_decay = 1.0 must be a number from 0 to below 1"),
+    ({"training__batch_size": 512}, "must not exceed the 360 test examples of digits"),
+    ({"process__name": "vp"}, "process.name = 'vp' must be one of vp_linear, sub_vp_linear, ve_geometric"),
+    ({"process__sigma_min": 0.1}, "process.sigma_min is not a known setting"),
+    ({"process__beta_max": 0.01}, "process.beta_max = 0.01 must not be below process.beta_min = 0.1"),
+    ({"process__horizon": -1.0}, "process.horizon = -1.0 must be a number above 0"),
+    ({"process": ConfigDict({"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0})},
+     "process.sigma_max = 1.0 must be above process.sigma_min = 2.0"),
+    ({"process": ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 1.0})}, "process.horizon is missing"),
+    ({"process": 3}, "process = 3 must be a section"),
+    ({"score__kind": "epsilon"}, "score.kind = 'epsilon' must be one of noise, x0, v, score, edm"),
+    ({"model__name": "transformer"}, "model.name = 'transformer' must be one of mlp, unet"),
+    ({"model__width": 0}, "model.width = 0 must be a whole number, 1 or above"),
+    ({"model__dropout": 1.0}, "model.dropout = 1.0 must be a number from 0 to below 1"),
+    ({"model__dtype": "float16"}, "model.dtype = 'float16' must be one of float32, bfloat16"),
+    ({"weight__name": "vdm"}, "weight.name = 'vdm' must be one of"),
+    ({"times": ConfigDict({"name": "log_normal", "mean": 0.0})}, "times.std is missing: it must be a number above 0"),
+    ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
+    ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
+    ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, centre"),
+    ({"sampling__guidance": 2.0}, "sampling.guidance = 2.0 needs data.conditional = True"),
+    ({"data__conditional": True, "sampling__guidance": 2.0}, "needs a network that also knows unlabelled data"),
+    ({"sampling__label": 10}, "sampling.label = 10: digits has 10 classes"),
+    ({"eval__dequantisation": ""}, "eval.dequantisation = '': the density of integer data depends on it"),
+    ({"eval__dequantisation": "none"}, "eval.dequantisation = 'none': the density of integer data depends on it"),
+    ({"eval__divergence": "skilling"}, "eval.divergence = 'skilling' must be one of hutchinson, exact"),
+    ({"eval__rtol": 0.0}, "eval.rtol = 0.0 must be a number above 0"),
+    ({"data__name": "imagenet"}, "data.name = 'imagenet' must be one of digits"),
+    ({"data__name": "arrays"}, "data.path is empty"),
+    ({"data__name": "arrays", "data__path": "nowhere.npy"}, "data.path = nowhere.npy: there is no such file"),
+    ({"data__name": "folder", "data__path": "nowhere"}, "data.path = nowhere: there is no such folder"),
+    ({"data__name": "rings", "data__conditional": True}, "data.conditional = True, but rings has no labels"),
+    ({"data__name": "rings", "data__flip": True}, "data.flip = True needs images"),
+    ({"data__name": "rings", "eval__features": "digits"}, "eval.features = digits needs labelled images"),
+    ({"data__name": "rings", "sampling__inpaint": "right"}, "sampling.inpaint = right needs images"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, words", BAD, ids=[words[:40] for _, words in BAD])
+def test_bad_settings_get_one_clear_line(change, words):
+    with pytest.raises(UserError) as caught:
+        build.build(tiny.digits(**change), "bad")
+    message = str(caught.value)
+    assert words in message and "\n" not in message
+
+
+def test_a_unet_needs_sides_it_can_halve():
+    unet = {"name": "unet", "channels": 8, "multipliers": (1, 1, 1, 1, 1), "blocks": 1, "attention": (), "num_heads": 1}
+    with pytest.raises(UserError, match="needs images whose sides 16 divides; digits has examples of shape"):
+        build.build(tiny.digits(model=ConfigDict({**unet, "dropout": 0.0, "dtype": "float32"})), "bad")
+    odd_heads = ConfigDict({**unet, "multipliers": (1, 2), "num_heads": 3, "dropout": 0.0, "dtype": "float32"})
+    with pytest.raises(UserError, match="model.num_heads = 3 must divide"):
+        build.build(tiny.digits(model=odd_heads), "bad")
+
+
+def test_every_row_of_every_table_builds():
+    """Each choice by name, with one value for each of its parameters."""
+    from scoreflow.build import tables
+
+    values = {"horizon": 1.0, "rho": 7.0, "predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True}
+    values |= {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "gamma": 5.0, "bias": 0.0, "mean": 0.0, "std": 1.0}
+    values |= {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0, "data_rms": 1.0}
+    for section in ("process", "weight", "times", "grid", "sampler"):
+        for name, parameters in tables.NAMED[section].items():
+            chosen = ConfigDict({"name": name, **{p: values[p] for p in parameters}})
+            experiment = build.build(tiny.digits(**{section: chosen}), "row")
+            params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
+            batch = {"x": experiment.source.train.x[:4]}
+            if section in ("process", "weight", "times"):
+                assert np.isfinite(experiment.objective(params, jax.random.key(0), batch, train=True)[0])
+            if section in ("process", "grid", "sampler"):
+                x = experiment.terminal.sample(jax.random.key(1), (2, 8, 8, 1))
+                result = jax.jit(lambda x, e=experiment, p=params: e.sampler(e.score(p), jax.random.key(2), x, None))(x)
+                assert np.isfinite(result.x).all()

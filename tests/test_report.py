@@ -1,0 +1,48 @@
+import io
+import json
+
+import numpy as np
+
+from scoreflow import report
+from scoreflow.metrics import Estimate
+
+
+def test_grid_places_every_image_with_gaps_and_enlarges():
+    images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2)  # three 2x2 images: 0, 1, 2
+    found = report.grid(images, 3, columns=2, gap=1, min_width=1)
+    assert found.shape == (7, 7, 3)
+    assert (found[1:3, 1:3] == 0).all() and (found[1:3, 4:6] == 128).all() and (found[4:6, 1:3] == 255).all()
+    assert (found[0] == 96).all() and (found[:, 3] == 96).all() and (found[4:6, 4:6] == 96).all()
+    large = report.grid(images, 3, columns=2, min_width=640)
+    assert large.shape[1] >= 640 and (large[:: large.shape[0] // 7, :: large.shape[1] // 7][:7, :7] == found).all()
+
+
+def test_a_resumed_log_has_each_step_once(tmp_path):
+    log = report.Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.scalars(step, loss=step / 2)
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a kill
+    log = report.Log(tmp_path, 2)
+    log.scalars(3, loss=7.0)
+    log.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 7.0}]
+
+
+def test_progress_passes_everything_on_and_ends_at_the_total(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(report.sys, "stderr", out)
+    assert list(report.progress(range(5), total=10, initial=5)) == list(range(5))
+    assert out.getvalue().startswith("10/10 steps") and out.getvalue().count("\n") == 1
+
+
+def test_tables_align():
+    assert report.table([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+
+
+def test_json_is_written_whole(tmp_path):
+    report.write_json(tmp_path / "deep" / "a.json", {"x": Estimate(1.0, 0.5)._asdict()})
+    assert json.loads((tmp_path / "deep" / "a.json").read_text()) == {"x": {"value": 1.0, "stderr": 0.5}}
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.json"]
