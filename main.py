@@ -28,9 +28,9 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
-        path = flags.FLAGS["config"].config_filename
-        if path is None:
+        if not flags.FLAGS["config"].present:
             raise ValueError("--config is missing; try --config=configs/vp_digits.py")
+        path = flags.FLAGS["config"].config_filename
         if not Path(path).is_file():
             raise ValueError(f"--config={path}: there is no such file")
         return rest

@@ -15,7 +15,7 @@ from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.likelihood import LogProb, log_prob
 from scoreflow.losses.dsm import dsm
 from scoreflow.metrics import Estimate, Extractor, baseline, frechet, jackknife, mean_estimate
-from scoreflow.metrics.kernel import kernel_distance
+from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbours import covered
 from scoreflow.metrics.transport import wasserstein2
 
@@ -233,16 +233,15 @@ def _merge(moments: list[frechet.Moments]) -> frechet.Moments:
     return total
 
 
-def quality(found: Sampled, reference: Sampled, k: int) -> dict[str, Estimate | float | int]:
+def quality(found: Sampled, reference: Sampled, target: frechet.Reference, k: int) -> dict[str, Estimate | float | int]:
     """Distances between a sample's features and a reference's, and what the classifier says of the sample."""
-    target = _merge(reference.moments)
     others = [_merge(found.moments[:g] + found.moments[g + 1 :]) for g in range(_GROUPS)]
     metrics = {
         "frechet": jackknife(
             frechet.frechet_distance(_merge(found.moments), target),
             np.array([frechet.frechet_distance(other, target) for other in others]),
         ),
-        "kernel": kernel_distance(found.pool, reference.pool),
+        "kernel": kernel_distance(found.pool, reference.pool) if len(found.pool) >= MIN_SAMPLES else None,
         "precision": mean_estimate(covered(found.pool, reference.pool, k)),
         "recall": mean_estimate(covered(reference.pool, found.pool, k)),
     }
@@ -269,10 +268,8 @@ def sample_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
     reference = collect(extractor, source.train.x)
     origin = reference.moments[0].origin
     test = collect(extractor, source.test.x, origin)
-    model, real = (
-        quality(collect(extractor, x, origin), reference, plan.neighbours),
-        quality(test, reference, plan.neighbours),
-    )
+    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
+    model, real = (quality(s, reference, target, plan.neighbours) for s in (collect(extractor, x, origin), test))
     if x.ndim == 2:
         n = min(_ASSIGNED, len(x), len(source.test.x) // 2)
         model["wasserstein2"] = wasserstein2(x[:n], source.test.x[:n])
@@ -308,6 +305,8 @@ def _plain(value):
 
 
 def _words(value) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, Estimate):
         return f"{value.value:.4g} +- {value.stderr:.2g}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

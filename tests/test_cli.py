@@ -115,7 +115,7 @@ def test_eval_prints_what_it_writes(trained):
     assert f"{bits['value']:.4g} +- {bits['stderr']:.2g}" in result.stdout
     for words in ("solver error", "likelihood nfe", "uniform bits per dim", "frechet", "test data"):
         assert words in result.stdout
-    assert written["samples"]["model"]["samples"] == 64 and written["likelihood"]["likelihood_examples"] == 12
+    assert written["samples"]["model"]["samples"] == 100 and written["likelihood"]["likelihood_examples"] == 12
     prior, integral = written["likelihood"]["prior_term"], written["likelihood"]["integral_term"]
     assert bits["value"] == pytest.approx(prior + integral + np.log2(17 / 2), abs=1e-4)
 
@@ -188,7 +188,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
 def test_killed_at_any_moment_the_same_command_resumes_to_the_same_end(tmp_path):
     """SIGKILL after random delays, some inside a save, until the run is through; the end equals an undisturbed run."""
     rng = np.random.default_rng(0)
-    config = _config(tmp_path, training__steps=40, training__checkpoint_every=1, training__keep=2)
+    config = _config(
+        tmp_path, training__steps=40, training__checkpoint_every=1, training__log_every=1, training__keep=2
+    )
     calm = _run(f"--config={config}", "--workdir=calm", cwd=tmp_path)
     assert calm.returncode == 0, calm.stderr
     kills = 0
@@ -224,9 +226,8 @@ def test_killed_at_any_moment_the_same_command_resumes_to_the_same_end(tmp_path)
         for name in ("calm", "wild")
     ]
     assert losses[0] == losses[1]
-    seals = [json.loads((tmp_path / name / "checkpoints" / "40.sha256.json").read_text()) for name in ("calm", "wild")]
-    arrays = [{k: v for k, v in seal.items() if "/d/" in k} for seal in seals]
-    assert arrays[0].keys() or arrays[1].keys()
+    pictures = [(tmp_path / name / "samples" / "40.png").read_bytes() for name in ("calm", "wild")]
+    assert pictures[0] == pictures[1]
 
 
 @pytest.mark.slow
@@ -253,7 +254,7 @@ def test_two_processes_train_as_one(tmp_path):
         results = [process.communicate(timeout=300) for process in processes]
         assert [p.returncode for p in processes] == [0, 0], results
         port += 1
-    assert results[1][0] == ""  # only one process speaks
+    assert "bits per dim" in results[0][0] and "bits per dim" not in results[1][0]  # only one process speaks
     losses = [
         [
             r["loss"]

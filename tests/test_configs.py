@@ -31,8 +31,9 @@ def _shrink(config: ConfigDict) -> ConfigDict:
     config.training.update({"steps": 2, "batch_size": 8, "warmup": 1, "steps_per_dispatch": k, "accumulate": 1})
     config.training.update({"log_every": 2, "checkpoint_every": 2, "validate_every": 2, "sample_every": 0})
     config.model.dtype = "float32"
+    config.data.image_size = 16 if config.data.name in archives.ARCHIVES else 0
     config.sampling.update({"num": 8, "batch_size": 8, "steps": 3})
-    config.eval.update({"draws": 1, "num_test": 8, "batch_size": 8, "check": 4, "num_samples": 48, "baseline": False})
+    config.eval.update({"draws": 1, "num_test": 8, "batch_size": 8, "check": 4, "num_samples": 100, "baseline": False})
     config.eval.update({"rtol": 1e-2, "atol": 1e-2, "features": "pixels", "max_steps": 200})
     return config
 
@@ -52,7 +53,7 @@ def test_every_config_works_from_end_to_end(name, tmp_path, request):
     unit = "bits_per_dim" if experiment.source.levels else "nats"
     assert np.isfinite(results["likelihood"][unit].value)
     assert results["likelihood"]["likelihood_failed"] == 0
-    assert results["samples"]["model"]["samples"] == 48
+    assert results["samples"]["model"]["samples"] == 100
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -77,6 +78,7 @@ BAD = [
     ({"training__batch_size": 0}, "training.batch_size = 0 must be a whole number, 1 or above"),
     ({"training__accumulate": 3}, "training.accumulate = 3 must divide training.batch_size = 16"),
     ({"training__steps_per_dispatch": 3}, "training.steps = 8 must be a multiple of training.steps_per_dispatch = 3"),
+    ({"training__checkpoint_every": 3}, "training.checkpoint_every = 3 must be a multiple of training.log_every = 2"),
     ({"training__warmup": 8}, "training.warmup = 8 must be below training.steps = 8"),
     ({"training__optimiser": "sgd"}, "training.optimiser = 'sgd' must be one of adam, adamw"),
     ({"training__schedule": "linear"}, "training.schedule = 'linear' must be one of cosine, constant"),

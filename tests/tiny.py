@@ -24,7 +24,7 @@ def digits(**changes) -> ConfigDict:
         {"steps": 8, "batch_size": 16, "warmup": 2, "log_every": 2, "checkpoint_every": 2, "validate_every": 4}
     )
     config.sampling.update({"num": 8, "batch_size": 8, "steps": 4})
-    config.eval.update({"draws": 2, "num_test": 12, "batch_size": 8, "check": 4, "baseline": False, "num_samples": 64})
+    config.eval.update({"draws": 2, "num_test": 12, "batch_size": 8, "check": 4, "baseline": False, "num_samples": 100})
     config.eval.features = "pixels"
     for name, value in changes.items():
         section, _, key = name.rpartition("__")

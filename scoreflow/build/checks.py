@@ -82,6 +82,11 @@ def check_together(config) -> None:
                 f"training.{name} = {training[name]} must be a multiple of training.steps_per_dispatch = "
                 f"{training.steps_per_dispatch}"
             )
+    if training.log_every and training.checkpoint_every % training.log_every:
+        raise UserError(
+            f"training.checkpoint_every = {training.checkpoint_every} must be a multiple of training.log_every = "
+            f"{training.log_every}, or a resumed run would log other averages"
+        )
     if training.warmup >= training.steps:
         raise UserError(f"training.warmup = {training.warmup} must be below training.steps = {training.steps}")
     if config.sampling.guidance != 1.0 and not config.data.conditional:

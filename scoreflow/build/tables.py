@@ -32,6 +32,7 @@ class Check(NamedTuple):
 
 
 def one_of(*choices: str) -> Check:
+    """One of the given words."""
     return Check(str, lambda v: v in choices, "one of " + ", ".join(choices))
 
 
@@ -205,7 +206,7 @@ SECTIONS = {
         "max_steps": COUNT,
         "check": COUNT,
         "baseline": FLAG,
-        "num_samples": COUNT_OR_0,
+        "num_samples": Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on"),
         "features": one_of(*FEATURES),
         "neighbours": COUNT,
     },

@@ -53,17 +53,29 @@ def _root(matrix: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
-def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+class Reference(NamedTuple):
+    """A Gaussian to compare with, its work done once: `mean` [D], `trace` of its covariance and its `root` [D, D]."""
+
+    mean: np.ndarray
+    trace: float
+    root: np.ndarray
+
+
+def reference(mean: np.ndarray, covariance: np.ndarray) -> Reference:
+    """Prepares N(mean, covariance) for `gaussian_distance`."""
+    return Reference(mean, float(np.trace(covariance)), _root(covariance))
+
+
+def gaussian_distance(mean: np.ndarray, covariance: np.ndarray, target: Reference) -> float:
     """Squared 2-Wasserstein (Bures) distance of two Gaussians, by symmetric eigendecompositions.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^(1/2) C2 C1^(1/2))^(1/2)); rank-deficient covariances are fine.
     """
-    root = _root(cov1)
-    cross = np.linalg.eigvalsh(root @ cov2 @ root)
-    trace = np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(np.maximum(cross, 0.0)).sum()
-    return float(((mean1 - mean2) ** 2).sum() + trace)
+    cross = np.linalg.eigvalsh(target.root @ covariance @ target.root)
+    trace = np.trace(covariance) + target.trace - 2 * np.sqrt(np.maximum(cross, 0.0)).sum()
+    return float(((mean - target.mean) ** 2).sum() + trace)
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
-    """Frechet distance (FID where the features are Inception's) between two samples' statistics."""
-    return gaussian_distance(*mean_and_covariance(first), *mean_and_covariance(second))
+def frechet_distance(stats: Moments, target: Reference) -> float:
+    """Frechet distance (FID where the features are Inception's) of a sample's statistics to a reference."""
+    return gaussian_distance(*mean_and_covariance(stats), target)

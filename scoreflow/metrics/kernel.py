@@ -4,6 +4,8 @@ import numpy as np
 
 from scoreflow.metrics import Estimate, mean_estimate
 
+MIN_SAMPLES = 16  # on each side, for eight subsets of two
+
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased estimate of MMD^2 between samples x [m, D] and y [n, D] with the kernel (x.y / D + 1)^3."""
@@ -28,8 +30,8 @@ def kernel_distance(
     """
     rng = np.random.default_rng(seed)
     n = min(len(x), len(y))
-    if n < 16:
-        raise ValueError(f"the kernel distance needs 16 samples on each side, not {n}")
+    if n < MIN_SAMPLES:
+        raise ValueError(f"the kernel distance needs {MIN_SAMPLES} samples on each side, not {n}")
     size = min(subset, n // 8)
     count = min(n // size, max_subsets)
     rows, columns = (rng.permutation(len(a))[: count * size].reshape(count, size) for a in (x, y))
