@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file under configs/.")
@@ -42,6 +42,8 @@ def main(_: list[str]) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreflow"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+    logging.set_verbosity(logging.WARNING)  # jax and matplotlib tell of their searches for devices and fonts
 
     from scoreflow import build, evaluate, parallel, sample, train, workdir
     from scoreflow.errors import RunError, UserError

@@ -12,7 +12,8 @@ def get_config():
     config = default.get_config()
     config.model.channels = 16
     config.model.multipliers = (1, 4)
-    config.training.steps = 3000
+    config.model.dropout = 0.0
+    config.training.steps = 2800
     config.training.batch_size = 64
     config.training.learning_rate = 2e-3
     config.eval.dequantisation = "uniform"

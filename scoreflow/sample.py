@@ -96,24 +96,29 @@ def write_picture(experiment: Experiment, x: np.ndarray, path: Path) -> None:
         report.say(f"no picture of examples of shape {x.shape[1:]}")
 
 
-def write_trajectory(
-    experiment: Experiment, params, path: Path, key: jax.Array, num: int = 10, columns: int = 10
-) -> None:
-    """Draws `num` samples as they form: one row each, from noise to data, at `columns` of the sampler's times."""
-    shape = (num * parallel.device_count(), *experiment.source.shape)
-    x_init = parallel.shard(np.asarray(experiment.terminal.sample(key, shape)))
+def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array, columns: int = 10) -> None:
+    """Draws samples as they form, at `columns` of the sampler's times from noise to data.
+
+    Images: ten rows, each time at its own scale, since noise of a large sigma would leave nothing else to see. Points
+    in the plane: one panel per time. An adaptive sampler keeps no trajectory, and gets no picture.
+    """
+    if experiment.per_device:
+        return
+    points = experiment.source.shape == (2,)
+    num = 1000 if points else 10
+    x_init = parallel.shard(experiment.terminal.sample(key, (num * parallel.device_count(), *experiment.source.shape)))
 
     def run(params, key, x_init):
         return experiment.sampler(experiment.score(params), key, x_init, None, trajectory=True).trajectory
 
-    if experiment.per_device:
-        return
     states = parallel.gather(jax.jit(run, out_shardings=parallel.replicated())(params, key, x_init))
     shown = states[np.linspace(0, len(states) - 1, columns).round().astype(int)][:, :num]
-    if experiment.source.levels and shown.ndim == 5:
-        # Each time is shown at its own scale: the noise would drown the image otherwise.
-        scale = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0).reshape(-1, 1, 1, 1, 1)
-        images = np.asarray(experiment.decode(jnp.asarray(shown / scale))).swapaxes(0, 1)
+    extents = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0)
+    if points:
+        panels = {f"{i + 1}/{columns}": x / extent for i, (x, extent) in enumerate(zip(shown, extents))}
+        report.plot_points(path, panels, 1.05)
+    elif experiment.source.levels and shown.ndim == 5:
+        images = np.asarray(experiment.decode(jnp.asarray(shown / extents[:, None, None, None, None]))).swapaxes(0, 1)
         flat = images.reshape(-1, *images.shape[2:])
         report.save_png(path, report.grid(flat, experiment.source.levels, columns=columns))
 

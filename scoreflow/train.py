@@ -116,7 +116,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema_decay_at(state.step, ema_decay))
         state = TrainState(state.step + 1, params, ema_params, opt_state)
-        return state, {**terms, "grad_norm": optax.global_norm(grads)}
+        return state, {**terms, "grad_norm": optax.tree.norm(grads)}
 
     return train_step
 
@@ -187,6 +187,12 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     validate = _validator(experiment, plan)
     draw = sample.make_draw(experiment, plan.sample_batch)
 
+    def show(params, step):
+        x = draw(params, experiment.key(SAMPLE), plan.num_samples).x
+        sample.write_picture(experiment, x, folder / "samples" / f"{step}.png")
+        if (pixels := sample.picture(experiment, x)) is not None:
+            log.image(step, "samples", pixels)
+
     # --- loop ---------------------------------------------------------------------------------------------------------
     recent: list[dict] = []
     clock = time.monotonic()
@@ -209,14 +215,13 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
             log.scalars(step, validation_loss=validate(state.ema_params))
         if _due(plan.checkpoint_every, step, plan.steps):
             checkpoint.save(checkpoints, step, state, keep=plan.keep)
-        if _due(plan.sample_every, step, plan.steps):
-            x = draw(state.ema_params, experiment.key(SAMPLE), plan.num_samples).x
-            sample.write_picture(experiment, x, folder / "samples" / f"{step}.png")
-            if (pixels := sample.picture(experiment, x)) is not None:
-                log.image(step, "samples", pixels)
+        if step < plan.steps and _due(plan.sample_every, step, plan.steps):
+            show(state.ema_params, step)
 
-    # --- what a person looks at ---------------------------------------------------------------------------------------
-    _finish(experiment, plan, state, folder, log, time.monotonic() - began)
+    # --- what a person looks at, also where the run was killed after its last checkpoint ------------------------------
+    last = max(start, plan.steps)
+    show(state.ema_params, last)
+    _finish(experiment, state.ema_params, folder, last, log, time.monotonic() - began)
 
 
 def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
@@ -248,14 +253,12 @@ def _check_finite(metrics: dict[str, np.ndarray], first: int, checkpoints: Path)
         raise RunError(f"step {step}: {bad}; {kept}. A lower training.learning_rate or stronger clipping may help")
 
 
-def _finish(experiment: Experiment, plan: TrainPlan, state: TrainState, folder: Path, log, seconds: float) -> None:
+def _finish(experiment: Experiment, params, folder: Path, step: int, log: report.Log, seconds: float) -> None:
     """Plots, and the words a run ends with."""
-    records = report.read_metrics(folder)
-    report.plot_loss(folder / "loss.png", records)
-    log_snr, curves = error_by_level(experiment, state.ema_params)
-    report.plot_levels(folder / "loss_by_log_snr.png", log_snr, curves)
-    sample.write_trajectory(experiment, state.ema_params, folder / "trajectory.png", experiment.key(SAMPLE))
+    report.plot_loss(folder / "loss.png", report.read_metrics(folder))
+    report.plot_levels(folder / "loss_by_log_snr.png", *error_by_level(experiment, params))
+    sample.write_trajectory(experiment, params, folder / "trajectory.png", experiment.key(SAMPLE))
     log.close()
-    report.say(f"trained to step {plan.steps} in {seconds:.0f} s")
-    report.say(f"samples: {folder / 'samples' / f'{plan.steps}.png'}   plots: {folder / 'loss.png'} and beside it")
+    report.say(f"trained to step {step} in {seconds:.0f} s")
+    report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {folder / 'loss.png'} and beside it")
     report.say(f"next:    python main.py --config=configs/{experiment.name}.py --workdir={folder} --mode=eval")
