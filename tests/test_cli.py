@@ -171,6 +171,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
     """A quota on the size of files stands in for the disk: checkpoints no longer fit, small files still do."""
     config = _config(tmp_path, model__width=256)

@@ -137,6 +137,7 @@ def test_a_unet_needs_sides_it_can_halve():
         build.build(tiny.digits(model=odd_heads), "bad")
 
 
+@pytest.mark.slow
 def test_every_row_of_every_table_builds():
     """Each choice by name, with one value for each of its parameters."""
     from scoreflow.build import tables

@@ -18,7 +18,7 @@ def _allow_rank_promotion():
 NETS = {
     "mlp": (ResidualMLP(width=16, depth=2, dropout=0.3, num_classes=3), (2, 3)),
     "unet": (
-        UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), num_heads=2, dropout=0.3, num_classes=3),
+        UNet(channels=4, multipliers=(1, 2), blocks=1, num_heads=2, dropout=0.3, num_classes=3),
         (2, 4, 4, 1),
     ),
 }

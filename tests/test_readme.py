@@ -1,0 +1,44 @@
+"""What the README says exists, and its example runs."""
+
+import re
+
+from scoreflow.build import tables
+from tests import tiny
+
+README = (tiny.ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    std, nfe = capsys.readouterr().out.split()
+    assert abs(float(std) - 1) < 0.05 and int(nfe) == 21  # of N(0, I), denoised at t = 1e-3
+
+
+def test_every_file_it_names_exists():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    named = re.findall(r"--config=(configs/\w+\.py)", README)
+    for path in {*links, *named}:
+        assert (tiny.ROOT / path).exists(), path
+
+
+def test_every_choice_is_in_its_table():
+    """The words of the methods table are the names that a config takes, and none is left out."""
+    rows = {
+        "forward SDE": tables.PROCESSES,
+        "network predicts": tables.PARAMETERISATIONS,
+        "loss": tables.WEIGHTS,
+        "law of t": tables.TIMES,
+        "grids": tables.GRIDS,
+    }
+    for name, table in rows.items():
+        (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
+        assert set(re.findall(r"`(\w+)`", line.split("|")[2])) == table.keys()
+    lines = [line.split("|")[2] for line in README.splitlines() if re.match(r"\| (SDE|ODE) samplers", line)]
+    assert set(re.findall(r"`(\w+)`", "".join(lines))) == tables.SAMPLERS.keys() | tables.ADAPTIVE.keys()
+
+
+def test_every_default_setting_is_one_that_a_config_takes_and_the_reverse():
+    default = tiny.load(tiny.ROOT / "configs" / "default.py")
+    for section, checks in tables.SECTIONS.items():
+        assert set(default[section].keys()) == checks.keys()
