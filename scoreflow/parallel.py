@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from scoreflow.errors import UserError
+
 _AXIS = "data"
 
 
@@ -24,7 +26,7 @@ def initialize() -> None:
     process with SCOREFLOW_COORDINATOR=host:port, SCOREFLOW_PROCESSES=n and SCOREFLOW_PROCESS_ID=0 ... n - 1 set.
 
     Raises:
-      ValueError: if only some of the three variables are set, or one is not a number.
+      UserError: if only some of the three variables are set, or one is not a number.
     """
     names = ("SCOREFLOW_COORDINATOR", "SCOREFLOW_PROCESSES", "SCOREFLOW_PROCESS_ID")
     values = [os.environ.get(name) for name in names]
@@ -33,9 +35,9 @@ def initialize() -> None:
             jax.distributed.initialize()
         return
     if not all(values):
-        raise ValueError(f"{', '.join(n for n, v in zip(names, values) if not v)} must be set too: {names} go together")
+        raise UserError(f"{', '.join(n for n, v in zip(names, values) if not v)} must be set too: {names} go together")
     if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
-        raise ValueError(f"SCOREFLOW_PROCESS_ID={values[2]} must be a number below SCOREFLOW_PROCESSES={values[1]}")
+        raise UserError(f"SCOREFLOW_PROCESS_ID={values[2]} must be a number below SCOREFLOW_PROCESSES={values[1]}")
     jax.distributed.initialize(values[0], num_processes=int(values[1]), process_id=int(values[2]))
 
 
@@ -78,10 +80,10 @@ def check_divides(size: int, name: str) -> None:
     """Refuses a batch that the devices cannot share evenly.
 
     Raises:
-      ValueError: naming the argument, its value and what would do.
+      UserError: naming the argument, its value and what would do.
     """
     if size % jax.device_count():
-        raise ValueError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
+        raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
 
 
 def replicate(tree):

@@ -98,7 +98,8 @@ BAD = [
     ({"model__dropout": 1.0}, "model.dropout = 1.0 must be a number from 0 to below 1"),
     ({"model__dtype": "float16"}, "model.dtype = 'float16' must be one of float32, bfloat16"),
     ({"weight__name": "vdm"}, "weight.name = 'vdm' must be one of"),
-    ({"times": ConfigDict({"name": "log_normal", "mean": 0.0})}, "times.std is missing: it must be a number above 0"),
+    ({"times": ConfigDict({"name": "log_normal", "std": 0.0})}, "times.std = 0.0 must be a number above 0"),
+    ({"training": ConfigDict({"steps": 3})}, "training.batch_size is missing: it must be a whole number"),
     ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
     ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
     ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, centre"),
@@ -149,6 +150,8 @@ def test_every_row_of_every_table_builds():
         for name, parameters in tables.NAMED[section].items():
             chosen = ConfigDict({"name": name, **{p: values[p] for p in parameters}})
             experiment = build.build(tiny.digits(**{section: chosen}), "row")
+            if section != "process":  # by its name alone, with the defaults
+                build.build(tiny.digits(**{section: ConfigDict({"name": name})}), "row")
             params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
             batch = {"x": experiment.source.train.x[:4]}
             if section in ("process", "weight", "times"):

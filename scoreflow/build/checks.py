@@ -23,12 +23,14 @@ def _check_value(name: str, value, check: Check) -> None:
         raise UserError(f"{name} = {value!r} must be {check.words}")
 
 
-def _check_section(prefix: str, section, checks: dict[str, Check]) -> None:
+def _check_section(prefix: str, section, checks: dict[str, Check], *, complete: bool = True) -> None:
     for key in section:
         if key not in checks:
             raise UserError(f"{prefix}{key} is not a known setting: {_hint(key, checks)}")
     for key, check in checks.items():
         if key not in section:
+            if not complete:
+                continue
             raise UserError(f"{prefix}{key} is missing: it must be {check.words}")
         _check_value(prefix + key, section[key], check)
 
@@ -52,7 +54,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, rows in NAMED.items():
         chosen = config[name].get("name")
         _check_value(f"{name}.name", chosen, one_of(*rows))
-        _check_section(f"{name}.", config[name], {"name": TEXT, **rows[chosen]})
+        # What is left out of a small section has the default of the function that is chosen, so that one flag can
+        # choose another: --config.sampler.name=predictor_corrector.
+        checks = {"name": TEXT, **rows[chosen]}
+        _check_section(f"{name}.", config[name], checks, complete=name in ("process", "model"))
     check_together(config)
 
 

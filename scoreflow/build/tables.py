@@ -90,25 +90,25 @@ PARAMETERISATIONS = {
 WEIGHTS = {
     "noise": Choice(lambda: dsm.noise_weight),
     "likelihood": Choice(lambda: dsm.likelihood_weight),
-    "edm": Choice(dsm.edm_weight, {"data_rms": POSITIVE}),
+    "edm": Choice(lambda data_rms=0.5: dsm.edm_weight(data_rms), {"data_rms": POSITIVE}),
     # on the noise error: min(snr, gamma) / snr (Hang et al. 2023), and a sigmoid (Kingma, Gao 2023)
     "min_snr": Choice(
-        lambda gamma: dsm.snr_weight(lambda s: jnp.minimum(1.0, gamma * jnp.exp(-s))), {"gamma": POSITIVE}
+        lambda gamma=5.0: dsm.snr_weight(lambda s: jnp.minimum(1.0, gamma * jnp.exp(-s))), {"gamma": POSITIVE}
     ),
-    "sigmoid": Choice(lambda bias: dsm.snr_weight(lambda s: jax.nn.sigmoid(bias - s)), {"bias": ANY_NUMBER}),
+    "sigmoid": Choice(lambda bias=0.0: dsm.snr_weight(lambda s: jax.nn.sigmoid(bias - s)), {"bias": ANY_NUMBER}),
 }
 TIMES = {
     "uniform": Choice(lambda: times.uniform),
     "stratified": Choice(lambda: times.stratified),
     "importance": Choice(lambda: times.importance),
     "log_normal": Choice(
-        lambda mean, std: functools.partial(times.log_normal, mean=mean, std=std), {"mean": ANY_NUMBER, "std": POSITIVE}
+        lambda **options: functools.partial(times.log_normal, **options), {"mean": ANY_NUMBER, "std": POSITIVE}
     ),
 }
 GRIDS = {
     "uniform": Choice(lambda: grids.uniform),
     "log_snr": Choice(lambda: grids.log_snr),
-    "karras": Choice(lambda rho: functools.partial(grids.karras, rho=rho), {"rho": POSITIVE}),
+    "karras": Choice(functools.partial(functools.partial, grids.karras), {"rho": POSITIVE}),
 }
 TRANSITIONS = {
     "exponential": transitions.exponential_sde,
@@ -127,7 +127,7 @@ SAMPLERS = {
         for name, transition in TRANSITIONS.items()
     },
     "predictor_corrector": Choice(
-        lambda predictor, **options: functools.partial(
+        lambda predictor="reverse_diffusion", **options: functools.partial(
             affine.predictor_corrector, transition=TRANSITIONS[predictor], **options
         ),
         {"predictor": one_of(*TRANSITIONS), "corrector_steps": COUNT_OR_0, "snr": POSITIVE, **_DENOISE},

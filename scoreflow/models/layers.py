@@ -98,6 +98,9 @@ class SelfAttention(nn.Module):
         h = group_norm(channels, self.dtype)(x).reshape(batch, height * width, channels)
         qkv = nn.DenseGeneral((3, self.num_heads, channels // self.num_heads), dtype=self.dtype)(h)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        h = jax.nn.dot_product_attention(q, k, v)
+        # by hand: jax.nn.dot_product_attention rounds to float32 also in double precision, and may pick a kernel that
+        # has no higher derivatives
+        logits = at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", q, k)) / math.sqrt(channels // self.num_heads)
+        h = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits).astype(v.dtype), v)
         h = nn.DenseGeneral(channels, axis=(-2, -1), kernel_init=zeros, dtype=self.dtype)(h)
         return x + h.reshape(x.shape)
