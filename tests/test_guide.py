@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scoreflow import transitions
 from scoreflow.samplers import affine, grids, guide
@@ -44,6 +45,7 @@ def _correlated(process, rho):
     return score
 
 
+@pytest.mark.slow
 def test_inpainting_a_gaussian_gives_the_exact_conditional(monkeypatch):
     """x2 | x1 = y is N(rho y, 1 - rho^2) once r^2 is the known coordinate's true posterior variance."""
     process, rho, y, n = PROCESSES["vp"], 0.8, 1.2, 20_000

@@ -23,6 +23,8 @@ NETS = {
     ),
 }
 
+SLOW_UNET = ["mlp", pytest.param("unet", marks=pytest.mark.slow)]
+
 
 def jitted(module):
     """The network with both functions compiled whole: op by op, a U-Net takes a minute."""
@@ -74,7 +76,7 @@ def test_convolution_lowerings_are_the_same_function(x64):
         np.testing.assert_allclose(curvature(rule), curvature(rules[0]), rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SLOW_UNET)
 def test_networks_are_smooth_to_third_order(x64, name):
     """Directional derivatives by nested jvp against central differences of the one below."""
     module, shape = NETS[name]
@@ -103,7 +105,7 @@ def test_networks_are_smooth_to_third_order(x64, name):
     assert abs(here[3]) > 1e-8  # what a ReLU network would have
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SLOW_UNET)
 def test_conditioning_and_masks(name):
     module, shape = NETS[name]
     net = jitted(module)
@@ -129,6 +131,7 @@ def test_an_example_does_not_see_its_batch_mates(name):
     np.testing.assert_allclose(net.apply(params, x[1:], jnp.array([-1.0])), whole[1:], rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_inside():
     module = UNet(channels=16, multipliers=(1,), blocks=1, dtype=jnp.bfloat16)
     net, exact = jitted(module), jitted(UNet(channels=16, multipliers=(1,), blocks=1))
