@@ -120,6 +120,7 @@ def test_eval_prints_what_it_writes(trained):
     assert bits["value"] == pytest.approx(prior + integral + np.log2(17 / 2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sampling_writes_levels_and_a_picture(trained):
     folder, config, _ = trained
     result = _run(f"--config={config}", "--workdir=run", "--mode=sample", "--config.sampling.num=10", cwd=folder)

@@ -69,6 +69,7 @@ def test_gather_and_replicate_round_trip():
         jax.tree.map(np.testing.assert_array_equal, parallel.gather(put(tree)), tree)
 
 
+@pytest.mark.slow
 def test_padding_of_the_last_evaluation_batch_changes_nothing():
     """10 examples in batches of 4 against batches of 20: the same log-densities."""
     config = tiny.digits()

@@ -30,7 +30,7 @@ GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "karras": grids.kar
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.parametrize("process_name", ["vp", "sub_vp", "ve"])
+@pytest.mark.parametrize("process_name", ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("sub_vp", "ve"))])
 def test_order_on_a_gaussian(x64, name, process_name):
     """The flow of a Gaussian multiplies (x - alpha m) by std(t_min) / std(T)."""
     sampler, order = DETERMINISTIC[name]
@@ -95,6 +95,7 @@ def test_sampler_code_has_the_law_of_its_coefficients(name):
 
 
 @pytest.mark.parametrize("name", [*STOCHASTIC, "predictor_corrector"])
+@pytest.mark.slow
 def test_stochastic_samplers_reach_a_mixture(name):
     """Kolmogorov-Smirnov against the exact marginal at the last time, on a fine grid."""
     process, t_min, n = PROCESSES["vp"], 1e-3, 20_000

@@ -172,6 +172,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
     """Gaussian data in the plane: the exact minimum of the noise-weighted loss is known, and a small MLP gets there."""
     rng = np.random.default_rng(0)
