@@ -175,7 +175,7 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     metrics["likelihood_examples"], metrics["likelihood_draws"] = count, plan.draws
     metrics["likelihood_seconds"] = seconds
     if source.log_prob is not None:
-        metrics["kl_nats"] = mean_estimate(per_example + source.log_prob(x))
+        metrics["kl_nats"] = mean_estimate((per_example + source.log_prob(x))[np.isfinite(per_example)])
     return metrics
 
 

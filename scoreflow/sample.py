@@ -42,7 +42,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
     """Compiles draw(params, key, n) -> Drawn, in batches of `batch_size` over all devices.
 
     Raises:
-      ValueError: if the devices do not divide the batch.
+      UserError: if the devices do not divide the batch.
     """
     parallel.check_divides(batch_size, "sampling.batch_size")
     shape = (batch_size, *experiment.source.shape)
