@@ -134,7 +134,7 @@ def _host_log_prob(experiment, params, x, probe):
     """score_sde's likelihood: one joint RK45 solve of the whole batch on the host."""
     drift = probability_flow(experiment.process, experiment.score(params))
 
-    @jax.jit
+    @parallel.jit
     def augmented(t, x):
         velocity, pull_back = jax.vjp(lambda x: drift(jnp.full(len(x), t), x), x)
         return velocity, (probe * pull_back(probe)[0]).reshape(len(x), -1).sum(1)
@@ -182,7 +182,7 @@ def bench_sampler(folder: Path, n: int = 100) -> None:
     drift = probability_flow(experiment.process, score)
     x_init = experiment.terminal.sample(jax.random.key(0), (n, *experiment.source.shape))
     calls = 0
-    compiled = jax.jit(lambda t, x: drift(jnp.full(n, t), x))
+    compiled = parallel.jit(lambda t, x: drift(jnp.full(n, t), x))
 
     def field(t, state):
         nonlocal calls

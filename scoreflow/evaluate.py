@@ -71,7 +71,7 @@ def error_by_level(experiment: Experiment, params, *, num: int = 256, levels: in
     ends = process.log_snr(jnp.asarray([experiment.t_min, process.horizon]))
     log_snr = jnp.linspace(ends[0], ends[1], levels)
 
-    @jax.jit
+    @parallel.jit
     def curve(params, key, data, label):
         key_x, key_noise = jax.random.split(key)
         x0 = experiment.encode(key_x, data)

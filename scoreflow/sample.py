@@ -51,7 +51,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
         result = experiment.sampler(experiment.score(params), keys[0], x_init, cond)
         return experiment.decode(result.x), result.nfe, jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
 
-    run = parallel.map_devices(run, broadcast=(0, 1)) if experiment.per_device else jax.jit(run)
+    run = parallel.map_devices(run, broadcast=(0, 1)) if experiment.per_device else parallel.jit(run)
     start = jax.jit(lambda key: experiment.terminal.sample(key, shape), out_shardings=parallel.split())
 
     def draw(params, key, n):
@@ -111,7 +111,7 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
     def run(params, key, x_init):
         return experiment.sampler(experiment.score(params), key, x_init, None, trajectory=True).trajectory
 
-    states = parallel.gather(jax.jit(run, out_shardings=parallel.replicated())(params, key, x_init))
+    states = parallel.gather(parallel.jit(run, out_shardings=parallel.replicated())(params, key, x_init))
     shown = states[np.linspace(0, len(states) - 1, columns).round().astype(int)][:, :num]
     extents = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0)
     if points:
@@ -160,7 +160,7 @@ def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -
         score = inpaint(experiment.process, experiment.score(params), known, plan.mask, data_rms=plan.data_rms)
         return experiment.decode(experiment.sampler(score, key_path, x_init, None).x)
 
-    run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else jax.jit(run)
+    run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else parallel.jit(run)
     known = parallel.shard(np.asarray(experiment.encode(key_encode, stored)))
     x_init = parallel.shard(np.asarray(experiment.terminal.sample(key_init, stored.shape)))
     filled = parallel.gather(run(params, x_init, known))

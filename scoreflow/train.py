@@ -66,7 +66,7 @@ def init_state(experiment: Experiment, optimiser: optax.GradientTransformation) 
         params = experiment.network.init(key, (1, *experiment.source.shape))
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
 
-    return jax.jit(make, out_shardings=parallel.replicated())(experiment.key(INIT))
+    return parallel.jit(make, once=True, out_shardings=parallel.replicated())(experiment.key(INIT))
 
 
 def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
@@ -130,7 +130,7 @@ def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
             return state, jax.tree.map(lambda leaf: leaf[None], metrics)
         return jax.lax.scan(train_step, state, batches)
 
-    return jax.jit(dispatch, donate_argnums=0, out_shardings=parallel.replicated())
+    return parallel.jit(dispatch, donate_argnums=0, out_shardings=parallel.replicated())
 
 
 def _batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tuple[int, dict]]:
@@ -227,7 +227,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
 def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     """ema_params -> the objective on test data, with the same batches, times and noise at every call."""
     size = plan.batch_size // plan.accumulate
-    objective = jax.jit(
+    objective = parallel.jit(
         lambda params, key, batch: experiment.objective(params, key, batch, train=False)[0],
         out_shardings=parallel.replicated(),
     )

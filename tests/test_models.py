@@ -34,10 +34,9 @@ def jitted(module):
 
 def _randomised(net, shape):
     """Parameters away from the zero-initialised ends."""
-    params = net.init(jax.random.key(0), shape)
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(structure, [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+    rng = np.random.default_rng(1)
+    template = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
+    return jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), template)
 
 
 def _direct(x, kernel):
