@@ -1,0 +1,102 @@
+"""Evaluation from end to end where the answer is known: Gaussian data and the exact score in the network's place."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoreflow import build, evaluate
+from scoreflow.metrics import Estimate
+from tests import tiny
+from tests.truth import gaussian_score
+
+STD = np.array([0.5, 1.5])
+ENTROPY = float(np.log(STD).sum() + np.log(2 * np.pi * np.e))
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory):
+    """(experiment, plan) of 4,000 training and 1,000 test points of N(0, diag(STD^2)), and their density."""
+    folder = tmp_path_factory.mktemp("gaussian")
+    x = (STD * np.random.default_rng(0).standard_normal((5000, 2))).astype(np.float32)
+    np.savez(folder / "gaussian.npz", train=x[:4000], test=x[4000:])
+    config = tiny.digits(
+        data__name="arrays", data__path=str(folder / "gaussian.npz"), eval__divergence="exact", eval__num_test=0,
+        eval__batch_size=1000, eval__check=1000, eval__draws=1, eval__num_samples=4000, sampling__batch_size=4000,
+        sampling__steps=60, eval__baseline=True, grid__name="log_snr",
+    )  # fmt: skip
+    experiment = build.build(config, "gaussian")
+    exact = gaussian_score(experiment.process, np.zeros(2), STD**2)
+    source = experiment.source._replace(
+        log_prob=lambda x: -0.5 * ((x / STD) ** 2).sum(1) - np.log(STD).sum() - np.log(2 * np.pi)
+    )
+    experiment = experiment._replace(source=source, score=lambda params, **_: exact)
+    return experiment, build.eval_plan(config, source, folder)
+
+
+def test_likelihood_of_the_exact_model_is_the_entropy(gaussian):
+    experiment, plan = gaussian
+    found = evaluate.likelihood_metrics(experiment, plan, None)
+    assert abs(found["nats"].value - ENTROPY) < 4 * found["nats"].stderr
+    assert found["nats"].stderr == pytest.approx(1 / np.sqrt(1000), rel=0.15)  # var of -log p is d / 2
+    # the two differ by the law at t_min and the prior alone, example by example
+    assert abs(found["kl_nats"].value) < 2e-3 and found["kl_nats"].stderr < 1e-3
+    assert abs(found["solver_error"].value) < 2e-3
+    assert found["nats"].value == pytest.approx(found["prior_term"] + found["integral_term"], abs=1e-4)
+    assert found["likelihood_failed"] == 0 and found["likelihood_examples"] == 1000
+
+
+def test_failed_solves_are_counted_and_left_out(gaussian):
+    experiment, plan = gaussian
+
+    def score(x, t, cond=None):  # NaN wherever the trajectory of an example passes right of 1
+        return gaussian_score(experiment.process, np.zeros(2), STD**2)(x, t) + 0.0 * jnp.log(1.0 - x[:, :1])
+
+    found = evaluate.likelihood_metrics(experiment._replace(score=lambda params, **_: score), plan, None)
+    share = (experiment.source.test.x[:, 0] > 1).mean()
+    assert share * 1000 <= found["likelihood_failed"] < 1000
+    for name in ("nats", "kl_nats", "solver_error", "prior_term", "integral_term"):
+        value = found[name].value if isinstance(found[name], Estimate) else found[name]
+        assert np.isfinite(value), name
+    assert abs(found["kl_nats"].value) < 2e-3
+    assert found["nats"].value == pytest.approx(found["prior_term"] + found["integral_term"], abs=1e-4)
+
+
+def test_baseline_of_gaussian_data_is_near_the_entropy(gaussian):
+    found = evaluate.baseline_metrics(*gaussian)
+    assert found["mixture_nats"] == pytest.approx(ENTROPY, abs=0.1)
+
+
+def test_samples_of_the_exact_model_are_as_good_as_data(gaussian, tmp_path):
+    found = evaluate.sample_metrics(*gaussian, None, tmp_path)
+    model, real = found["model"], found["test_data"]
+    assert model["samples"] == 4000 and model["sample_nfe"] == 61
+    assert model["frechet"].value < 0.02 and real["frechet"].value < 0.05
+    assert abs(model["kernel"].value) < 5 * model["kernel"].stderr
+    assert model["wasserstein2"] < 1.5 * real["wasserstein2"]  # the floor: two samples of one law
+    assert (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (Estimate(0.0005, 0.0004), "is below"),
+        (Estimate(-0.0005, 0.0009), "NOT shown.*raise eval.check"),
+        (Estimate(-0.002, 0.0001), "NOT shown.*lower eval.rtol"),
+    ],
+)
+def test_the_verdict_on_the_solver_counts_what_is_not_known_of_it(error, words):
+    assert re.search(words, evaluate._verdict(error, 0.01))
+
+
+def test_noise_error_by_level_is_rho(gaussian):
+    """With the exact score the error at every level is the mean over dimensions of rho (losses.dsm)."""
+    experiment, _ = gaussian
+    log_snr, curves = evaluate.error_by_level(experiment, None, num=4000, levels=6)
+    snr = np.exp(log_snr)[:, None]
+    rho = (snr * STD**2 / (snr * STD**2 + 1)).mean(1)
+    # a sum of two chi-squares of one degree, each halved: relative deviation at most sqrt(2 / n)
+    np.testing.assert_allclose(curves["train"], rho, rtol=5 * np.sqrt(2 / 4000))
+    assert jax.device_count() == 4
