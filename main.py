@@ -3,6 +3,7 @@
 python main.py --config=configs/vp_digits.py --mode=train
 python main.py --config=configs/vp_digits.py --mode=eval
 python main.py --config=configs/vp_digits.py --mode=sample --config.sampling.num=100
+python main.py --config=configs/vp_digits.py --mode=plan
 """
 
 import os
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], "What to do.")
 
 
 def _fail(message: str, code: int) -> None:
@@ -30,12 +31,13 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
         if not flags.FLAGS["config"].present:
             raise ValueError("--config is missing; try --config=configs/vp_digits.py")
-        path = flags.FLAGS["config"].config_filename
+        path = flags.FLAGS["config"].config_filename.partition(":")[0]
         if not Path(path).is_file():
             raise ValueError(f"--config={path}: there is no such file")
         return rest
     except Exception as error:  # absl and ml_collections raise many types here, all of them about the command line
-        _fail(error, 2)
+        lines = str(error).strip().splitlines()
+        _fail(f"{lines[0]} {lines[-1]}" if "Traceback" in str(error) else error, 2)
 
 
 def main(_: list[str]) -> None:
@@ -46,11 +48,11 @@ def main(_: list[str]) -> None:
 
     logging.set_verbosity(logging.WARNING)  # jax and matplotlib tell of their searches for devices and fonts
 
-    from scoreflow import build, evaluate, parallel, sample, train, workdir
+    from scoreflow import build, evaluate, parallel, plan, sample, train, workdir
     from scoreflow.errors import RunError, UserError
 
-    config, name = _CONFIG.value, Path(flags.FLAGS["config"].config_filename).stem
-    folder = Path(_WORKDIR.value or f"runs/{name}")
+    config, name = _CONFIG.value, flags.FLAGS["config"].config_filename
+    folder = Path(_WORKDIR.value or workdir.default(name))
     try:
         parallel.initialize()
         experiment = build.build(config, name)
@@ -59,6 +61,8 @@ def main(_: list[str]) -> None:
             train.train(experiment, build.train_plan(config), folder)
         elif _MODE.value == "eval":
             evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, cache), folder)
+        elif _MODE.value == "plan":
+            plan.plan(experiment, build.planning(config), folder)
         else:
             sample.sample(experiment, build.sample_plan(config, experiment.source), folder)
     except UserError as error:

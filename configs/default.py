@@ -22,7 +22,10 @@ def get_config() -> ConfigDict:
     config.data.dequantisation = "uniform"  # of training data: uniform, or none (bin centres)
     config.data.conditional = False  # give the network the labels
 
-    # The forward SDE: vp_linear, sub_vp_linear (beta_min, beta_max) or ve_geometric (sigma_min, sigma_max).
+    # The forward SDE, all with a horizon: vp_linear, vp_constant, vp_exponential, sub_vp_linear (beta_min, beta_max),
+    # vp_power (and rho), vp_cosine (offset), vp_geometric (variance_min, variance_max); ve_geometric, ve_constant,
+    # ve_linear (sigma_min, sigma_max), ve_power (and rho), edm; or by the theory's letters, theory_... (see
+    # scoreflow/theory/processes.py).
     config.process = ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0})
 
     # What the network predicts (noise, x0, v, score, edm), and the data's root mean square in [-1, 1].
@@ -95,4 +98,11 @@ def get_config() -> ConfigDict:
     config.eval.num_samples = 1500  # 0 skips sample metrics
     config.eval.features = "pixels"  # or digits: a classifier fitted to the training split
     config.eval.neighbours = 3
+
+    # --mode=plan: processes, horizons and steps, for the Gaussian with the data's mean and covariance.
+    config.plan = ConfigDict()
+    config.plan.accuracy = 0.1  # 2-Wasserstein distance to reach, as a share of the data's spread
+    config.plan.score_error = 0.0  # of the network, in L2 over all dimensions, for the bound
+    config.plan.steps = (10, 20, 50, 100, 200, 500, 1000)  # of the table and the plot
+    config.plan.num = 10_000  # training examples to fit
     return config

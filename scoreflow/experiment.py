@@ -14,7 +14,7 @@ class Experiment(NamedTuple):
     """A generative model and its data.
 
     Attributes:
-      name: of the config, for messages and folders.
+      name: the config file as given to the command, for messages.
       seed: of every random number.
       source: the data set.
       process: the forward SDE.

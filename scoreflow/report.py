@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +186,26 @@ def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) 
         axes.legend(frameon=False)
 
     _figure(path, draw)
+
+
+def plot_steps(path: Path, steps: Sequence[int], panels: dict[str, dict[str, list[float]]], target: float) -> None:
+    """Distances against steps, both logarithmic: a panel per title, a curve per name, a line at `target`."""
+    if not parallel.is_main():
+        return
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(11, 3.6 * math.ceil(len(panels) / 2)), layout="constrained")
+    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).ravel()
+    for axes, (title, curves) in zip(grid, panels.items()):
+        for i, (name, values) in enumerate(curves.items()):
+            style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name.startswith("ve") else "-"}
+            axes.loglog(steps, values, marker=".", label=name, **style)
+        axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
+        axes.set(title=title, xlabel="steps")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
 
 
 def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:

@@ -7,10 +7,13 @@
 (3) holds for every process of the form (1), and is why importance sampling for the likelihood weight needs nothing but
 `inverse_log_snr` (see `times`).
 
-A process is a *rate* (beta for the variance-preserving families, g^2 for the variance-exploding one) and a rule that
-turns its integral into alpha and sigma. Both are frozen dataclasses registered as pytrees whose numbers are leaves, so
-two values of beta share one trace, and gradients and `vmap` over schedule parameters need no extra code. The horizon T
-truncates: `replace(process, horizon=0.4)` is the same process, stopped earlier.
+A process is a *rate* (`rates`: beta for the variance-preserving families, g^2 for the variance-exploding one) and the
+rule that turns its integral into alpha and sigma: `VP`, `SubVP`, `VE`; `LinearSDE` takes two rates, any f and g^2. All
+are frozen dataclasses registered as pytrees whose numbers are leaves, so two values of beta share one trace, and
+gradients and `vmap` over schedule parameters need no extra code. The horizon T truncates: `replace(process,
+horizon=0.4)` is the same process, stopped earlier.
+
+`initial_variance` is sigma(0)^2, 0 unless said: with more, what is found at t = 0 is data + N(0, initial_variance I).
 
 Everything is written with expm1 and log1p, so that float32 keeps full relative accuracy at t = 1e-6, where
 `sqrt(1 - alpha^2)` is off by several per cent.
@@ -18,76 +21,37 @@ Everything is written with expm1 and log1p, so that float32 keeps full relative 
 Times t may have any shape; every method returns that shape. Values are not checked here (the constructors run on
 tracers): `build` checks them.
 
+Below the classes stand the named processes, by what their experiments set: the ends of sigma or of beta at t = 0 and
+t = 1, which do not move with the horizon. `theory.processes` has the same families by the letters of the theory.
+
 Reference: Song et al., "Score-based generative modeling through stochastic differential equations", arXiv 2011.13456,
 section 3 and appendix B. Note the sign of f: alpha falls where f < 0.
 """
 
 import abc
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-_BISECTIONS = 60  # halves [0, T] below the float32 spacing of any t in it
-
-
-def _pytree(cls):
-    """Freezes a dataclass and registers it with every field as a leaf."""
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    return jax.tree_util.register_dataclass(cls, [f.name for f in dataclasses.fields(cls)], [])
+from scoreflow.rates import (
+    CosineRate,
+    ExponentialRate,
+    GeometricVarianceRate,
+    LinearRate,
+    PowerRate,
+    Rate,
+    bisect,
+    pytree,
+    quadrature,
+)
 
 
 def expand(coefficient: jax.Array, x: jax.Array) -> jax.Array:
     """Reshapes a per-example coefficient [B] (or a scalar) so that it broadcasts against x [B, ...]."""
     return jnp.reshape(coefficient, jnp.shape(coefficient) + (1,) * (x.ndim - jnp.ndim(coefficient)))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Rates: a positive function of time, its integral and the inverse of its integral from 0.
-
-
-@_pytree
-class LinearRate:
-    """r(t) = start + slope t, with start, slope >= 0 and not both 0."""
-
-    start: ArrayLike
-    slope: ArrayLike
-
-    def __call__(self, t: ArrayLike) -> jax.Array:
-        return self.start + self.slope * jnp.asarray(t)
-
-    def integral(self, t0: ArrayLike, t1: ArrayLike) -> jax.Array:
-        """int_{t0}^{t1} r, as a product with t1 - t0, so that short intervals lose no digits."""
-        return (jnp.asarray(t1) - t0) * (self.start + 0.5 * self.slope * (jnp.asarray(t0) + t1))
-
-    def inverse(self, area: ArrayLike) -> jax.Array:
-        """The t with int_0^t r = area."""
-        return 2.0 * area / (self.start + jnp.sqrt(self.start**2 + 2.0 * self.slope * jnp.asarray(area)))
-
-
-@_pytree
-class ExponentialRate:
-    """r(t) = start exp(growth t), with start > 0 and growth not 0."""
-
-    start: ArrayLike
-    growth: ArrayLike
-
-    def __call__(self, t: ArrayLike) -> jax.Array:
-        return self.start * jnp.exp(self.growth * jnp.asarray(t))
-
-    def integral(self, t0: ArrayLike, t1: ArrayLike) -> jax.Array:
-        """int_{t0}^{t1} r, by expm1 of the difference."""
-        return self(t0) * jnp.expm1(self.growth * (jnp.asarray(t1) - t0)) / self.growth
-
-    def inverse(self, area: ArrayLike) -> jax.Array:
-        """The t with int_0^t r = area."""
-        return jnp.log1p(self.growth * jnp.asarray(area) / self.start) / self.growth
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Processes.
 
 
 class Perturbed(NamedTuple):
@@ -114,6 +78,7 @@ class Process(abc.ABC):
     """A forward SDE of the form (1). Subclasses are final and supply the abstract methods; the rest follows."""
 
     horizon: ArrayLike
+    initial_variance: ArrayLike
 
     @abc.abstractmethod
     def log_alpha(self, t: ArrayLike) -> jax.Array:
@@ -135,9 +100,9 @@ class Process(abc.ABC):
     def reverse_integrals(self, s: ArrayLike, t: ArrayLike) -> ReverseIntegrals:
         """a, b, c of a step from t back to s <= t."""
 
-    @abc.abstractmethod
     def prior_std(self) -> jax.Array:
         """Standard deviation of the Gaussian that is assumed at time T; a scalar."""
+        return self.sigma(self.horizon)
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Signal scale, in (0, 1]."""
@@ -152,19 +117,10 @@ class Process(abc.ABC):
         return 2.0 * self.log_alpha(t) - jnp.log(self.variance(t))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> jax.Array:
-        """The t in [0, T] with log_snr(t) = log_snr, by bisection; closed form where a subclass has one."""
-        log_snr = jnp.asarray(log_snr)
-        low = jnp.zeros_like(log_snr)
-        high = jnp.full_like(log_snr, self.horizon)
-
-        def halve(_, bounds):
-            low, high = bounds
-            middle = 0.5 * (low + high)
-            too_noisy = self.log_snr(middle) < log_snr
-            return jnp.where(too_noisy, low, middle), jnp.where(too_noisy, middle, high)
-
-        low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
-        return 0.5 * (low + high)
+        """The t with log_snr(t) = log_snr: in closed form where a subclass has one, else by bisection of [0, T]."""
+        log_snr = jnp.asarray(log_snr, float)
+        start, end = jnp.zeros_like(log_snr), jnp.full_like(log_snr, self.horizon)
+        return bisect(lambda t: self.log_snr(t) < log_snr, start, end)
 
     def perturb(self, key: jax.Array, x0: jax.Array, t: jax.Array) -> Perturbed:
         """Draws x_t given x_0, exactly (2).
@@ -179,55 +135,63 @@ class Process(abc.ABC):
         return Perturbed(expand(self.alpha(t), x0) * x0 + expand(sigma, x0) * noise, noise, sigma)
 
 
-@_pytree
-class VP(Process):
-    """Variance preserving: f = -beta/2, g^2 = beta, so alpha^2 + sigma^2 = 1. Prior N(0, I)."""
+def _added(log_snr: ArrayLike, initial_variance: ArrayLike) -> jax.Array:
+    """sigma^2 / alpha^2 at a log-SNR, less what was there at t = 0; never below 0, where rounding might put it."""
+    return jnp.maximum(jnp.exp(-jnp.asarray(log_snr)) - initial_variance, 0.0)
 
-    beta: LinearRate | ExponentialRate
+
+@pytree
+class VP(Process):
+    """f = -beta/2, g^2 = s beta, with the stationary variance s: 1 preserves the variance (alpha^2 + sigma^2 = 1).
+
+    The prior is the stationary law N(0, s I). A constant beta with any s is the Ornstein-Uhlenbeck process.
+    """
+
+    beta: Rate
     horizon: ArrayLike = 1.0
+    initial_variance: ArrayLike = 0.0
+    stationary_variance: ArrayLike = 1.0
 
     def log_alpha(self, t):
         return -0.5 * self.beta.integral(0.0, t)
 
     def variance(self, t):
-        return -jnp.expm1(-self.beta.integral(0.0, t))
+        area = self.beta.integral(0.0, t)
+        return self.initial_variance * jnp.exp(-area) - self.stationary_variance * jnp.expm1(-area)
 
     def drift_coeff(self, t):
         return -0.5 * self.beta(t)
 
     def diffusion_sq(self, t):
-        return self.beta(t)
-
-    def log_snr(self, t):
-        area = self.beta.integral(0.0, t)
-        return -area - jnp.log(-jnp.expm1(-area))  # -log(expm1(area)), which would overflow
+        return self.stationary_variance * self.beta(t)
 
     def inverse_log_snr(self, log_snr):
-        return self.beta.inverse(jax.nn.softplus(-jnp.asarray(log_snr)))
+        # sigma^2 / alpha^2 = initial + stationary expm1(area)
+        return self.beta.inverse(jnp.log1p(_added(log_snr, self.initial_variance) / self.stationary_variance))
 
     def reverse_integrals(self, s, t):
         area = self.beta.integral(s, t)
-        return ReverseIntegrals(jnp.exp(0.5 * area), 2.0 * jnp.expm1(0.5 * area), jnp.expm1(area))
+        b, c = 2.0 * jnp.expm1(0.5 * area), jnp.expm1(area)
+        return ReverseIntegrals(jnp.exp(0.5 * area), self.stationary_variance * b, self.stationary_variance * c)
 
     def prior_std(self):
-        return jnp.ones(())
+        return jnp.sqrt(jnp.asarray(self.stationary_variance, float))
 
 
-@_pytree
+@pytree
 class SubVP(Process):
-    """Sub-VP: the drift of VP, g^2 = beta (1 - exp(-2 int beta)), so sigma = 1 - alpha^2. Prior N(0, I)."""
+    """The drift of VP, g^2 = beta (1 - exp(-2 int beta)), so sigma = 1 - alpha^2 from sigma(0) = 0. Prior N(0, I)."""
 
-    beta: LinearRate | ExponentialRate
+    beta: Rate
     horizon: ArrayLike = 1.0
+    initial_variance: ArrayLike = 0.0
 
     def log_alpha(self, t):
         return -0.5 * self.beta.integral(0.0, t)
 
     def variance(self, t):
-        return jnp.expm1(-self.beta.integral(0.0, t)) ** 2
-
-    def sigma(self, t):
-        return -jnp.expm1(-self.beta.integral(0.0, t))
+        area = self.beta.integral(0.0, t)
+        return jnp.expm1(-area) ** 2 + self.initial_variance * jnp.exp(-area)
 
     def drift_coeff(self, t):
         return -0.5 * self.beta(t)
@@ -235,13 +199,9 @@ class SubVP(Process):
     def diffusion_sq(self, t):
         return -self.beta(t) * jnp.expm1(-2.0 * self.beta.integral(0.0, t))
 
-    def log_snr(self, t):
-        area = self.beta.integral(0.0, t)
-        return -area - 2.0 * jnp.log(-jnp.expm1(-area))
-
     def inverse_log_snr(self, log_snr):
-        # sigma / alpha = 2 sinh(area / 2)
-        return self.beta.inverse(2.0 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * jnp.asarray(log_snr))))
+        # sigma^2 / alpha^2 = initial + (2 sinh(area / 2))^2
+        return self.beta.inverse(2.0 * jnp.arcsinh(0.5 * jnp.sqrt(_added(log_snr, self.initial_variance))))
 
     def reverse_integrals(self, s, t):
         area, start = self.beta.integral(s, t), self.beta.integral(0.0, s)
@@ -255,16 +215,13 @@ class SubVP(Process):
         return jnp.ones(())
 
 
-@_pytree
+@pytree
 class VE(Process):
-    """Variance exploding: f = 0, alpha = 1, sigma^2 = initial_variance + int g^2. Prior N(0, sigma(T)^2 I).
+    """Variance exploding: f = 0, alpha = 1, sigma^2 = initial_variance + int g^2. Prior N(0, sigma(T)^2 I)."""
 
-    With initial_variance > 0 the law at t = 0 is that of data + N(0, initial_variance I).
-    """
-
-    g2: LinearRate | ExponentialRate
-    initial_variance: ArrayLike = 0.0
+    g2: Rate
     horizon: ArrayLike = 1.0
+    initial_variance: ArrayLike = 0.0
 
     def log_alpha(self, t):
         return jnp.zeros(jnp.shape(t), jnp.result_type(t, float))
@@ -279,27 +236,125 @@ class VE(Process):
         return self.g2(t)
 
     def inverse_log_snr(self, log_snr):
-        return self.g2.inverse(jnp.exp(-jnp.asarray(log_snr)) - self.initial_variance)
+        return self.g2.inverse(_added(log_snr, self.initial_variance))
 
     def reverse_integrals(self, s, t):
         area = self.g2.integral(s, t)
         return ReverseIntegrals(jnp.ones_like(area), area, area)
 
-    def prior_std(self):
-        return self.sigma(self.horizon)
+
+@pytree
+class LinearSDE(Process):
+    """f = -decay and g^2, any two rates: the general form (1). Prior N(0, sigma(T)^2 I).
+
+    alpha is as exact as the integral of `decay`; sigma^2 and the reverse integrals have no closed form in general, and
+    are taken by Gauss-Legendre quadrature with 64 and 32 nodes: good to rounding where both rates are smooth on [0, T].
+    """
+
+    decay: Rate
+    g2: Rate
+    horizon: ArrayLike = 1.0
+    initial_variance: ArrayLike = 0.0
+
+    def log_alpha(self, t):
+        return -self.decay.integral(0.0, t)
+
+    def variance(self, t):
+        def kept(u):  # of the noise that enters at u, at the time t
+            return jnp.exp(-2.0 * self.decay.integral(u, jnp.expand_dims(t, -1))) * self.g2(u)
+
+        t = jnp.asarray(t, float)
+        return self.initial_variance * jnp.exp(2.0 * self.log_alpha(t)) + quadrature(kept, 0.0, t, nodes=64)
+
+    def drift_coeff(self, t):
+        return -self.decay(t)
+
+    def diffusion_sq(self, t):
+        return self.g2(t)
+
+    def reverse_integrals(self, s, t):
+        s, t = jnp.broadcast_arrays(jnp.asarray(s, float), jnp.asarray(t, float))
+
+        def grown(power):  # alpha(s) / alpha(u) to a power, times g^2
+            return lambda u: jnp.exp(power * self.decay.integral(jnp.expand_dims(s, -1), u)) * self.g2(u)
+
+        a = jnp.exp(self.decay.integral(s, t))
+        return ReverseIntegrals(a, quadrature(grown(1.0), s, t), quadrature(grown(2.0), s, t))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Named processes.
+
+
+def _log(x: ArrayLike) -> ArrayLike:
+    """The logarithm: a float of a float, so that a process made of floats serves in either precision."""
+    return jnp.log(x) if isinstance(x, jax.Array) else float(np.log(x))
 
 
 def vp_linear(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, horizon: ArrayLike = 1.0) -> VP:
-    """VP with beta(t) = beta_min + t (beta_max - beta_min); the slope does not depend on the horizon."""
+    """VP with beta from beta_min to beta_max along a line (Song et al. 2021)."""
     return VP(LinearRate(beta_min, beta_max - beta_min), horizon)
 
 
+def vp_constant(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, horizon: ArrayLike = 1.0) -> VP:
+    """VP with the constant beta (beta_min + beta_max) / 2."""
+    return VP(LinearRate(0.5 * (beta_min + beta_max), 0.0), horizon)
+
+
+def vp_power(
+    beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, rho: ArrayLike = 5.0, horizon: ArrayLike = 1.0
+) -> VP:
+    """VP with beta^(1 / rho) from beta_min^(1 / rho) to beta_max^(1 / rho) along a line."""
+    base = beta_min ** (1.0 / rho)
+    return VP(PowerRate(base, beta_max ** (1.0 / rho) - base, rho), horizon)
+
+
+def vp_exponential(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 30.0, horizon: ArrayLike = 1.0) -> VP:
+    """VP with log beta from log beta_min to log beta_max along a line."""
+    return VP(ExponentialRate(beta_min, _log(beta_max) - _log(beta_min)), horizon)
+
+
+def vp_cosine(offset: ArrayLike = 0.008, horizon: ArrayLike = 0.995) -> VP:
+    """VP with alpha = cos(w (t + offset)) / cos(w offset), 0 at t = 1 (Nichol, Dhariwal 2021): a horizon below 1."""
+    return VP(CosineRate(offset), horizon)
+
+
+def vp_geometric(variance_min: ArrayLike = 3e-5, variance_max: ArrayLike = 0.999, horizon: ArrayLike = 1.0) -> VP:
+    """VP with sigma^2 from variance_min, at t = 0, to variance_max in geometric progression (Vahdat et al. 2021)."""
+    growth = _log(variance_max) - _log(variance_min)
+    return VP(GeometricVarianceRate(variance_min, growth, 1.0 - variance_min), horizon, variance_min)
+
+
 def sub_vp_linear(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, horizon: ArrayLike = 1.0) -> SubVP:
-    """Sub-VP with beta(t) = beta_min + t (beta_max - beta_min)."""
+    """Sub-VP with beta from beta_min to beta_max along a line (Song et al. 2021)."""
     return SubVP(LinearRate(beta_min, beta_max - beta_min), horizon)
 
 
 def ve_geometric(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, horizon: ArrayLike = 1.0) -> VE:
-    """VE with sigma(t) = sigma_min (sigma_max / sigma_min)^t, so sigma(0) = sigma_min, not 0."""
-    growth = 2.0 * (jnp.log(sigma_max) - jnp.log(sigma_min))
-    return VE(ExponentialRate(growth * sigma_min**2, growth), sigma_min**2, horizon)
+    """VE with sigma from sigma_min, at t = 0, to sigma_max in geometric progression (Song et al. 2021)."""
+    growth = 2.0 * (_log(sigma_max) - _log(sigma_min))
+    return VE(ExponentialRate(growth * sigma_min**2, growth), horizon, sigma_min**2)
+
+
+def ve_constant(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, horizon: ArrayLike = 1.0) -> VE:
+    """VE with sigma^2 from sigma_min^2 to sigma_max^2 along a line in t: g is constant."""
+    return VE(LinearRate(sigma_max**2 - sigma_min**2, 0.0), horizon, sigma_min**2)
+
+
+def ve_linear(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, horizon: ArrayLike = 1.0) -> VE:
+    """VE with sigma^2 from sigma_min^2 to sigma_max^2 along a line in t^2: g^2 is proportional to t."""
+    return VE(LinearRate(0.0, 2.0 * (sigma_max**2 - sigma_min**2)), horizon, sigma_min**2)
+
+
+def ve_power(
+    sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, rho: ArrayLike = 7.0, horizon: ArrayLike = 1.0
+) -> VE:
+    """VE with sigma^(1 / rho) from sigma_min^(1 / rho) to sigma_max^(1 / rho) along a line."""
+    base = sigma_min ** (1.0 / rho)
+    slope = sigma_max ** (1.0 / rho) - base
+    return VE(PowerRate(base, slope, 2.0 * rho - 1.0, 2.0 * rho * slope), horizon, sigma_min**2)
+
+
+def edm(horizon: ArrayLike = 80.0) -> VE:
+    """VE with sigma = t (Karras et al. 2022, arXiv 2206.00364)."""
+    return VE(LinearRate(0.0, 2.0), horizon)

@@ -261,4 +261,4 @@ def _finish(experiment: Experiment, params, folder: Path, step: int, log: report
     log.close()
     report.say(f"trained to step {step} in {seconds:.0f} s")
     report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {folder / 'loss.png'} and beside it")
-    report.say(f"next:    python main.py --config=configs/{experiment.name}.py --workdir={folder} --mode=eval")
+    report.say(f"next:    python main.py --config={experiment.name} --workdir={folder} --mode=eval")

@@ -14,6 +14,7 @@ _FREE_TO_RESUME = (
     "sampling.",
     "sampler.",
     "grid.",
+    "plan.",
     "data.dir",
     "training.steps",
     "training.keep",
@@ -33,13 +34,19 @@ def _flat(config: dict, prefix: str = "") -> dict:
     return out
 
 
+def default(config: str) -> Path:
+    """Where a run lives unless it is said: runs/<name> of <path>, runs/<name>-<variant> of <path>:<variant>."""
+    path, _, variant = config.partition(":")
+    return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
+
+
 def claim(workdir: Path, config: dict, *, resume: bool) -> None:
-    """Makes sure that the folder is free or belongs to a run of this config, and writes `config.json`.
+    """Makes sure that the folder is free or belongs to a run of this config.
 
     Args:
       workdir: the folder of the run.
       config: everything that was configured, as nested dicts of plain values.
-      resume: whether training will go on there; evaluation and sampling may change more than that.
+      resume: whether training will go on there: then `config.json` is written. Other uses may change more of it.
 
     Raises:
       UserError: if a run of another config lives there; it names the first difference.
@@ -58,9 +65,8 @@ def claim(workdir: Path, config: dict, *, resume: bool) -> None:
                     f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}; choose another "
                     "--workdir, or set it back"
                 )
-        if not resume:
-            return
-    report.write_json(path, {"config": config, "versions": versions(), "devices": parallel.describe()})
+    if resume:
+        report.write_json(path, {"config": config, "versions": versions(), "devices": parallel.describe()})
 
 
 def versions() -> dict[str, str]:

@@ -1,17 +1,24 @@
 """Every config file builds, trains two steps, samples and is evaluated, at tiny width; and bad settings are refused."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from scoreflow import build, evaluate, sample, train, workdir
+from scoreflow import build, evaluate, likelihood, sample, train, workdir
 from scoreflow.data import archives
 from scoreflow.errors import UserError
 from tests import tiny
 from tests.test_data import made  # noqa: F401  (a fixture)
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py") if path.stem != "default")
+VARIANTS = [
+    f"{name}:{variant}"
+    for name in ("digits_processes", "cifar10_processes")
+    for variant in tiny.module(tiny.ROOT / "configs" / f"{name}.py").VARIANTS
+]
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +46,50 @@ def _shrink(config: ConfigDict) -> ConfigDict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith("_processes")])
 def test_every_config_works_from_end_to_end(name, tmp_path, request):
     config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
     if config.data.name in archives.ARCHIVES:
         data_dir, _ = request.getfixturevalue("made")(config.data.name)
         config.data.dir = str(data_dir)
+    _end_to_end(config, name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
+    """All finite, as configured, with an MLP, since the network is the same for all; CIFAR-10 from an archive."""
+    stem, variant = name.split(":")
+    config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
+    if config.data.name in archives.ARCHIVES:
+        config.data.dir = str(request.getfixturevalue("made")(config.data.name)[0])
+    config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+    experiment = build.build(config, name)
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
+    batch = {"x": experiment.source.train.x[:8]}
+    x_init = experiment.terminal.sample(jax.random.key(2), (2, *experiment.source.shape))
+
+    @jax.jit
+    def everything(params):
+        loss = lambda params: experiment.objective(params, jax.random.key(1), batch, train=True)[0]
+        score, x = experiment.score(params), experiment.encode(jax.random.key(4), batch["x"][:2])
+        draw = experiment.sampler(score, jax.random.key(3), x_init, None).x
+        options = {"t_min": experiment.t_min, "rtol": 1e-2, "atol": 1e-2}
+        law = experiment.terminal
+        density = likelihood.log_prob(experiment.process, score, law, jax.random.key(5), x, **options).logp
+        return jax.value_and_grad(loss)(params), draw, density
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(params)))
+
+
+@pytest.mark.slow
+def test_a_variant_works_from_end_to_end(tmp_path):
+    config = tiny.load(tiny.ROOT / "configs" / "digits_processes.py", "ve_power")
+    config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+    _end_to_end(_shrink(config), "configs/digits_processes.py:ve_power", tmp_path)
+
+
+def _end_to_end(config, name, tmp_path):
     experiment = build.build(config, name)
     workdir.claim(tmp_path / "run", experiment.config, resume=True)
     train.train(experiment, build.train_plan(config), tmp_path / "run")
@@ -60,7 +105,24 @@ def test_every_config_works_from_end_to_end(name, tmp_path, request):
 def test_every_config_is_complete_and_has_its_command(name):
     path = tiny.ROOT / "configs" / f"{name}.py"
     build.check(tiny.load(path))
-    assert f"python main.py --config=configs/{name}.py --mode=train" in path.read_text()
+    assert f"python main.py --config=configs/{name}.py" in path.read_text()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_complete_and_is_named(name):
+    stem, variant = name.split(":")
+    path = tiny.ROOT / "configs" / f"{stem}.py"
+    config = tiny.load(path, variant)
+    build.check(config)
+    process = build.process(config)
+    # grids and training begin where the process has as little noise as it starts with, or less than a level
+    assert float(process.sigma(config.t_min)) < max(1.02 * float(process.sigma(0.0)), 2 / 256)
+    assert re.search(rf"\b{variant}\b", tiny.module(path).__doc__)
+
+
+def test_an_unknown_variant_lists_the_known_ones():
+    with pytest.raises(ValueError, match="ve_quadratic must be one of vp_linear, vp_constant"):
+        tiny.load(tiny.ROOT / "configs" / "digits_processes.py", "ve_quadratic")
 
 
 # Each row: a change to a good config, and what the one line must say.
@@ -84,9 +146,16 @@ BAD = [
     ({"training__schedule": "linear"}, "training.schedule = 'linear' must be one of cosine, constant"),
     ({"training__ema_decay": 1.0}, "training.ema_decay = 1.0 must be a number from 0 to below 1"),
     ({"training__batch_size": 512}, "must not exceed the 360 test examples of digits"),
-    ({"process__name": "vp"}, "process.name = 'vp' must be one of vp_linear, sub_vp_linear, ve_geometric"),
+    ({"process__name": "vp"}, "process.name = 'vp' must be one of vp_linear, vp_constant, vp_power"),
     ({"process__sigma_min": 0.1}, "process.sigma_min is not a known setting"),
     ({"process__beta_max": 0.01}, "process.beta_max = 0.01 must not be below process.beta_min = 0.1"),
+    ({"process": ConfigDict({"name": "vp_cosine", "offset": 0.008, "horizon": 1.0})},
+     "process.horizon = 1.0 leaves vp_cosine no signal"),
+    ({"process": ConfigDict({"name": "vp_geometric", "variance_min": 0.5, "variance_max": 0.1, "horizon": 1.0})},
+     "process.variance_max = 0.1 must be above process.variance_min = 0.5"),
+    ({"process": ConfigDict({"name": "vp_geometric", "variance_min": 0.1, "variance_max": 1.5, "horizon": 1.0})},
+     "process.variance_max = 1.5 must be a number between 0 and 1"),
+    ({"plan__steps": ()}, "plan.steps = () must be a tuple of one or more whole numbers"),
     ({"process__horizon": -1.0}, "process.horizon = -1.0 must be a number above 0"),
     ({"process": ConfigDict({"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0})},
      "process.sigma_max = 1.0 must be above process.sigma_min = 2.0"),
@@ -145,10 +214,23 @@ def test_every_row_of_every_table_builds():
 
     values = {"horizon": 1.0, "rho": 7.0, "predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True}
     values |= {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "gamma": 5.0, "bias": 0.0, "mean": 0.0, "std": 1.0}
-    values |= {"beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0, "data_rms": 1.0}
+    values |= {"offset": 0.008, "variance_min": 1e-4, "variance_max": 0.99, "v0": 0.1, "al": 1.0, "si": 1.0}
+    values |= {
+        "a": 1.0,
+        "b": 1.0,
+        "c": 1.0,
+        "k": 1.0,
+        "beta_min": 0.1,
+        "beta_max": 20.0,
+        "sigma_min": 0.01,
+        "sigma_max": 50.0,
+        "data_rms": 1.0,
+    }
     for section in ("process", "weight", "times", "grid", "sampler"):
         for name, parameters in tables.NAMED[section].items():
             chosen = ConfigDict({"name": name, **{p: values[p] for p in parameters}})
+            if name == "vp_cosine":
+                chosen.horizon = 0.9
             experiment = build.build(tiny.digits(**{section: chosen}), "row")
             if section != "process":  # by its name alone, with the defaults
                 build.build(tiny.digits(**{section: ConfigDict({"name": name})}), "row")

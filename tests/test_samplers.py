@@ -9,7 +9,7 @@ from scipy.stats import ks_1samp
 
 from scoreflow import transitions
 from scoreflow.samplers import adaptive, affine, grids, ode
-from tests.test_transitions import gaussian_law
+from scoreflow.theory import exact
 from tests.truth import PROCESSES, TOY, gaussian_score, process64, slope
 
 DETERMINISTIC = {
@@ -67,12 +67,12 @@ def test_order_on_a_mixture(x64, name):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_rules_converge_with_weak_order_one(x64, name):
     """Error in the variance of the law they produce from an exact start, by its exact recursion."""
-    process, counts = process64("vp"), (200, 400, 800, 1600)
-    errors = []
-    for n in counts:
-        _, var = gaussian_law(process, np.linspace(1, 0.1, n + 1), STOCHASTIC[name], [0.5], [0.0], start="exact")
-        errors.append(abs(var[0] - float(process.alpha(0.1) ** 2 * 0.5 + process.variance(0.1))))
-    assert abs(slope(errors, counts) - 1) < 0.3
+    process, counts, data = process64("vp"), (200, 400, 800, 1600), exact.Law(jnp.zeros(1), jnp.array([0.5]))
+    start, end = exact.marginal(process, data, 1.0), exact.marginal(process, data, 0.1)
+    laws = [
+        exact.gaussian_law(process, jnp.linspace(1, 0.1, n + 1), STOCHASTIC[name], data, start=start) for n in counts
+    ]
+    assert abs(slope([float(abs(law.variance - end.variance)[0]) for law in laws], counts) - 1) < 0.3
 
 
 @pytest.mark.parametrize("name", [*STOCHASTIC, "ddim", "euler_ode"])
@@ -81,9 +81,10 @@ def test_sampler_code_has_the_law_of_its_coefficients(name):
     process, n = PROCESSES["vp"], 100_000
     rule = {**STOCHASTIC, "ddim": transitions.ddim, "euler_ode": transitions.euler_ode}[name]
     mu, lam = np.array([0.3, -1.0]), np.array([0.5, 2.0])
-    grid = np.linspace(1, 0.01, 21)
+    grid = np.linspace(1, 0.1, 21) ** 2
     with jax.enable_x64(True):
-        mean, var = gaussian_law(process64("vp"), grid, rule, lam, mu)
+        law = exact.gaussian_law(process64("vp"), jnp.asarray(grid), rule, exact.Law(mu, lam))
+        mean, var = np.asarray(law.mean), np.asarray(law.variance)
         start = float(process64("vp").sigma(1.0))
     x_init = start * jax.random.normal(jax.random.key(0), (n, 2))
     run = functools.partial(affine.affine, process, gaussian_score(process, mu, lam), transition=rule)
@@ -144,7 +145,7 @@ def test_grids_are_even_in_what_they_say(x64, name, grid):
 
 def test_karras_grid_is_that_of_edm(x64):
     """For sigma = t the published formula (max^(1/7) + i/n (min^(1/7) - max^(1/7)))^7."""
-    process = process64("ve_linear")
+    process = process64("edm")
     found = grids.karras(process, 17, t_min=0.002)
     ramp = 3.0 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 3.0 ** (1 / 7))
     np.testing.assert_allclose(found, ramp**7, rtol=1e-9)

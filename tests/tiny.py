@@ -8,12 +8,17 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).parent.parent
 
 
-def load(path: Path) -> ConfigDict:
-    """The config of a file under configs/."""
+def module(path: Path):
+    """A file under configs/."""
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def load(path: Path, *variant: str) -> ConfigDict:
+    """The config of a file under configs/, or of a variant in it."""
+    return module(path).get_config(*variant)
 
 
 def digits(**changes) -> ConfigDict:

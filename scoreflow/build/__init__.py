@@ -13,8 +13,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from scoreflow import dequantise, experiment, metrics, score, sdes, terminal
-from scoreflow.build.checks import check, check_source
+from scoreflow import dequantise, experiment, metrics, score, sdes, terminal, transitions
+from scoreflow.build.checks import check, check_process, check_source
 from scoreflow.build.tables import (
     ADAPTIVE,
     DEQUANTISERS,
@@ -27,6 +27,7 @@ from scoreflow.build.tables import (
     PROCESSES,
     SAMPLERS,
     TIMES,
+    TRANSITIONS,
     WEIGHTS,
     Choice,
 )
@@ -36,8 +37,9 @@ from scoreflow.evaluate import EvalPlan
 from scoreflow.losses import dsm
 from scoreflow.metrics import digits as digit_metrics
 from scoreflow.models import Network, layers, network
+from scoreflow.plan import PlanPlan
 from scoreflow.sample import SamplePlan
-from scoreflow.samplers import adaptive, guide
+from scoreflow.samplers import adaptive, grids, guide
 from scoreflow.train import TrainPlan
 
 
@@ -68,8 +70,14 @@ def source(config) -> Source:
 
 
 def process(config) -> sdes.Process:
-    """The forward SDE."""
-    return _make(PROCESSES, config.process)
+    """The forward SDE.
+
+    Raises:
+      UserError: where its horizon leaves no signal.
+    """
+    made = _make(PROCESSES, config.process)
+    check_process(config, made)
+    return made
 
 
 def model(config, found: Source) -> Network:
@@ -139,7 +147,7 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
 
     Args:
       config: see `configs/default.py` for every setting.
-      name: for messages and folders.
+      name: the config file as given to the command, for messages.
 
     Raises:
       UserError: for anything in it that cannot work, data included.
@@ -231,6 +239,24 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         sample_batch=config.sampling.batch_size,
         extractor=extractors[plan.features],
         neighbours=plan.neighbours,
+    )
+
+
+def planning(config) -> PlanPlan:
+    """What `--mode=plan` compares: the configured process with every named one at its default ends."""
+    chosen = config.process.name
+    named = {name: row.make() for name, row in PROCESSES.items() if not name.startswith("theory_")}
+    rule = TRANSITIONS.get(config.sampler.get("predictor", config.sampler.name), transitions.exponential_sde)
+    return PlanPlan(
+        processes={**named, chosen: process(config)},
+        chosen=chosen,
+        grids={"uniform": grids.uniform, config.grid.name: _make(GRIDS, config.grid)},
+        rule=rule,
+        t_min=config.sampling.t_min,
+        accuracy=config.plan.accuracy,
+        score_error=config.plan.score_error,
+        steps=tuple(sorted(config.plan.steps)),
+        num=config.plan.num,
     )
 
 

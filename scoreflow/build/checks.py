@@ -8,6 +8,7 @@ import numpy as np
 from scoreflow.build.tables import NAMED, SECTIONS, TEXT, TOP, Check, one_of
 from scoreflow.data import Source
 from scoreflow.errors import UserError
+from scoreflow.sdes import Process
 
 
 def _hint(name: str, known) -> str:
@@ -66,6 +67,10 @@ def check_together(config) -> None:
     process, training = config.process, config.training
     if config.data.name in ("arrays", "folder") and not config.data.path:
         raise UserError(f"data.path is empty: data.name = {config.data.name} needs the file or folder to read")
+    if "variance_max" in process and process.variance_max <= process.variance_min:
+        raise UserError(
+            f"process.variance_max = {process.variance_max} must be above process.variance_min = {process.variance_min}"
+        )
     if "beta_max" in process and process.beta_max < process.beta_min:
         raise UserError(
             f"process.beta_max = {process.beta_max} must not be below process.beta_min = {process.beta_min}"
@@ -100,6 +105,16 @@ def check_together(config) -> None:
         raise UserError(
             f"sampling.guidance = {config.sampling.guidance} needs a network that also knows unlabelled data: train "
             "it with training.label_dropout above 0"
+        )
+
+
+def check_process(config, made: Process) -> None:
+    """Numbers that are possible each, of a process that is not."""
+    last = float(made.log_snr(made.horizon))
+    if not np.isfinite(last):
+        raise UserError(
+            f"process.horizon = {config.process.horizon} leaves {config.process.name} no signal: its log-SNR there is "
+            f"{last}; stop earlier"
         )
 
 

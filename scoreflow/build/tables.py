@@ -18,6 +18,7 @@ from scoreflow.losses import dsm
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
 from scoreflow.samplers import affine, grids, ode
+from scoreflow.theory import processes
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What a value must be.
@@ -59,11 +60,37 @@ class Choice(NamedTuple):
 # ----------------------------------------------------------------------------------------------------------------------
 # Tables.
 
-_BETAS = {"beta_min": POSITIVE, "beta_max": POSITIVE, "horizon": POSITIVE}
+_HORIZON = {"horizon": POSITIVE}
+_BETAS = {"beta_min": POSITIVE, "beta_max": POSITIVE, **_HORIZON}
+_SIGMAS = {"sigma_min": POSITIVE, "sigma_max": POSITIVE, **_HORIZON}
+_VARIANCE = Check(float, lambda v: 0 < v < 1, "a number between 0 and 1")
+_OFFSET = {"v0": NON_NEGATIVE, **_HORIZON}
 PROCESSES = {
+    # by the ends of beta or sigma at t = 0 and t = 1
     "vp_linear": Choice(sdes.vp_linear, _BETAS),
+    "vp_constant": Choice(sdes.vp_constant, _BETAS),
+    "vp_power": Choice(sdes.vp_power, {**_BETAS, "rho": POSITIVE}),
+    "vp_exponential": Choice(sdes.vp_exponential, _BETAS),
+    "vp_cosine": Choice(sdes.vp_cosine, {"offset": POSITIVE, **_HORIZON}),
+    "vp_geometric": Choice(sdes.vp_geometric, {"variance_min": _VARIANCE, "variance_max": _VARIANCE, **_HORIZON}),
     "sub_vp_linear": Choice(sdes.sub_vp_linear, _BETAS),
-    "ve_geometric": Choice(sdes.ve_geometric, {"sigma_min": POSITIVE, "sigma_max": POSITIVE, "horizon": POSITIVE}),
+    "ve_geometric": Choice(sdes.ve_geometric, _SIGMAS),
+    "ve_constant": Choice(sdes.ve_constant, _SIGMAS),
+    "ve_linear": Choice(sdes.ve_linear, _SIGMAS),
+    "ve_power": Choice(sdes.ve_power, {**_SIGMAS, "rho": Check(float, lambda v: v >= 0.5, "a number, 0.5 or above")}),
+    "edm": Choice(sdes.edm, _HORIZON),
+    # by the letters of the theory
+    "theory_ve_exp": Choice(processes.ve_exp, {"a": POSITIVE, "b": POSITIVE, **_OFFSET}),
+    "theory_ve_const": Choice(processes.ve_const, {"a": POSITIVE, **_OFFSET}),
+    "theory_ve_sqrt": Choice(processes.ve_sqrt, {"a": POSITIVE, **_OFFSET}),
+    "theory_ve_poly": Choice(
+        processes.ve_poly, {"a": POSITIVE, "b": NON_NEGATIVE, "c": NON_NEGATIVE, "k": POSITIVE, **_OFFSET}
+    ),
+    "theory_ou": Choice(processes.ou, {"al": POSITIVE, "si": POSITIVE, **_HORIZON}),
+    "theory_vp_linear": Choice(processes.vp_linear, {"a": NON_NEGATIVE, "b": POSITIVE, **_HORIZON}),
+    "theory_vp_poly": Choice(processes.vp_poly, {"a": NON_NEGATIVE, "b": POSITIVE, "rho": NON_NEGATIVE, **_HORIZON}),
+    "theory_vp_exp": Choice(processes.vp_exp, {"a": POSITIVE, "b": ANY_NUMBER, **_HORIZON}),
+    "theory_sub_vp": Choice(processes.sub_vp, {"a": NON_NEGATIVE, "b": POSITIVE, **_HORIZON}),
 }
 _NET = {"dropout": FRACTION, "dtype": DTYPE}
 MODELS = {
@@ -210,6 +237,12 @@ SECTIONS = {
         "features": one_of(*FEATURES),
         "neighbours": COUNT,
     },
+}
+SECTIONS["plan"] = {
+    "accuracy": POSITIVE,
+    "score_error": NON_NEGATIVE,
+    "steps": Check(tuple, lambda v: COUNTS.holds(v) and 0 < len(v), "a tuple of one or more whole numbers above 0"),
+    "num": Check(int, lambda v: v >= 2, "a whole number, 2 or above"),
 }
 NAMED = {
     "process": {name: choice.parameters for name, choice in PROCESSES.items()},

@@ -1,0 +1,67 @@
+"""CIFAR-10 under every forward process, with the values of the published experiments; needs a GPU or TPU for days.
+
+    python main.py --config=configs/cifar10_processes.py:vp_power --mode=train --workdir=runs/vp_power
+    python main.py --config=configs/cifar10_processes.py:vp_power --mode=eval --workdir=runs/vp_power
+
+One of: vp_linear vp_constant vp_power vp_exponential vp_cosine sub_vp_linear ve_geometric ve_constant ve_linear
+ve_power edm. The eight of Gao, Nguyen, Zhu (arXiv 2311.11003) take the numbers of its code: rho = 2 (its deep configs
+have 5 for vp_power and 7 for ve_power: --config.process.rho=5); sigma, which is for data in [0, 1] there, doubled for
+[-1, 1]; 1,000 steps of Euler-Maruyama for VP, of reverse diffusion with one Langevin step for VE. The network is this
+library's U-Net.
+No result is claimed: none has been trained to the end here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vp_cifar10
+
+_BETAS = {"beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0}
+_SIGMAS = {"sigma_min": 0.02, "sigma_max": 100.0, "horizon": 1.0}
+
+VARIANTS = {
+    "vp_linear": {"name": "vp_linear", **_BETAS},
+    "vp_constant": {"name": "vp_constant", **_BETAS, "beta_max": 10.0},
+    "vp_power": {"name": "vp_power", **_BETAS, "rho": 2.0},
+    "vp_exponential": {"name": "vp_exponential", **_BETAS, "beta_max": 30.0},
+    "vp_cosine": {"name": "vp_cosine", "offset": 0.008, "horizon": 0.995},
+    "sub_vp_linear": {"name": "sub_vp_linear", **_BETAS},
+    "ve_geometric": {"name": "ve_geometric", **_SIGMAS},
+    "ve_constant": {"name": "ve_constant", **_SIGMAS},
+    "ve_linear": {"name": "ve_linear", **_SIGMAS},
+    "ve_power": {"name": "ve_power", **_SIGMAS, "rho": 2.0},
+    "edm": {"name": "edm", "horizon": 80.0},
+}
+
+
+def get_config(variant: str = "vp_linear"):
+    """The experiment with a process of `VARIANTS`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
+    exploding = variant.startswith(("ve", "edm"))
+    config = vp_cifar10.get_config()
+    config.process = ConfigDict(VARIANTS[variant])
+    config.model.blocks = 4
+    config.score.kind = "noise"
+    config.weight = ConfigDict({"name": "noise"})
+    config.times = ConfigDict({"name": "uniform"})
+    config.training.optimiser = "adam"
+    config.training.steps = 1_300_000
+    config.training.ema_decay = 0.999 if exploding else 0.9999
+    config.grid = ConfigDict({"name": "uniform"})
+    config.sampling.steps = 1000
+    config.sampling.t_min = 1e-5 if exploding else 1e-3
+    config.sampler = ConfigDict({"name": "euler_maruyama", "denoise": True})
+    if exploding:
+        options = {"predictor": "reverse_diffusion", "corrector_steps": 1, "snr": 0.16, "denoise": True}
+        config.sampler = ConfigDict({"name": "predictor_corrector", **options})
+    if variant == "ve_constant":  # at the 1e-5 of the others its noise would be 0.3 already
+        config.t_min = config.sampling.t_min = 1e-9
+    if variant == "edm":  # Karras et al. 2022, table 1, for data in [-1, 1] with a root mean square of 1/2
+        config.t_min = config.sampling.t_min = 2e-3
+        config.score = ConfigDict({"kind": "edm", "data_rms": 0.5})
+        config.weight = ConfigDict({"name": "edm", "data_rms": 0.5})
+        config.times = ConfigDict({"name": "log_normal", "mean": -1.2, "std": 1.2})
+        config.grid = ConfigDict({"name": "karras", "rho": 7.0})
+        config.sampler = ConfigDict({"name": "heun", "denoise": True})
+        config.sampling.steps = 18
+    return config
