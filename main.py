@@ -6,7 +6,6 @@ python main.py --config=configs/vp_digits.py --mode=sample --config.sampling.num
 python main.py --config=configs/vp_digits.py --mode=plan
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -41,16 +40,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def main(_: list[str]) -> None:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreflow"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
     logging.set_verbosity(logging.WARNING)  # jax and matplotlib tell of their searches for devices and fonts
 
-    from scoreflow import build, evaluate, parallel, plan, sample, train, workdir
+    from scoreflow import build, caches, evaluate, parallel, plan, sample, train, workdir
     from scoreflow.errors import RunError, UserError
 
+    caches.keep_compiled()
     config, name = _CONFIG.value, flags.FLAGS["config"].config_filename
     folder = Path(_WORKDIR.value or workdir.default(name))
     try:
@@ -60,7 +55,7 @@ def main(_: list[str]) -> None:
         if _MODE.value == "train":
             train.train(experiment, build.train_plan(config), folder)
         elif _MODE.value == "eval":
-            evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, cache), folder)
+            evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, caches.folder()), folder)
         elif _MODE.value == "plan":
             plan.plan(experiment, build.planning(config), folder)
         else:

@@ -188,7 +188,9 @@ def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) 
     _figure(path, draw)
 
 
-def plot_steps(path: Path, steps: Sequence[int], panels: dict[str, dict[str, list[float]]], target: float) -> None:
+def plot_steps(
+    path: Path, steps: Sequence[int], panels: dict[str, dict[str, list[float]]], target: float | None = None
+) -> None:
     """Distances against steps, both logarithmic: a panel per title, a curve per name, a line at `target`."""
     if not parallel.is_main():
         return
@@ -196,13 +198,15 @@ def plot_steps(path: Path, steps: Sequence[int], panels: dict[str, dict[str, lis
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(11, 3.6 * math.ceil(len(panels) / 2)), layout="constrained")
-    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).ravel()
+    columns, rows = min(len(panels), 2), math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(4.6 * columns + 2, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, curves) in zip(grid, panels.items()):
         for i, (name, values) in enumerate(curves.items()):
             style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name.startswith("ve") else "-"}
             axes.loglog(steps, values, marker=".", label=name, **style)
-        axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
+        if target is not None:
+            axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
         axes.set(title=title, xlabel="steps")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)

@@ -133,7 +133,7 @@ def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
     return parallel.jit(dispatch, donate_argnums=0, out_shardings=parallel.replicated())
 
 
-def _batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tuple[int, dict]]:
+def batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tuple[int, dict]]:
     """(first step, batches of one dispatch on the devices), for every dispatch from `start` on."""
     for step in range(start, plan.steps, plan.steps_per_dispatch):
         parts = [
@@ -196,12 +196,12 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     # --- loop ---------------------------------------------------------------------------------------------------------
     recent: list[dict] = []
     clock = time.monotonic()
-    for first, batches in report.progress(
-        _batches(experiment, plan, start), total=plan.steps, initial=start, per_item=plan.steps_per_dispatch
+    for first, part in report.progress(
+        batches(experiment, plan, start), total=plan.steps, initial=start, per_item=plan.steps_per_dispatch
     ):
-        state, metrics = dispatch(state, batches)
+        state, metrics = dispatch(state, part)
         metrics = parallel.gather(metrics)
-        _check_finite(metrics, first, checkpoints)
+        check_finite(metrics, first, checkpoints)
         recent.append(metrics)
         step = first + plan.steps_per_dispatch
         if first == start:
@@ -243,12 +243,17 @@ def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     return validate
 
 
-def _check_finite(metrics: dict[str, np.ndarray], first: int, checkpoints: Path) -> None:
+def check_finite(metrics: dict[str, np.ndarray], first: int, checkpoints: Path | None = None) -> None:
+    """Stops a run whose metrics [K], of the steps from `first` on, are not all finite.
+
+    Raises:
+      RunError: naming the step, its metrics and the last good checkpoint.
+    """
     finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
     if not finite.all():
         step = first + int(np.argmin(finite))
         bad = ", ".join(f"{name} = {values[step - first]}" for name, values in metrics.items())
-        good = checkpoint.latest(checkpoints)
+        good = checkpoint.latest(checkpoints) if checkpoints is not None else None
         kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been written"
         raise RunError(f"step {step}: {bad}; {kept}. A lower training.learning_rate or stronger clipping may help")
 

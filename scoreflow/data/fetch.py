@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from scoreflow import caches
 from scoreflow.data import DataError
 
 
@@ -26,8 +27,7 @@ class File(NamedTuple):
 
 def default_dir() -> Path:
     """SCOREFLOW_DATA, or `scoreflow/data` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SCOREFLOW_DATA") or Path(cache) / "scoreflow" / "data")
+    return Path(os.environ.get("SCOREFLOW_DATA") or caches.folder() / "data")
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

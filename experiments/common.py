@@ -1,0 +1,67 @@
+"""What the experiments share: flags, short training runs without a folder, and tables written as they are printed."""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from scoreflow import caches, parallel, report, train
+from scoreflow.experiment import TRAIN, Experiment
+
+
+def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Namespace:
+    """--fast, --out (a folder, runs/experiments/<name> unless it is given) and a flag for each of `choices`."""
+    caches.keep_compiled()
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="within a minute, to see that it runs; proves nothing")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments") / name, help="folder for what it writes")
+    for flag, words in choices.items():
+        parser.add_argument(f"--{flag}", choices=words, default=words[0])
+    return parser.parse_args()
+
+
+def fit(experiment: Experiment, plan: train.TrainPlan):
+    """Trains from scratch to `plan.steps` in memory; the averaged parameters. No pictures, no checkpoints."""
+    state = train.init_state(experiment, plan.optimiser)
+    step = train.make_train_step(
+        experiment.objective,
+        plan.optimiser,
+        experiment.key(TRAIN),
+        ema_decay=plan.ema_decay,
+        accumulate=plan.accumulate,
+    )
+    dispatch = train.compile_dispatch(step, plan.steps_per_dispatch)
+    for first, batches in train.batches(experiment, plan, 0):
+        state, metrics = dispatch(state, batches)
+        train.check_finite(parallel.gather(metrics), first)
+    return state.ema_params
+
+
+def memo(path: Path, key: str, compute):
+    """compute(), or what it returned when it was first asked for under this key: a killed experiment goes on.
+
+    Args:
+      path: a file of JSON lines, one for each key.
+      key: of the result; must name everything that it depends on.
+      compute: () -> something that JSON can hold.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
+        record = json.loads(line)
+        if record["key"] == key:
+            return record["value"]
+    value = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps({"key": key, "value": value}) + "\n")
+    return value
+
+
+def finish(out: Path, lines: list[str], name: str = "report.txt") -> None:
+    """Prints a report and writes it to a file in `out`, with the versions behind it."""
+    text = "\n".join([*lines, "", f"{parallel.describe()}, jax {jax.__version__}"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text(text + "\n")
+    report.say(text)
+    report.say(f"wrote {out}/")
