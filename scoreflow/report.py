@@ -191,7 +191,8 @@ def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) 
 def plot_steps(
     path: Path, steps: Sequence[int], panels: dict[str, dict[str, list[float]]], target: float | None = None
 ) -> None:
-    """Distances against steps, both logarithmic: a panel per title, a curve per name, a line at `target`."""
+    """Distances against steps, both logarithmic: a panel per title, a curve per name (it may end early), a line at
+    `target`."""
     if not parallel.is_main():
         return
     from matplotlib import colormaps
@@ -204,7 +205,7 @@ def plot_steps(
     for axes, (title, curves) in zip(grid, panels.items()):
         for i, (name, values) in enumerate(curves.items()):
             style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name.startswith("ve") else "-"}
-            axes.loglog(steps, values, marker=".", label=name, **style)
+            axes.loglog(steps[: len(values)], values, marker=".", label=name, **style)
         if target is not None:
             axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
         axes.set(title=title, xlabel="steps")
