@@ -38,24 +38,24 @@ def fit(experiment: Experiment, plan: train.TrainPlan):
     return state.ema_params
 
 
+def _complete(path: Path) -> dict:
+    """The records of a memo, by key."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {record["key"]: record["value"] for record in map(json.loads, lines)}
+
+
 def memo(path: Path, key: str, compute):
     """compute(), or what it returned when it was first asked for under this key: a killed experiment goes on.
 
     Args:
-      path: a file of JSON lines, one for each key.
+      path: a JSON file of one object, key to value.
       key: of the result; must name everything that it depends on.
       compute: () -> something that JSON can hold.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in lines:
-        record = json.loads(line)
-        if record["key"] == key:
-            return record["value"]
-    value = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps({"key": key, "value": value}) + "\n")
-    return value
+    records = json.loads(path.read_text()) if path.exists() else {}
+    if key not in records:
+        report.write_json(path, records | {key: compute()})
+    return json.loads(path.read_text())[key]
 
 
 def finish(out: Path, lines: list[str], name: str = "report.txt") -> None:

@@ -33,7 +33,7 @@ from scoreflow.samplers import affine, grids
 from scoreflow.theory import exact
 from scoreflow.train import TrainPlan
 
-SEEDS, SAMPLES, TRAINING = (0, 1), 1000, 2500
+SEEDS, SAMPLES, TRAINING = (0, 1), 500, 2000
 STEPS = {"uniform": (10, 20, 50, 100, 500, 1000), "log_snr": (10, 20, 50, 100)}
 GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr}
 RULE = transitions.exponential_sde
@@ -157,7 +157,7 @@ def main() -> None:
             experiment, how = build.build(config, f"configs/digits_processes.py:{variant}"), build.train_plan(config)
             key = f"{args.training} {variant} seed {seed}, {training} steps, {samples} samples at {steps}"
             compute = functools.partial(measure, experiment, how, judge, steps, samples)
-            runs.append(common.memo(args.out / "runs.jsonl", key, compute))
+            runs.append(common.memo(args.out / "runs.json", key, compute))
         found[variant] = {grid: np.array([run[grid] for run in runs]) for grid in steps}
         expected[variant] = theory(experiment, steps)
     write(args.out, args.training, f"{samples} samples, {len(seeds)} seeds", judge.floor, steps, found, expected)

@@ -90,15 +90,22 @@ def target_of(data: exact.Law) -> wasserstein.Target:
     return wasserstein.Target(float(len(data.mean)), 1.0 / high, smooth, math.sqrt(second))
 
 
-def examine(name: str, process: Process, plan: PlanPlan, data: exact.Law, accuracy: float, log_snr_end: float) -> Row:
+def examine(
+    name: str,
+    process: Process,
+    plan: PlanPlan,
+    data: exact.Law,
+    target: wasserstein.Target,
+    accuracy: float,
+    log_snr_end: float,
+) -> Row:
     """Plans one process: its horizon, then its steps, exact and promised. Call in double precision.
 
     Args:
-      data: the Gaussian.
+      data: the Gaussian; `target` is what the bound assumes of it.
       accuracy: the distance to reach.
       log_snr_end: where grids end. A process that begins with more noise than that ends its grid just after its start.
     """
-    target = target_of(data)
     t_min = float(process.inverse_log_snr(min(log_snr_end, float(process.log_snr(0.0)) - 1e-3)))
     horizon = max(float(wasserstein.horizon_for(process, target, 0.5 * accuracy)), 2.0 * t_min)
     stopped = dataclasses.replace(process, horizon=horizon)
@@ -131,9 +138,9 @@ def plan(experiment: Experiment, plan: PlanPlan, folder: Path) -> list[Row]:
         data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, plan.num))
         accuracy = plan.accuracy * math.sqrt(float(data.variance.sum()))
         end = float(plan.processes[plan.chosen].log_snr(plan.t_min))
-        names = report.progress(plan.processes, total=len(plan.processes), unit="process")
-        rows = [examine(name, plan.processes[name], plan, data, accuracy, end) for name in names]
-    target = target_of(data)
+        target = target_of(data)
+        names = report.progress(plan.processes, total=len(plan.processes), unit="row")
+        rows = [examine(name, plan.processes[name], plan, data, target, accuracy, end) for name in names]
     content = {
         "data": experiment.source.name,
         "dimensions": int(target.d),
@@ -198,9 +205,10 @@ def _recommendation(plan: PlanPlan, rows: list[Row]) -> list[str]:
     if best.promised is None:
         lines.append("    for other data no number of steps tried is proved to be enough")
     else:
+        score = f"a score wrong by at most {plan.score_error:g}" if plan.score_error else "the exact score"
         lines.append(
             f"    {best.promised:,} steps are enough for any data as smooth, log-concave and small in mean square, "
-            f"with a score wrong by at most {plan.score_error:g}"
+            f"with {score}"
         )
     lines.append("heuristic: that your data behave like their Gaussian, and your network like the exact score")
     return lines

@@ -233,6 +233,19 @@ def test_killed_at_any_moment_the_same_command_resumes_to_the_same_end(tmp_path)
 
 
 @pytest.mark.slow
+def test_planning_needs_no_training_and_starts_no_run(tmp_path):
+    result = _run(
+        f"--config={ROOT}/configs/vp_checkerboard.py", "--mode=plan", "--workdir=run",
+        "--config.plan.accuracy=0.2", "--config.plan.steps=(10,50)", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "recommended:" in result.stdout and "vp_linear *" in result.stdout and "Warning" not in result.stderr
+    written = json.loads((tmp_path / "run" / "plan" / "plan.json").read_text())
+    assert written["data"] == "checkerboard" and written["dimensions"] == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["plan"]  # so a run can still begin there
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """The README's command in two processes of two devices each: the losses of one process of one device."""
     config = _config(tmp_path)

@@ -2,7 +2,10 @@
 
 import re
 
+import pytest
+
 from scoreflow.build import tables
+from scoreflow.theory import complexity
 from tests import tiny
 
 README = (tiny.ROOT / "README.md").read_text()
@@ -15,11 +18,14 @@ def test_the_library_example_runs(capsys):
     assert abs(float(std) - 1) < 0.05 and int(nfe) == 21  # of N(0, I), denoised at t = 1e-3
 
 
-def test_every_file_it_names_exists():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    named = re.findall(r"--config=(configs/\w+\.py)", README)
-    for path in {*links, *named}:
-        assert (tiny.ROOT / path).exists(), path
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (tiny.ROOT / "docs").glob("*.md"))])
+def test_every_file_it_names_exists(page):
+    text, folder = (tiny.ROOT / page).read_text(), (tiny.ROOT / page).parent
+    links = [folder / link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    named = [tiny.ROOT / config for config in re.findall(r"--config=(configs/\w+\.py)", text)]
+    scripts = [tiny.ROOT / "experiments" / f"{name}.py" for name in re.findall(r"-m experiments\.(\w+)", text)]
+    for path in {*links, *named, *scripts}:
+        assert path.exists(), path
 
 
 def test_every_choice_is_in_its_table():
@@ -38,6 +44,14 @@ def test_every_choice_is_in_its_table():
         assert set(re.findall(r"`(\w+)`", line.split("|")[2])) == table.keys()
     lines = [line.split("|")[2] for line in README.splitlines() if re.match(r"\| (SDE|ODE) samplers", line)]
     assert set(re.findall(r"`(\w+)`", "".join(lines))) == tables.SAMPLERS.keys() | tables.ADAPTIVE.keys()
+
+
+def test_the_orders_in_the_docs_are_those_of_the_code():
+    text = (tiny.ROOT / "docs" / "theory.md").read_text()
+    table = text[text.index("| f, g |") : text.index("These are asymptotic")].strip().splitlines()[2:]
+    arguments = {"ve_poly": (1.0,), "vp_poly": (3.0,)}
+    expected = [[str(order) for order in row(*arguments.get(name, ()))] for name, row in complexity.TABLE.items()]
+    assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in table] == expected
 
 
 def test_every_default_setting_is_one_that_a_config_takes_and_the_reverse():

@@ -35,7 +35,8 @@ class Order(NamedTuple):
         below = [power(b, -e) for b, e in zip(bases, self) if e < 0 and b != "1/eps"]
         if self.inverse_eps:
             (above if self.inverse_eps < 0 else below).append(power("eps", abs(self.inverse_eps)))
-        return (" ".join(above) or "1") + (f" / ({' '.join(below)})" if below else "")
+        denominator = f"({' '.join(below)})" if len(below) > 1 else "".join(below)
+        return (" ".join(above) or "1") + (f" / {denominator}" if below else "")
 
     def __call__(self, d: float, eps: float) -> float:
         """Its value, without the constant; eps < 1 / e and d >= 1, so that every logarithm is above 0."""

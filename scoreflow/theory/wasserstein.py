@@ -15,9 +15,9 @@ times exp(log alpha), is a martingale: what freezing it adds in a step has mean 
 orthogonal to the error so far. Adding the norms instead, e_s = gamma e_t + B M + rho + q, is the weaker bound that
 gives the published orders of the number of steps.
 
-Status. That W2 is bounded by three such terms for any linear forward SDE, and the orders in `COMPLEXITY`, are published
-(Gao, Nguyen, Zhu, arXiv 2311.11003). The theorems computed here, (1) to (4) and `ode_bound`, were derived for this
-library and checked against exact laws; they have the paper's shape and are not the paper's. Their constants, and
+Status. That W2 is bounded by three such terms for any linear forward SDE, and the orders in `complexity.TABLE`, are
+published (Gao, Nguyen, Zhu, arXiv 2311.11003). The theorems computed here, (1) to (4) and `ode_bound`, were derived for
+this library and checked against exact laws; they have the paper's shape and are not the paper's. Their constants, and
 whether its theorem is for the exponential integrator, could not be compared.
 """
 

@@ -1,0 +1,91 @@
+"""Experiments: each runs as its command, and its parts are right where the answer is known."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import common, processes_on_digits, tune_schedule
+from scoreflow.theory import exact
+from tests import tiny
+
+
+def run(name: str, out, *flags: str) -> str:
+    """What `python -m experiments.<name> --fast` prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", f"experiments.{name}", "--fast", f"--out={out}", *flags]
+    result = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def test_a_schedule_has_the_gradient_that_finite_differences_give(x64):
+    data = exact.Law(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
+    log = jnp.log(jnp.array([0.1, 20.0, 1.0]))
+    distance = lambda log: tune_schedule.distance(log, 10, data)
+    step = 1e-5 * jnp.eye(3)
+    differences = [(distance(log + h) - distance(log - h)) / 2e-5 for h in step]
+    np.testing.assert_allclose(jax.grad(distance)(log), differences, rtol=1e-6)
+
+
+def test_descent_ends_below_the_start_at_a_flat_place(x64):
+    data = exact.Law(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
+    start = jnp.log(jnp.array([0.1, 20.0, 1.0]))
+    best, history = tune_schedule.tune(5, start, data, 300)
+    slope = jax.grad(lambda log: tune_schedule.distance(log, 5, data))
+    assert float(tune_schedule.distance(best, 5, data)) == pytest.approx(min(history)) and min(history) < history[0]
+    assert np.linalg.norm(slope(best)) < 0.02 * np.linalg.norm(slope(start))
+
+
+def test_a_killed_experiment_computes_nothing_twice(tmp_path):
+    path, calls = tmp_path / "a" / "runs.json", []
+    compute = lambda: calls.append(1) or {"w": [0.1, 2.0]}
+    assert common.memo(path, "one", compute) == common.memo(path, "one", compute) == {"w": [0.1, 2.0]}
+    assert len(calls) == 1
+    with pytest.raises(KeyboardInterrupt):
+        common.memo(path, "two", lambda: signal.raise_signal(signal.SIGINT))
+    assert common.memo(path, "two", compute) == {"w": [0.1, 2.0]} and len(calls) == 2
+    assert common.memo(path, "one", compute) == common.memo(path, "two", compute) and len(calls) == 2
+
+
+def test_rank_correlations_and_orderings_of_the_table():
+    found = {
+        "a": np.array([[3.0, 1.0], [3.2, 1.2]]),
+        "b": np.array([[2.0, 2.0], [2.2, 2.0]]),
+        "c": np.ones((2, 2)) * 1.5,
+    }
+    expected = {"a": [9.0, 9.0], "b": [8.0, 8.0], "c": [7.0, 7.0]}
+    text = "\n".join(processes_on_digits.lines_of("uniform", (10, 20), found, expected))
+    assert re.findall(r"rank correlation (\S+)", text) == ["+1.00", "-0.50"]  # ranks 3 2 1, then 1 3 2, against 3 2 1
+    assert "measured  c b a" in text and "measured  a c b" in text and text.count("theory    c b a") == 2
+    assert "3.10 +- 0.10" in text
+
+
+@pytest.mark.slow
+def test_tuning_a_schedule_prints_the_gain(tmp_path):
+    said = run("tune_schedule", tmp_path)
+    (before, after, gain), *_ = re.findall(r"^10 +(\S+) +(\S+) +(\S+)x", said, re.MULTILINE)
+    assert float(gain) > 1 and float(gain) == pytest.approx(float(before) / float(after), rel=0.01)
+    assert (tmp_path / "report.txt").read_text().strip() in said and (tmp_path / "distance.png").exists()
+
+
+@pytest.mark.slow
+def test_processes_on_digits_resumes(tmp_path):
+    said = run("processes_on_digits", tmp_path)
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    assert len(runs) == 4  # two processes, two seeds
+    shown = {float(value) for value in re.findall(r"(\d+\.\d+) \+- ", said)}
+    values = [value["uniform"] for value in runs.values()]
+    for first, second in zip(values[::2], values[1::2]):
+        assert {round((a + b) / 2, 2) for a, b in zip(first, second)} <= shown
+    runs.popitem()
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    assert run("processes_on_digits", tmp_path) == said  # the fourth again, to the same number
+    assert (tmp_path / "likelihood.png").exists()
