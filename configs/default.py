@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.t_min = 1e-5  # time at which training and likelihood begin
+    config.init_from = ""  # folder of a run whose averaged parameters training begins with; "" for fresh ones
 
     # What is modelled. By name: digits; checkerboard, eight_gaussians, mixture, rings, spirals; cifar10, cifar100,
     # svhn_cropped, mnist, omniglot, celeb_a, downsampled_imagenet/32x32; arrays (.npy, .npz) and folder (images).
@@ -40,9 +41,15 @@ def get_config() -> ConfigDict:
     config.model.attention = ()  # sides in pixels that get self-attention besides the lowest resolution
     config.model.num_heads = 1
     config.model.dropout = 0.1
+    config.model.remat = False  # recompute the inside of blocks in the gradient: slower, less memory
     config.model.dtype = "float32"  # inside the network; or bfloat16
 
-    # What is minimised: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
+    # What is minimised: first_order, or high_order (order 2 or 3; method projected, or exact in few dimensions; of each
+    # term a coefficient and the power of the dimensions it is divided by: coefficient2, coefficient2_trace,
+    # coefficient3, power2, power2_trace, power3; weighted: whether the weight below counts for orders 2 and 3 too;
+    # begin and ramp: steps before which they count nothing, and over which they are let in).
+    config.loss = ConfigDict({"name": "first_order"})
+    # With what weight: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
     config.weight = ConfigDict({"name": "likelihood"})
     # With what law of t: uniform, stratified, importance (for the likelihood weight), log_normal (mean, std).
     config.times = ConfigDict({"name": "importance"})
@@ -62,6 +69,7 @@ def get_config() -> ConfigDict:
     config.training.clip = 1.0  # global gradient norm; 0 for none
     config.training.ema_decay = 0.999
     config.training.label_dropout = 0.0  # share of labels hidden, for guidance
+    config.training.skip = 0  # steps in a row that may be skipped because they are not finite; 0 stops at the first
     config.training.log_every = 20  # steps, here and below; 0 for never
     config.training.validate_every = 200
     config.training.checkpoint_every = 500
@@ -85,7 +93,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.likelihood = True
-    config.eval.dequantisation = ""  # must be chosen for integer data: uniform
+    config.eval.dequantisation = ""  # must be chosen for integer data: uniform, or truncated_normal (set t_min for it)
     config.eval.draws = 5  # dequantisations per test example
     config.eval.num_test = 0  # test examples; 0 for all
     config.eval.batch_size = 120
@@ -93,6 +101,8 @@ def get_config() -> ConfigDict:
     config.eval.rtol = 1e-3  # of the solver; its own error is printed beside the standard error
     config.eval.atol = 1e-3
     config.eval.max_steps = 1000
+    config.eval.clock = "time"  # of the solver; or log_snr
+    config.eval.bound_times = 0  # times per example for the bound of the SDE model; 0 skips it
     config.eval.check = 120  # examples on which the solver's own error is measured
     config.eval.baseline = True  # compare with a Gaussian mixture, up to 256 dimensions
     config.eval.num_samples = 1500  # 0 skips sample metrics

@@ -1,6 +1,6 @@
 """Every forward process on the digits at equal training cost: sample quality against the number of steps.
 
-    python -m experiments.processes_on_digits                          20 to 30 minutes on 2 CPU cores
+    python -m experiments.processes_on_digits                          25 to 35 minutes on 2 CPU cores
     python -m experiments.processes_on_digits --training=published     the same again
 
 One small network of the same parameterisation is trained for each process of `configs/digits_processes.py` and each of

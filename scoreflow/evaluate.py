@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp
 
 from scoreflow import dequantise, parallel, report, sample, workdir
 from scoreflow.data import Split
 from scoreflow.experiment import EVALUATE, Experiment
-from scoreflow.likelihood import LogProb, log_prob
+from scoreflow.likelihood import Bound, bound, log_prob
 from scoreflow.losses.dsm import dsm
 from scoreflow.metrics import Estimate, Extractor, baseline, frechet, jackknife, mean_estimate
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
@@ -35,6 +36,8 @@ class EvalPlan(NamedTuple):
       dequantise: (key, levels array) -> Dequantised; None where the data are continuous.
       divergence: `divergence.hutchinson` or `divergence.exact`.
       rtol, atol, max_steps: of the solver.
+      in_log_snr: whether the solver's clock is log-SNR.
+      bound_times: times for each example behind the SDE model's bound; 0 skips it.
       conditional: whether the network is given the label.
       check: examples on which the solver's error is measured.
       baseline: whether to fit a Gaussian mixture to compare with.
@@ -52,6 +55,8 @@ class EvalPlan(NamedTuple):
     rtol: float
     atol: float
     max_steps: int
+    in_log_snr: bool
+    bound_times: int
     conditional: bool
     check: int
     baseline: bool
@@ -110,10 +115,26 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
             rtol=rtol,
             atol=atol,
             max_steps=plan.max_steps,
+            in_log_snr=plan.in_log_snr,
         )
 
+    return _in_batches(solve, params, plan.batch_size)
+
+
+def make_bound(experiment: Experiment, plan: EvalPlan, params) -> Callable:
+    """(keys [N], x [N, ...], cond [N] or None) -> Bound of host arrays."""
+
+    def estimate(params, keys, x, cond):
+        process, law = experiment.process, experiment.terminal
+        options = {"t_min": experiment.t_min, "num_times": plan.bound_times}
+        return bound(process, experiment.score(params), law, keys, x, cond, **options)
+
+    return _in_batches(estimate, params, plan.batch_size)
+
+
+def _in_batches(solve: Callable, params, size: int) -> Callable:
+    """(keys [N], x [N, ...], cond [N] or None) -> what solve(params, ...) gives, in batches over all devices."""
     mapped = parallel.map_devices(solve, broadcast=(0,))
-    size = plan.batch_size
 
     def run(keys, x, cond=None):
         parts = []
@@ -123,7 +144,7 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
             padded = jax.tree.map(lambda leaf, n=count: leaf[np.arange(size) % n], inputs)
             result = parallel.gather(mapped(params, *parallel.shard(padded)))
             parts.append(jax.tree.map(lambda leaf, n=count: leaf[:n], result))
-        return LogProb(*(np.concatenate(leaves) for leaves in zip(*parts)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return run
 
@@ -174,9 +195,23 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     metrics["likelihood_failed"] = int(np.sum(~ok))
     metrics["likelihood_examples"], metrics["likelihood_draws"] = count, plan.draws
     metrics["likelihood_seconds"] = seconds
+    if (
+        plan.draws > 1
+    ):  # log-mean-exp over the draws of one example: not above their mean, and falling with their number
+        scale_of = -size * np.log(2.0) if source.levels else -1.0
+        weighted = logsumexp(scale_of * np.asarray(scores)[:, ok], axis=0) - np.log(plan.draws)
+        metrics[f"importance_weighted_{name}"] = mean_estimate(weighted / scale_of)
+    if plan.bound_times:
+        metrics |= _bound_metrics(make_bound(experiment, plan, params)(keys, points, cond), units, log_q, scale)
     if source.log_prob is not None:
         metrics["kl_nats"] = mean_estimate((per_example + source.log_prob(x))[ok])
     return metrics
+
+
+def _bound_metrics(found: Bound, units: Callable, log_q: np.ndarray, scale: float) -> dict[str, Estimate | float]:
+    """The SDE model's bound in bits/dim or nats, and its terms before the change of units."""
+    terms = {f"bound_{name}": float(np.mean(getattr(found, name)) / scale) for name in ("prior", "diffusion", "offset")}
+    return {"bound": mean_estimate(units(-found.total, log_q)), **terms}
 
 
 def baseline_metrics(experiment: Experiment, plan: EvalPlan) -> dict[str, float | int]:
@@ -189,8 +224,10 @@ def baseline_metrics(experiment: Experiment, plan: EvalPlan) -> dict[str, float 
     rows = []
     for i, split in enumerate((source.train, source.test)):
         x = np.asarray(split.x[:20_000])
-        if plan.dequantise is not None:
-            x = np.asarray(plan.dequantise(jax.random.fold_in(experiment.key(EVALUATE), 1000 + i), x).x)
+        if source.levels:
+            x = np.asarray(
+                dequantise.uniform(jax.random.fold_in(experiment.key(EVALUATE), 1000 + i), x, source.levels).x
+            )
         rows.append(np.asarray(x, np.float64).reshape(len(x), -1))
     fitted = baseline.gaussian_mixture(*rows)
     if source.levels:

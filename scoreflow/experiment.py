@@ -25,7 +25,8 @@ class Experiment(NamedTuple):
       score: (params, *, train=False, key=None) -> score function.
       encode: (key, data [B, ...] as stored) -> x [B, ...] as the model sees them, dequantised if they are levels.
       decode: x -> data as stored: uint8 levels, or x itself where the data are continuous.
-      objective: (params, key, batch, *, train) -> (scalar, {name: scalar}).
+      objective: (params, key, batch, *, train, step=None) -> (scalar, {name: scalar}); step is that of training, for
+        terms that are let in gradually, and None where all of them count.
       sampler: (score, key, x_init, cond, *, trajectory=False) -> SampleResult, with its grid inside.
       per_device: whether the sampler loops a data-dependent number of times, so that each device runs its own.
       config: everything that was configured, for `config.json`.

@@ -24,6 +24,8 @@ class TrainPlan(NamedTuple):
       steps: optimiser steps in all.
       batch_size: examples per step, over all devices and accumulated parts.
       accumulate: parts that a batch is cut into, to fit memory.
+      skip: steps in a row that may be skipped because their loss or gradient is not finite; 0 stops at the first.
+      init_from: folder of a run whose averaged parameters training begins with; None for the network's own.
       steps_per_dispatch: steps inside one compiled program.
       optimiser: the optax transformation, with clipping and schedule.
       ema_decay: of the averaged parameters that evaluation and sampling use.
@@ -37,6 +39,8 @@ class TrainPlan(NamedTuple):
     steps: int
     batch_size: int
     accumulate: int
+    skip: int
+    init_from: Path | None
     steps_per_dispatch: int
     optimiser: optax.GradientTransformation
     ema_decay: float
@@ -81,16 +85,18 @@ def make_train_step(
     *,
     ema_decay: float,
     accumulate: int = 1,
+    skip: int = 0,
 ) -> Callable:
     """Makes train_step(state, batch) -> (state, {name: scalar}).
 
     Its randomness is a function of (key, state.step). With `accumulate` = a, the batch is cut into a equal parts, each
-    with a key of its own, whose gradients are averaged before the one update.
+    with a key of its own, whose gradients are averaged before the one update. With `skip`, a step whose loss or
+    gradient is not finite changes nothing but `state.step`, and its metrics say `skipped` = 1.
     """
 
-    def gradients(params, key, batch):
+    def gradients(params, key, batch, step):
         def loss(params, key, batch):
-            return objective(params, key, batch, train=True)
+            return objective(params, key, batch, train=True, step=step)
 
         grad = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
@@ -111,12 +117,16 @@ def make_train_step(
         return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
     def train_step(state, batch):
-        grads, terms = gradients(state.params, jax.random.fold_in(key, state.step), batch)
+        grads, terms = gradients(state.params, jax.random.fold_in(key, state.step), batch, state.step)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema_decay_at(state.step, ema_decay))
-        state = TrainState(state.step + 1, params, ema_params, opt_state)
-        return state, {**terms, "grad_norm": optax.tree.norm(grads)}
+        after, metrics = (params, ema_params, opt_state), {**terms, "grad_norm": optax.tree.norm(grads)}
+        if skip:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, tuple(state[1:]))
+            metrics["skipped"] = 1.0 - finite
+        return TrainState(state.step + 1, *after), metrics
 
     return train_step
 
@@ -166,6 +176,8 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     if start is not None:
         state = checkpoint.restore(checkpoints, start, state)
         report.say(f"resuming at step {start}")
+    elif plan.init_from is not None:
+        state = _warm_start(experiment, state, plan.init_from)
     start = start or 0
     log = report.Log(folder, start)
     report.say(
@@ -182,6 +194,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         experiment.key(TRAIN),
         ema_decay=plan.ema_decay,
         accumulate=plan.accumulate,
+        skip=plan.skip,
     )
     dispatch = compile_dispatch(step_fn, plan.steps_per_dispatch)
     validate = _validator(experiment, plan)
@@ -195,19 +208,22 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
 
     # --- loop ---------------------------------------------------------------------------------------------------------
     recent: list[dict] = []
+    skipped = 0  # steps in a row
     clock = time.monotonic()
     for first, part in report.progress(
         batches(experiment, plan, start), total=plan.steps, initial=start, per_item=plan.steps_per_dispatch
     ):
         state, metrics = dispatch(state, part)
         metrics = parallel.gather(metrics)
-        check_finite(metrics, first, checkpoints)
+        skipped = check_finite(metrics, first, checkpoints, allowed=plan.skip, before=skipped)
         recent.append(metrics)
         step = first + plan.steps_per_dispatch
         if first == start:
             report.say(f"first step after {time.monotonic() - began:.1f} s")
         if _due(plan.log_every, step, plan.steps):
-            means = {name: np.mean([m[name] for m in recent]) for name in metrics}
+            means = {name: _mean_of_finite(np.concatenate([m[name] for m in recent])) for name in metrics}
+            if plan.skip:
+                means["skipped"] = int(sum(m["skipped"].sum() for m in recent))
             done, now = len(recent) * plan.steps_per_dispatch, time.monotonic()
             log.scalars(step, **means, examples_per_second=done * plan.batch_size / (now - clock))
             recent, clock = [], now
@@ -243,19 +259,52 @@ def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     return validate
 
 
-def check_finite(metrics: dict[str, np.ndarray], first: int, checkpoints: Path | None = None) -> None:
-    """Stops a run whose metrics [K], of the steps from `first` on, are not all finite.
+def _warm_start(experiment: Experiment, state: TrainState, folder: Path) -> TrainState:
+    """The state with the averaged parameters of another run's newest checkpoint, as parameters and as their average.
+
+    Raises:
+      UserError: if there is none, or its network is another.
+    """
+    step = workdir.newest(folder)
+    params = sample.load_ema(experiment, folder, step)
+    report.say(f"beginning with the averaged parameters of {folder}, step {step}")
+    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    """Mean over the steps that were not skipped; NaN if all were."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def check_finite(
+    metrics: dict[str, np.ndarray], first: int, checkpoints: Path | None = None, *, allowed: int = 0, before: int = 0
+) -> int:
+    """Stops a run where more than `allowed` steps in a row have metrics that are not all finite.
+
+    Args:
+      metrics: [K] each, of the steps from `first` on.
+      first: their first step.
+      checkpoints: where the last good one is, for the message.
+      allowed: how many such steps in a row were skipped without harm.
+      before: how many came in a row just before `first`.
+
+    Returns:
+      How many came in a row at the end.
 
     Raises:
       RunError: naming the step, its metrics and the last good checkpoint.
     """
-    finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
-    if not finite.all():
-        step = first + int(np.argmin(finite))
+    for i, finite in enumerate(np.all([np.isfinite(values) for values in metrics.values()], axis=0)):
+        before = 0 if finite else before + 1
+        if before <= allowed:
+            continue
+        step = first + i
         bad = ", ".join(f"{name} = {values[step - first]}" for name, values in metrics.items())
         good = checkpoint.latest(checkpoints) if checkpoints is not None else None
         kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been written"
         raise RunError(f"step {step}: {bad}; {kept}. A lower training.learning_rate or stronger clipping may help")
+    return before
 
 
 def _finish(experiment: Experiment, params, folder: Path, step: int, log: report.Log, seconds: float) -> None:

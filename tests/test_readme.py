@@ -35,7 +35,8 @@ def test_every_choice_is_in_its_table():
         "forward SDE": dict.fromkeys(tables.PROCESSES.keys() - theory),
         "the same by the theory's letters": dict.fromkeys(theory),
         "network predicts": tables.PARAMETERISATIONS,
-        "loss": tables.WEIGHTS,
+        "loss": tables.LOSSES,
+        "weight": tables.WEIGHTS,
         "law of t": tables.TIMES,
         "grids": tables.GRIDS,
     }

@@ -107,7 +107,7 @@ def test_tensorboard_holds_the_same_numbers(whole):
 # The step.
 
 
-def _linear_objective(params, key, batch, *, train):
+def _linear_objective(params, key, batch, *, train, step=None):
     noise = jax.random.normal(key, ())
     loss = jnp.mean((batch["x"] @ params["w"] + 0.1 * noise) ** 2)
     return loss, {"loss": loss}
@@ -142,7 +142,7 @@ def test_ema_is_the_running_average_with_its_warm_up():
 def test_the_dispatch_is_traced_once():
     traces = []
 
-    def objective(params, key, batch, *, train):
+    def objective(params, key, batch, *, train, step):
         traces.append(1)
         return _linear_objective(params, key, batch, train=train)
 
@@ -159,8 +159,8 @@ def test_the_dispatch_is_traced_once():
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     experiment, plan = _experiment()
 
-    def poisoned(params, key, batch, *, train):
-        loss, terms = experiment.objective(params, key, batch, train=train)
+    def poisoned(params, key, batch, *, train, step=None):
+        loss, terms = experiment.objective(params, key, batch, train=train, step=step)
         bad = jnp.where(jnp.mean(batch["x"]) == poison, jnp.nan, 0.0)
         return loss + bad, {name: value + bad for name, value in terms.items()}
 
@@ -170,6 +170,72 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     with pytest.raises(RunError, match="step 5: .*loss = nan.*checkpoint of step 4 is kept"):
         train.train(experiment._replace(objective=poisoned), plan, tmp_path)
     assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 4
+
+
+def _sometimes_nan(params, key, batch, *, train, step):
+    loss, terms = _linear_objective(params, key, batch, train=train)
+    bad = jnp.where(batch["bad"].any(), jnp.nan, 0.0)
+    return loss + bad, {name: value + bad for name, value in terms.items()}
+
+
+def test_a_skipped_step_changes_nothing_but_the_count():
+    """NaN in steps 1 and 2 of 5: parameters, average and moments are those of the finite steps alone."""
+    optimiser, params = optax.adam(0.1), {"w": jnp.ones(3)}
+    fresh = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+    step = train.make_train_step(_sometimes_nan, optimiser, jax.random.key(0), ema_decay=0.9, skip=2)
+    x, state, seen = jax.random.normal(jax.random.key(1), (5, 4, 3)), fresh, []
+    for i in range(5):
+        before = state
+        state, metrics = step(state, {"x": x[i], "bad": jnp.array([i in (1, 2)])})
+        seen.append(float(metrics["skipped"]))
+        if i in (1, 2):
+            assert _same(state[1:], before[1:]) and int(state.step) == int(before.step) + 1
+    assert seen == [0.0, 1.0, 1.0, 0.0, 0.0]
+    wanted, plain = fresh, train.make_train_step(_linear_objective, optimiser, jax.random.key(0), ema_decay=0.9)
+    for i in (0, 3, 4):
+        wanted, _ = plain(wanted._replace(step=jnp.asarray(i)), {"x": x[i]})
+    assert _same(state[1:], wanted[1:])
+
+
+def test_more_skipped_steps_in_a_row_than_allowed_stop_the_run():
+    nan = np.nan
+    assert train.check_finite({"loss": np.array([1.0, nan, nan])}, 0, allowed=2) == 2
+    assert train.check_finite({"loss": np.array([nan, 1.0, nan])}, 3, allowed=3, before=2) == 1
+    with pytest.raises(RunError, match="step 7: loss = nan"):
+        train.check_finite({"loss": np.array([nan, nan])}, 6, allowed=3, before=2)
+
+
+def test_a_skipped_step_is_counted_in_the_log(tmp_path):
+    experiment, plan = _experiment()
+
+    def poisoned(params, key, batch, *, train, step=None):
+        loss, terms = experiment.objective(params, key, batch, train=train, step=step)
+        bad = jnp.where(step == 4, jnp.nan, 0.0) if step is not None else 0.0
+        return loss + bad, {name: value + bad for name, value in terms.items()}
+
+    train.train(experiment._replace(objective=poisoned), plan._replace(skip=1), tmp_path)
+    records = [r for r in report.read_metrics(tmp_path) if "skipped" in r]
+    assert [r["skipped"] for r in records] == [0, 0, 1, 0] and np.isfinite([r["loss"] for r in records]).all()
+
+
+def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole, tmp_path):
+    """With a learning rate of nothing, the new run ends where the other's average was."""
+    experiment, plan = _experiment()
+    _, other = whole
+    frozen = plan._replace(init_from=whole[0], optimiser=optax.sgd(0.0))
+    train.train(experiment, frozen, tmp_path)
+    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, train.init_state(experiment, frozen.optimiser))
+    assert _same(found.params, other.ema_params) and not _same(found.params, other.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params, other.ema_params)
+
+
+def test_a_warm_start_from_nothing_or_from_another_network_is_refused(whole, tmp_path):
+    experiment, plan = _experiment()
+    with pytest.raises(UserError, match="nowhere holds no usable checkpoint"):
+        train.train(experiment, plan._replace(init_from=tmp_path / "nowhere"), tmp_path / "a")
+    wide = build.build(tiny.digits(model__width=32), "wide")
+    with pytest.raises(UserError, match="does not fit this config"):
+        train.train(wide, plan._replace(init_from=whole[0]), tmp_path / "b")
 
 
 @pytest.mark.slow

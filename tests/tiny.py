@@ -35,5 +35,5 @@ def digits(**changes) -> ConfigDict:
         section, _, key = name.rpartition("__")
         target = config[section] if section else config
         with target.unlocked(), target.ignore_type():
-            target[key] = value
+            target[key] = ConfigDict(value) if isinstance(value, dict) else value
     return config

@@ -20,6 +20,7 @@ from scoreflow.build.tables import (
     DEQUANTISERS,
     DIVERGENCES,
     GRIDS,
+    LOSSES,
     MASKS,
     MODELS,
     OPTIMISERS,
@@ -34,7 +35,6 @@ from scoreflow.build.tables import (
 from scoreflow.data import Source, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import EvalPlan
-from scoreflow.losses import dsm
 from scoreflow.metrics import digits as digit_metrics
 from scoreflow.models import Network, layers, network
 from scoreflow.plan import PlanPlan
@@ -98,10 +98,10 @@ def _encode(config, found: Source) -> Callable:
 
 
 def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
-    weight, law = _make(WEIGHTS, config.weight), _make(TIMES, config.times)
+    loss_at, weight, law = _make(LOSSES, config.loss), _make(WEIGHTS, config.weight), _make(TIMES, config.times)
     conditional, label_dropout, t_min = config.data.conditional, config.training.label_dropout, config.t_min
 
-    def objective(params, key, batch, *, train):
+    def objective(params, key, batch, *, train, step=None):
         key_x, key_t, key_noise, key_label, key_network = jax.random.split(key, 5)
         x0 = encode(key_x, batch["x"])
         cond = None
@@ -112,7 +112,7 @@ def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callab
                 cond = jnp.where(dropped, found.num_classes, cond)
         t, inv_density = law(forward, key_t, x0.shape[0], t_min=t_min)
         network_score = score_of(params, train=train, key=key_network)
-        terms = dsm.dsm(forward, network_score, key_noise, x0, t, cond, weight=weight)
+        terms = loss_at(step)(forward, network_score, key_noise, x0, t, cond, weight=weight)
         means = {name: jnp.mean(inv_density * term) for name, term in terms.items()}
         loss = sum(means.values())
         return loss, {"loss": loss, **means}
@@ -201,6 +201,8 @@ def train_plan(config) -> TrainPlan:
         steps=plan.steps,
         batch_size=plan.batch_size,
         accumulate=plan.accumulate,
+        skip=plan.skip,
+        init_from=Path(config.init_from) if config.init_from else None,
         steps_per_dispatch=plan.steps_per_dispatch,
         optimiser=optimiser(config),
         ema_decay=plan.ema_decay,
@@ -219,6 +221,11 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
     """How to evaluate; `cache_dir` is where fitted feature networks are kept."""
     plan = config.eval
     rule = DEQUANTISERS.get(plan.dequantisation)
+    if rule is dequantise.truncated_normal:  # at the time where the likelihood begins
+        forward = process(config)
+        rule = functools.partial(
+            rule, alpha=float(forward.alpha(config.t_min)), sigma=float(forward.sigma(config.t_min))
+        )
     extractors = {
         "digits": lambda: digit_metrics.classifier(found.train, found.levels, cache_dir),
         "pixels": lambda: metrics.Extractor("pixels", metrics.pixels),
@@ -232,6 +239,8 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         rtol=plan.rtol,
         atol=plan.atol,
         max_steps=plan.max_steps,
+        in_log_snr=plan.clock == "log_snr",
+        bound_times=plan.bound_times,
         conditional=config.data.conditional,
         check=plan.check,
         baseline=plan.baseline,

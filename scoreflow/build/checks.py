@@ -145,7 +145,7 @@ def check_source(config, found: Source) -> None:
     if found.levels and config.eval.likelihood and config.eval.dequantisation in ("", "none"):
         raise UserError(
             f"eval.dequantisation = {config.eval.dequantisation!r}: the density of integer data depends on it; choose "
-            "uniform, or skip it with eval.likelihood = False"
+            "uniform or truncated_normal, or skip it with eval.likelihood = False"
         )
     if config.eval.features == "digits" and config.eval.num_samples and not (found.levels and found.num_classes):
         raise UserError(f"eval.features = digits needs labelled images of integer levels, and {found.name} has none")

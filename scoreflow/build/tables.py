@@ -14,7 +14,7 @@ import optax
 from scoreflow import dequantise, divergence, score, sdes, times, transitions
 from scoreflow.data import load
 from scoreflow.data.archives import ARCHIVES
-from scoreflow.losses import dsm
+from scoreflow.losses import dsm, high_order
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
 from scoreflow.samplers import affine, grids, ode
@@ -103,6 +103,7 @@ MODELS = {
             "blocks": COUNT,
             "attention": COUNTS,
             "num_heads": COUNT,
+            "remat": FLAG,
             **_NET,
         },
     ),
@@ -123,6 +124,54 @@ WEIGHTS = {
         lambda gamma=5.0: dsm.snr_weight(lambda s: jnp.minimum(1.0, gamma * jnp.exp(-s))), {"gamma": POSITIVE}
     ),
     "sigmoid": Choice(lambda bias=0.0: dsm.snr_weight(lambda s: jax.nn.sigmoid(bias - s)), {"bias": ANY_NUMBER}),
+}
+
+
+def _first_order() -> Callable:
+    return lambda step: dsm.dsm
+
+
+def _high_order(
+    order: int = 2,
+    method: str = "projected",
+    coefficient2: float = 1.0,
+    coefficient2_trace: float = 1.0,
+    coefficient3: float = 1.0,
+    power2: int = 2,
+    power2_trace: int = 2,
+    power3: int = 3,
+    weighted: bool = True,
+    begin: int = 0,
+    ramp: int = 0,
+) -> Callable:
+    shares = {
+        "order2": high_order.Share(coefficient2, power2),
+        "order2_trace": high_order.Share(coefficient2_trace, power2_trace),
+        "order3": high_order.Share(coefficient3, power3),
+    }
+    options = {"order": order, "method": METHODS[method], "shares": shares, "weighted": weighted}
+
+    def loss_at(step):
+        amount = 1.0 if step is None else jnp.clip((step + 1.0 - begin) / max(ramp, 1), 0.0, 1.0)
+        return functools.partial(high_order.high_order, amount=amount, **options)
+
+    return loss_at
+
+
+METHODS = {"projected": high_order.projected, "exact": high_order.exact}
+# Each makes step (None: after all steps) -> the loss, which takes the weight.
+LOSSES = {
+    "first_order": Choice(_first_order),
+    "high_order": Choice(
+        _high_order,
+        {
+            "order": Check(int, lambda v: v in (2, 3), "2 or 3"),
+            "method": one_of(*METHODS),
+            **dict.fromkeys(("coefficient2", "coefficient2_trace", "coefficient3"), NON_NEGATIVE),
+            **dict.fromkeys(("power2", "power2_trace", "power3", "begin", "ramp"), COUNT_OR_0),
+            "weighted": FLAG,
+        },
+    ),
 }
 TIMES = {
     "uniform": Choice(lambda: times.uniform),
@@ -163,7 +212,11 @@ SAMPLERS = {
     "dpm_solver_pp_2m": Choice(functools.partial(functools.partial, ode.dpm_solver_pp_2m), _DENOISE),
 }
 ADAPTIVE = {"adaptive": {"rtol": POSITIVE, "atol": POSITIVE, "max_steps": COUNT, **_DENOISE}}
-DEQUANTISERS = {"uniform": dequantise.uniform, "none": dequantise.centre}
+DEQUANTISERS = {
+    "uniform": dequantise.uniform,
+    "truncated_normal": dequantise.truncated_normal,  # of evaluation alone
+    "none": dequantise.centre,  # of training alone
+}
 DIVERGENCES = {"hutchinson": divergence.hutchinson, "exact": divergence.exact}
 FEATURES = ("digits", "pixels")
 OPTIMISERS = {
@@ -187,7 +240,7 @@ SECTIONS = {
         "image_size": COUNT_OR_0,
         "test_fraction": Check(float, lambda v: 0 < v < 1, "a number between 0 and 1"),
         "flip": FLAG,
-        "dequantisation": one_of(*DEQUANTISERS),
+        "dequantisation": one_of("uniform", "none"),
         "conditional": FLAG,
     },
     "score": {"kind": one_of(*PARAMETERISATIONS), "data_rms": POSITIVE},
@@ -206,6 +259,7 @@ SECTIONS = {
         "clip": NON_NEGATIVE,
         "ema_decay": FRACTION,
         "label_dropout": FRACTION,
+        "skip": COUNT_OR_0,
         "log_every": COUNT_OR_0,
         "validate_every": COUNT_OR_0,
         "checkpoint_every": COUNT_OR_0,
@@ -231,6 +285,8 @@ SECTIONS = {
         "rtol": POSITIVE,
         "atol": POSITIVE,
         "max_steps": COUNT,
+        "clock": one_of("time", "log_snr"),
+        "bound_times": COUNT_OR_0,
         "check": COUNT,
         "baseline": FLAG,
         "num_samples": Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on"),
@@ -247,9 +303,10 @@ SECTIONS["plan"] = {
 NAMED = {
     "process": {name: choice.parameters for name, choice in PROCESSES.items()},
     "model": {name: choice.parameters for name, choice in MODELS.items()},
+    "loss": {name: choice.parameters for name, choice in LOSSES.items()},
     "weight": {name: choice.parameters for name, choice in WEIGHTS.items()},
     "times": {name: choice.parameters for name, choice in TIMES.items()},
     "grid": {name: choice.parameters for name, choice in GRIDS.items()},
     "sampler": {name: choice.parameters for name, choice in SAMPLERS.items()} | ADAPTIVE,
 }
-TOP = {"seed": COUNT_OR_0, "t_min": POSITIVE}
+TOP = {"seed": COUNT_OR_0, "t_min": POSITIVE, "init_from": TEXT}

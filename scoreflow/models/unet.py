@@ -1,5 +1,6 @@
 """A U-Net for images whose side the down-samplings divide."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -54,6 +55,7 @@ class UNet(nn.Module):
       num_classes: number of class labels; 0 for none.
       dtype: of the arithmetic inside; parameters and output stay float32.
       conv: lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`; the function computed is the same.
+      remat: recompute the inside of residual blocks in the gradient instead of keeping it; the same function again.
     """
 
     channels: int = 64
@@ -65,14 +67,18 @@ class UNet(nn.Module):
     num_classes: int = 0
     dtype: jnp.dtype | None = None
     conv: Callable = conv3x3_direct
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, log_snr, cond, train):
         image_channels = x.shape[-1]
         embedding = nn.silu(NoiseEmbedding(4 * self.channels, self.num_classes, dtype=self.dtype)(log_snr, cond))
 
+        make = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        names = (f"ResidualBlock_{i}" for i in itertools.count())  # the same with and without remat
+
         def residual(h, features):
-            return ResidualBlock(features, self.dropout, self.dtype, self.conv)(h, embedding, train)
+            return make(features, self.dropout, self.dtype, self.conv, name=next(names))(h, embedding, train)
 
         def block(h, level):
             h = residual(h, self.channels * self.multipliers[level])

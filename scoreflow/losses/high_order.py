@@ -1,0 +1,178 @@
+"""Second- and third-order denoising score matching, for the likelihood of the ODE model.
+
+First-order matching bounds the KL divergence of the SDE model, not that of the ODE model; the latter is bounded by the
+errors of the score s, of its Jacobian J and of grad tr J together (Lu et al. 2022, arXiv 2206.08265). With
+x_t = alpha x_0 + sigma noise and the residual l = sigma s + noise, noise given x_t has mean -sigma s, covariance
+I + sigma^2 J and third cumulant -sigma^3 grad^3 log q at the true score, hence
+
+    order1        |l|^2                                                                                            (1)
+    order2        |M - l l^T|_F^2,  M = sigma^2 J + I                                                              (2)
+    order2_trace  (tr M - |l|^2)^2                                                                                 (3)
+    order3        |sigma^3 grad tr J + (|l|^2 - tr M) l - 2 M l|^2                                                 (4)
+
+for few dimensions, and along one Rademacher probe v for many, w = v.l:
+
+    order2        |M v - w l|^2                  whose mean over v is (2)                                          (5)
+    order2_trace  (v^T M v - w^2)^2              at least (3), with the same minimiser                             (6)
+    order3        |sigma^3 grad(v^T J v) + (w^2 - v^T M v) l - 2 w M v|^2                                          (7)
+
+l in (2) to (7), and M in (4) and (7), are targets: no gradient flows through them. With gradients the minimum moves,
+wherever the third derivative of log q is not 0. Targets are corrected by the present residual, so an error e of the
+score costs the second order |e|^2 and not |e|. At the minimum no term is 0 (their values for Gaussian data are in the
+tests), so their size says little: judge by the likelihood.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from scoreflow.losses import LossTerms
+from scoreflow.losses.dsm import Weight, noise_weight
+from scoreflow.score import ScoreFn
+from scoreflow.sdes import Process, expand
+
+
+class Directional(NamedTuple):
+    """Of a field fn: its `value` at x, J v, and grad_x(v^T J v) or None; all like x."""
+
+    value: jax.Array
+    product: jax.Array
+    slope: jax.Array | None
+
+
+def directional(fn: Callable, x: jax.Array, v: jax.Array, *, third: bool) -> Directional:
+    """Derivatives of fn [B, ...] -> [B, ...] along v, each example by itself.
+
+    J v is a forward-mode product. Moving J^T v along v gives grad(v^T J v), so both come out of one forward pass over
+    one reverse pass.
+    """
+    if not third:
+        return Directional(*jax.jvp(fn, (x,), (v,)), None)
+
+    def reverse(x):
+        value, pull = jax.vjp(fn, x)
+        return value, pull(v)[0]
+
+    (value, _), (product, slope) = jax.jvp(reverse, (x,), (v,))
+    return Directional(value, product, slope)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products of examples, [B]."""
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+
+
+def projected(
+    fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool
+) -> LossTerms:
+    """(1), (5), (6) and, if asked for, (7), [B] each, with one probe for every example.
+
+    Args:
+      fn: x -> score, at fixed times.
+      key: PRNG key of the probes.
+      x, noise: noised data and the noise in it, [B, ...].
+      sigma: [B].
+      third: whether to compute the third order.
+    """
+    v, scale = jax.random.rademacher(key, x.shape, x.dtype), expand(sigma, x)
+    found = directional(fn, x, v, third=third)
+    residual = scale * found.value + noise
+    target, moved = jax.lax.stop_gradient(residual), scale**2 * found.product + v
+    w = _dot(v, target)
+    second, trace = moved - expand(w, x) * target, _dot(v, moved) - w**2
+    terms = {"order1": _dot(residual, residual), "order2": _dot(second, second), "order2_trace": trace**2}
+    if third:
+        held = jax.lax.stop_gradient(moved)
+        pull = expand(w**2 - _dot(v, held), x) * target - 2.0 * expand(w, x) * held
+        error = scale**3 * found.slope + pull
+        terms["order3"] = _dot(error, error)
+    return terms
+
+
+def exact(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
+    """(1), (2), (3) and, if asked for, (4), [B] each: d directions, so for few dimensions. See `projected`."""
+    del key
+    n, d = x.shape[0], x[0].size
+    basis = jnp.broadcast_to(jnp.eye(d, dtype=x.dtype).reshape(d, 1, *x.shape[1:]), (d, *x.shape))
+    along = jax.vmap(lambda v: directional(fn, x, v, third=third), out_axes=Directional(None, 0, 0 if third else None))
+    found = along(basis)
+    sigma = sigma[:, None]
+    residual = sigma * found.value.reshape(n, d) + noise.reshape(n, d)
+    target = jax.lax.stop_gradient(residual)
+    jacobian = jnp.moveaxis(found.product.reshape(d, n, d), 0, 2)
+    moment = sigma[..., None] ** 2 * jacobian + jnp.eye(d, dtype=x.dtype)[None]
+    second = moment - target[:, :, None] * target[:, None, :]
+    trace = jnp.trace(moment, axis1=1, axis2=2) - _dot(target, target)
+    terms = {"order1": _dot(residual, residual), "order2": jnp.sum(second**2, axis=(1, 2)), "order2_trace": trace**2}
+    if third:
+        held = jax.lax.stop_gradient(moment)
+        size = _dot(target, target) - jnp.trace(held, axis1=1, axis2=2)
+        pull = size[:, None] * target - 2.0 * jnp.einsum("bij,bj->bi", held, target)
+        error = sigma**3 * found.slope.sum(0).reshape(n, d) + pull
+        terms["order3"] = _dot(error, error)
+    return terms
+
+
+class Share(NamedTuple):
+    """How a term counts: `coefficient` / d^`power` times its value."""
+
+    coefficient: ArrayLike
+    power: int
+
+
+PUBLISHED = {"order2": Share(1.0, 2), "order2_trace": Share(1.0, 2), "order3": Share(1.0, 3)}
+"""The image experiments' code. Its toy experiments use (2) and (4) with Share(0.5, 2), Share(0, 1), Share(0.1, 1)."""
+
+
+def high_order(
+    process: Process,
+    score: ScoreFn,
+    key: jax.Array,
+    x0: jax.Array,
+    t: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    order: int = 2,
+    method: Callable = projected,
+    shares: dict[str, Share] = PUBLISHED,
+    amount: ArrayLike = 1.0,
+    weight: Weight = noise_weight,
+    weighted: bool = True,
+) -> LossTerms:
+    """Denoising score matching of the first `order` orders, per dimension.
+
+    Args:
+      process: the forward SDE.
+      score: the score function being trained; twice differentiable in x (three times, with the parameters).
+      key: PRNG key of noise and probes.
+      x0: data [B, ...].
+      t: times [B].
+      cond: labels [B] int32 or None.
+      order: 2 or 3.
+      method: `projected` or `exact`.
+      shares: of the terms above the first, by name; order1 counts 1 / d.
+      amount: multiplies all terms above the first, to let them in gradually.
+      weight: weight on the squared noise error.
+      weighted: whether the weight counts for the terms above the first too, as published where t is drawn in
+        proportion to it, or for the first alone, as published where t is uniform.
+
+    Returns:
+      {"order1", "order2", "order2_trace"[, "order3"]: [B]}, not divided by the density of t.
+    """
+    key_noise, key_probe = jax.random.split(key)
+    xt, noise, sigma = process.perturb(key_noise, x0, t)
+
+    def at_t(x):
+        return score(x, t, cond)
+
+    terms = method(at_t, key_probe, xt, noise, sigma, third=order == 3)
+    size, first = xt[0].size, weight(process, t)
+    higher = amount * (first if weighted else jnp.ones_like(t))
+    out = {"order1": first * terms.pop("order1") / size}
+    for name, value in terms.items():
+        coefficient, power = shares[name]
+        out[name] = higher * coefficient / float(size) ** power * value
+    return out
