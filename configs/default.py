@@ -10,8 +10,8 @@ def get_config() -> ConfigDict:
     config.t_min = 1e-5  # time at which training and likelihood begin
     config.init_from = ""  # folder of a run whose averaged parameters training begins with; "" for fresh ones
 
-    # What is modelled. By name: digits; checkerboard, eight_gaussians, mixture, rings, spirals; cifar10, cifar100,
-    # svhn_cropped, mnist, omniglot, celeb_a, downsampled_imagenet/32x32; arrays (.npy, .npz) and folder (images).
+    # What is modelled. By name: digits; checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals; cifar10,
+    # cifar100, svhn_cropped, mnist, omniglot, celeb_a, downsampled_imagenet/32x32; arrays (.npy, .npz); folder.
     config.data = ConfigDict()
     config.data.name = "digits"
     config.data.dir = ""  # of prepared or original files; "" for $SCOREFLOW_DATA or the user's cache folder

@@ -3,7 +3,7 @@
     python main.py --config=configs/vp_checkerboard.py --mode=train
     python main.py --config=configs/vp_checkerboard.py --mode=eval
 
-Any of checkerboard, eight_gaussians, mixture, rings, spirals: --config.data.name=spirals
+Any of checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals: --config.data.name=spirals
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
-"""Four pretended CPU devices, a compile cache outside the repository, and rank promotion as an error."""
+"""Four pretended CPU devices, programs compiled in a hurry, a compile cache outside the repository, and rank promotion as an error."""
 
 import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Many small programs that run once each: compiling them without optimisation saves a fifth of the time.
+_FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreflow"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "compiled-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -200,6 +200,7 @@ def test_bad_settings_get_one_clear_line(change, words):
 
 def test_a_unet_needs_sides_it_can_halve():
     unet = {"name": "unet", "channels": 8, "multipliers": (1, 1, 1, 1, 1), "blocks": 1, "attention": (), "num_heads": 1}
+    unet["remat"] = False
     with pytest.raises(UserError, match="needs images whose sides 16 divides; digits has examples of shape"):
         build.build(tiny.digits(model=ConfigDict({**unet, "dropout": 0.0, "dtype": "float32"})), "bad")
     odd_heads = ConfigDict({**unet, "multipliers": (1, 2), "num_heads": 3, "dropout": 0.0, "dtype": "float32"})

@@ -293,6 +293,7 @@ def test_mixture_in_the_plane(x64):
     np.testing.assert_allclose(found.trace_gradient, [-2.4144507319, -1.0750336073], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_mixture_against_scipy_and_automatic_differentiation(x64):
     process, t = process64("sub_vp"), 0.3
     mixture, x = exact.mixture_marginal(process, PLANE, t), jnp.array([0.7, -1.1])

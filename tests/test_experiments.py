@@ -35,6 +35,7 @@ def test_a_schedule_has_the_gradient_that_finite_differences_give(x64):
     np.testing.assert_allclose(jax.grad(distance)(log), differences, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_descent_ends_below_the_start_at_a_flat_place(x64):
     data = exact.Law(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
     start = jnp.log(jnp.array([0.1, 20.0, 1.0]))

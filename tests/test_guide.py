@@ -67,6 +67,7 @@ def test_inpainting_a_gaussian_gives_the_exact_conditional(monkeypatch):
     assert abs(x[:, 1].std() / std - 1) < 4 / np.sqrt(2 * n) + 0.02
 
 
+@pytest.mark.slow
 def test_independent_pixels_are_exact_with_the_default_variance():
     """Without correlation the known pixel ends at its value and the other keeps its own law; strength 0 agrees."""
     process, n = PROCESSES["vp"], 20_000

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, models, score, sdes, times
+from scoreflow import build, divergence, models, score, sdes, times
 from scoreflow.losses import dsm, high_order
 from scoreflow.models.unet import UNet
 from scoreflow.theory import exact as theory
@@ -15,6 +15,12 @@ from tests import tiny
 from tests.test_exact import PLANE
 from tests.test_exact import TOY as TOY_MIXTURE
 from tests.truth import PROCESSES, TOY, gaussian_score
+
+
+def slow(*row):
+    """A row of parameters that the fast set leaves out."""
+    return pytest.param(*row, marks=pytest.mark.slow)
+
 
 RAW = {name: high_order.Share(1.0, 0) for name in high_order.PUBLISHED}
 
@@ -30,7 +36,7 @@ def near(values, wanted, errors=4.0):
     assert abs(found - wanted) < errors * error, (found, error, wanted)
 
 
-@pytest.mark.parametrize("name, t", [("vp", 0.1), ("ve", 0.4), ("sub_vp", 0.3), ("edm", 0.5)])
+@pytest.mark.parametrize("name, t", [("vp", 0.1), ("ve", 0.4), slow("sub_vp", 0.3), slow("edm", 0.5)])
 def test_minima_for_gaussian_data(name, t):
     """With rho = alpha^2 c^2 / (alpha^2 c^2 + sigma^2): d rho, d(d+1) rho^2, 2 d rho^2, 2 d(d+2) rho^3; projected as well
     2 d^2 rho^2 and 2 d^2 (d+2) rho^3."""
@@ -53,13 +59,13 @@ def test_minima_for_gaussian_data(name, t):
 @pytest.mark.parametrize(
     "name, t, order1, order2, order3",
     [
-        ("ve", 0.1, 0.862296396, 1.50377968, 3.97868952),
-        ("ve", 0.3, 0.457114413, 1.54293395, 14.2900259),
+        slow("ve", 0.1, 0.862296396, 1.50377968, 3.97868952),
+        slow("ve", 0.3, 0.457114413, 1.54293395, 14.2900259),
         ("ve", 0.5, 0.414390465, 0.293545596, 0.392387856),
-        ("ve", 0.7, 0.0240555955, 3.23578e-4, 3.35768e-5),
-        ("vp", 0.1, 0.636135740, 1.13936842, 3.74875764),
+        slow("ve", 0.7, 0.0240555955, 3.23578e-4, 3.35768e-5),
+        slow("vp", 0.1, 0.636135740, 1.13936842, 3.74875764),
         ("vp", 0.2, 0.406347205, 0.277484725, 0.359385174),
-        ("vp", 0.5, 0.0309347799, 5.54193e-4, 7.09026e-5),
+        slow("vp", 0.5, 0.0309347799, 5.54193e-4, 7.09026e-5),
     ],
 )
 def test_minima_for_the_toy_mixture(x64, name, t, order1, order2, order3):
@@ -129,7 +135,7 @@ def local(numbers, x):
     return lambda y: numbers[0] + numbers[1] * (y - x) + 0.5 * numbers[2] * (y - x) ** 2
 
 
-@pytest.mark.parametrize("method", [high_order.exact, high_order.projected])
+@pytest.mark.parametrize("method", [high_order.exact, slow(high_order.projected)])
 def test_what_a_wrong_score_does_to_the_orders_above(x64, method):
     """s1 wrong by 0.1 at x = 1, VE t = 0.5: the second order learns s2 + 0.01, not the s2 - 2 s1 0.1 - 0.01 of an
     uncorrected target; the third s3 - 0.001 with the exact s2, s3 + 0.002 on the second's own optimum."""
@@ -162,7 +168,7 @@ def test_what_a_wrong_score_does_to_the_orders_above(x64, method):
 
 
 @pytest.mark.parametrize(
-    "name, t, wrong", [("ve", 0.5, 0.317169836), ("vp", 0.2, 0.223010369), ("vp", 0.1, 0.179488894)]
+    "name, t, wrong", [("ve", 0.5, 0.317169836), slow("vp", 0.2, 0.223010369), slow("vp", 0.1, 0.179488894)]
 )
 def test_the_truth_is_stationary_because_targets_carry_no_gradient(x64, name, t, wrong):
     """Along s1 + theta tanh every term is stationary at theta = 0; with gradients through the target, order2 is not:
@@ -187,7 +193,7 @@ def test_the_truth_is_stationary_because_targets_carry_no_gradient(x64, name, t,
             near(values, 0.0)
 
     def careless(fn, key, x, noise, sigma, *, third):
-        value, product, _ = high_order.directional(fn, x, jnp.ones_like(x), third=False)
+        value, product, _ = divergence.directional(fn, x, jnp.ones_like(x), third=False)
         residual = sigma[:, None] * value + noise
         return {"order2": jnp.sum((sigma[:, None] ** 2 * product + 1 - residual**2) ** 2, axis=1)}
 
@@ -209,11 +215,11 @@ def test_directional_derivatives_are_those_of_the_full_tensors(x64):
     one = lambda y: field(y[None])[0]
     jacobian, tensor = jax.jacfwd(one)(x[0]), jax.jacfwd(jax.jacfwd(one))(x[0])
     assert np.abs(jacobian - jacobian.T).max() > 0.1
-    found = high_order.directional(field, x, v, third=True)
+    found = divergence.directional(field, x, v, third=True)
     np.testing.assert_allclose(found.value[0], one(x[0]), rtol=1e-12)
     np.testing.assert_allclose(found.product[0], jacobian @ v[0], rtol=1e-12)
     np.testing.assert_allclose(found.slope[0], jnp.einsum("i,ijk,j->k", v[0], tensor, v[0]), rtol=1e-12)
-    np.testing.assert_allclose(high_order.directional(field, x, v, third=False).product, found.product, rtol=1e-12)
+    np.testing.assert_allclose(divergence.directional(field, x, v, third=False).product, found.product, rtol=1e-12)
 
 
 def test_the_mean_over_probes_is_what_the_exact_terms_say(x64):
@@ -251,6 +257,7 @@ def test_first_order_is_denoising_score_matching():
     np.testing.assert_allclose(first["order1"], first_alone, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_terms_are_let_in_over_the_steps_asked_for():
     config = tiny.digits(
         loss={"name": "high_order", "order": 3, "begin": 10, "ramp": 4, "coefficient3": 0.5}, score__kind="noise"

@@ -188,7 +188,7 @@ def test_the_bound_of_the_true_score_is_the_entropy(x64, law):
     _near(found.total / d, 0.7257913529)
 
 
-@pytest.mark.parametrize("k, j_sm", [(0.95, 0.00978043242), (0.9, 0.03912172968), (1.05, 0.00978043242)])
+@pytest.mark.parametrize("k, j_sm", [(0.95, 0.00978043242), (1.05, 0.00978043242)])
 def test_a_wrong_score_costs_the_bound_its_score_matching_error(x64, k, j_sm):
     """VE, N(0, 1), score scaled by k: the bound rises by J_SM, while the ODE's divergence rises by 3 times as much."""
     process = process64("ve")
@@ -200,9 +200,8 @@ def test_a_wrong_score_costs_the_bound_its_score_matching_error(x64, k, j_sm):
 def test_an_example_has_the_same_bound_in_any_batch(x64):
     process = process64("vp")
     keys, x = jax.random.split(jax.random.key(0), 6), jax.random.normal(jax.random.key(1), (6, 2))
-    run = lambda keys, x: likelihood.bound(
-        process, gaussian_score(process, 0.0, 1.0), terminal.prior(process), keys, x, t_min=1e-4, num_times=5
-    )
+    score, law = gaussian_score(process, 0.0, 1.0), terminal.prior(process)
+    run = jax.jit(lambda keys, x: likelihood.bound(process, score, law, keys, x, t_min=1e-4, num_times=5))
     np.testing.assert_allclose(run(keys[2:4], x[2:4]).total, run(keys, x).total[2:4], rtol=1e-12)
     with pytest.raises(TypeError, match="choose a dequantisation"):
         run(keys, jnp.zeros((6, 2), jnp.uint8))

@@ -107,6 +107,7 @@ def test_mixture_baseline_finds_a_gaussian():
     assert abs(found.log_prob + entropy) < 4 * np.sqrt(1.5 / 5000) + 0.01
 
 
+@pytest.mark.slow
 def test_digit_classifier_knows_digits_and_is_cached(tmp_path):
     source = load.digits()
     extractor = digits.classifier(source.train, source.levels, tmp_path)

@@ -32,6 +32,7 @@ def planned(tmp_path_factory):
     return experiment, how, plan.plan(experiment, how, folder), folder
 
 
+@pytest.mark.slow
 def test_the_gaussian_is_that_of_the_data(planned):
     experiment, how, _, _ = planned
     x = experiment.source.train.x[:3000].astype(np.float64)
@@ -45,6 +46,7 @@ def test_the_gaussian_is_that_of_the_data(planned):
     assert plan.target_of(exact.Law(np.zeros(2), np.array([1.0, 0.0]))).L0 == math.inf
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_theory_says(planned, x64):
     """The configured process by hand: its horizon, and the distances at both ends of its steps."""
     experiment, how, rows, _ = planned
@@ -68,6 +70,7 @@ def test_rows_are_what_the_theory_says(planned, x64):
         assert needed.promised is None or needed.promised >= needed.steps
 
 
+@pytest.mark.slow
 def test_retimings_are_one_sampler_on_a_grid_in_log_snr(planned):
     """VP with any beta: the same alpha and sigma at the same log-SNR, so the same law; not so on a uniform grid."""
     _, _, rows, _ = planned
@@ -81,6 +84,7 @@ def test_retimings_are_one_sampler_on_a_grid_in_log_snr(planned):
         assert by_name[name].grids["uniform"].steps != by_name["vp_linear"].grids["uniform"].steps
 
 
+@pytest.mark.slow
 def test_what_it_writes_and_says(planned, capsys):
     experiment, how, rows, folder = planned
     plan.plan(experiment, how, folder)
@@ -94,6 +98,7 @@ def test_what_it_writes_and_says(planned, capsys):
     assert "proved:" in said and "heuristic:" in said
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_nothing_reaches(planned, monkeypatch):
     _, how, rows, _ = planned
     none = plan.Needed(None, None, [1.0, 1.0], [1.0, 1.0])

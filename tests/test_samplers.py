@@ -48,6 +48,7 @@ def test_order_on_a_gaussian(x64, name, process_name):
     assert abs(slope(errors, counts) - order) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(x64, name):
     """In one dimension the exact flow is the monotone map between marginals: no solver in the oracle."""
@@ -220,6 +221,7 @@ def test_adaptive_solver_against_scipy(x64, ends):
     np.testing.assert_allclose(found.y, wanted, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_adaptive_error_follows_the_tolerance(x64):
     process = process64("vp")
     x = np.array([-1.5, 0.3, 1.2])
@@ -234,6 +236,7 @@ def test_adaptive_error_follows_the_tolerance(x64):
     assert nfe[0] < nfe[1] < nfe[2]
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_its_batch_mates():
     process = PROCESSES["vp"]
     x = jnp.array([[-1.5], [0.3], [1.2]])

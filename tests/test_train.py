@@ -61,12 +61,14 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
     assert [r["loss"] for r in records["a"]] == [r["loss"] for r in records["b"]]
 
 
+@pytest.mark.slow
 def test_several_steps_per_dispatch_are_the_same_steps(whole, tmp_path):
     step, found = _run(tmp_path, steps_per_dispatch=2)
     assert step == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found.params, whole[1].params)
 
 
+@pytest.mark.slow
 def test_one_and_four_devices_give_the_same_losses(whole, tmp_path, monkeypatch):
     assert jax.device_count() == 4
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
@@ -205,6 +207,7 @@ def test_more_skipped_steps_in_a_row_than_allowed_stop_the_run():
         train.check_finite({"loss": np.array([nan, nan])}, 6, allowed=3, before=2)
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_counted_in_the_log(tmp_path):
     experiment, plan = _experiment()
 
@@ -218,6 +221,7 @@ def test_a_skipped_step_is_counted_in_the_log(tmp_path):
     assert [r["skipped"] for r in records] == [0, 0, 1, 0] and np.isfinite([r["loss"] for r in records]).all()
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole, tmp_path):
     """With a learning rate of nothing, the new run ends where the other's average was."""
     experiment, plan = _experiment()

@@ -4,6 +4,7 @@ Nothing here knows of diffusion. A batch depends on its arguments alone, so ther
 run sees what an uninterrupted one would have seen.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +48,12 @@ class Source(NamedTuple):
         return self.train.x.shape[1:]
 
 
+@functools.lru_cache(maxsize=8)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits n examples."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
 def batch(split: Split, seed: int, step: int, size: int, *, flip: bool = False) -> dict[str, np.ndarray]:
     """Batch number `step` of endless shuffled epochs, a function of its arguments.
 
@@ -66,9 +73,8 @@ def batch(split: Split, seed: int, step: int, size: int, *, flip: bool = False) 
     epochs = position // n
     index = np.empty(size, np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(n)
         inside = epochs == epoch
-        index[inside] = order[position[inside] % n]
+        index[inside] = _order(n, seed, int(epoch))[position[inside] % n]
     x = split.x[index]
     if flip:
         mirrored = np.random.default_rng([seed, step, 1]).random(size) < 0.5

@@ -16,6 +16,7 @@ from scoreflow.data.fetch import locate
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TOYS = {
     "mixture": toy.mixture,
+    "mixture_1d": toy.mixture_1d,
     "checkerboard": toy.checkerboard,
     "eight_gaussians": toy.eight_gaussians,
     "spirals": toy.spirals,

@@ -29,35 +29,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from scoreflow.divergence import Directional, directional
 from scoreflow.losses import LossTerms
 from scoreflow.losses.dsm import Weight, noise_weight
 from scoreflow.score import ScoreFn
 from scoreflow.sdes import Process, expand
-
-
-class Directional(NamedTuple):
-    """Of a field fn: its `value` at x, J v, and grad_x(v^T J v) or None; all like x."""
-
-    value: jax.Array
-    product: jax.Array
-    slope: jax.Array | None
-
-
-def directional(fn: Callable, x: jax.Array, v: jax.Array, *, third: bool) -> Directional:
-    """Derivatives of fn [B, ...] -> [B, ...] along v, each example by itself.
-
-    J v is a forward-mode product. Moving J^T v along v gives grad(v^T J v), so both come out of one forward pass over
-    one reverse pass.
-    """
-    if not third:
-        return Directional(*jax.jvp(fn, (x,), (v,)), None)
-
-    def reverse(x):
-        value, pull = jax.vjp(fn, x)
-        return value, pull(v)[0]
-
-    (value, _), (product, slope) = jax.jvp(reverse, (x,), (v,))
-    return Directional(value, product, slope)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,0 +1,154 @@
+"""What a score model's errors are worth: the parts of its ODE's KL divergence.
+
+With q_t the law of the data at t, s the network's score, p_t the density that the probability-flow ODE carries from the
+terminal law, and s1 = grad log q_t (Lu et al. 2022, arXiv 2206.08265; statements checked in closed form in the tests)
+
+    KL(q_{t_min} || p_{t_min}) = KL(q_T || terminal) + J_ODE,   J_ODE = J_SM + J_Diff                               (1)
+    J_SM   = 1/2 int g^2 E |s - s1|^2 dt                            what score matching minimises                   (2)
+    J_Diff = 1/2 int g^2 E (s - s1).(grad log p_t - s) dt           what it leaves out                              (3)
+    J_F    = 1/2 int g^2 E |grad log p_t - s1|^2 dt                 with J_ODE <= sqrt(J_SM J_F)                    (4)
+
+The SDE model's KL is at most KL(q_T || terminal) + J_SM; there is no such bound for the ODE, since (3) may be positive.
+Along a trajectory of the ODE dx = h dt the score S = grad log p_t obeys
+
+    dS/dt = -grad tr(grad h) - (grad h)^T S,   S(T) = grad log terminal(x(T))                                       (5)
+
+so it takes a solve to T and one back. (2) to (4) need s1, so data whose score is known; without it what can be had is
+
+    J_gap  = 1/2 int g^2 E |grad log p_t - s|^2 dt                  how far the network is from its own ODE's score (6)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scoreflow import times
+from scoreflow.divergence import directional
+from scoreflow.samplers.adaptive import integrate
+from scoreflow.score import ScoreFn, probability_flow
+from scoreflow.sdes import Process, expand
+
+
+class ModelScore(NamedTuple):
+    """`score`, grad log p_t(x) of the ODE model [B, ...], and `ok` [B]: whether both solves arrived."""
+
+    score: jax.Array
+    ok: jax.Array
+
+
+def model_score(
+    process: Process,
+    score: ScoreFn,
+    terminal,
+    x: jax.Array,
+    t: jax.Array,
+    probe: jax.Array | None = None,
+    cond: jax.Array | None = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = 1000,
+) -> ModelScore:
+    """grad log p_t(x) of the ODE model by (5).
+
+    Args:
+      process: the forward SDE.
+      score: the score function, differentiable twice in x.
+      terminal: the law assumed at T; its `log_prob` is used.
+      x: [B, ...].
+      t: times [B] of x.
+      probe: Rademacher probes like x for grad tr(grad h), unbiased; None for all d directions.
+      cond: labels [B] int32 or None.
+      rtol, atol, max_steps: of both solves.
+    """
+    flow = probability_flow(process, score)
+    span = process.horizon - t
+
+    def at(progress, args):  # each example has a start of its own, so the solver's clock runs from 0 at t to 1 at T
+        start, span, probe, cond = args
+        return start + progress * span, span, probe, cond
+
+    def forward(progress, x, args):
+        now, span, _, cond = at(progress, args)
+        return expand(span, x) * flow(now, x, cond)
+
+    def backward(progress, state, args):
+        x, model = state
+        now, span, probe, cond = at(progress, args)
+        field = lambda x: flow(now, x, cond)
+        value, pull = jax.vjp(field, x)
+        if probe is None:
+            size = x[0].size
+            basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
+            along = lambda v: directional(field, x, jnp.broadcast_to(v, x.shape), third=True).slope
+            bend = jax.vmap(along)(basis).sum(0)
+        else:
+            bend = directional(field, x, probe, third=True).slope
+        scale = expand(span, x)
+        return scale * value, -scale * (bend + pull(model)[0])
+
+    args = (t, span, probe, cond)
+    options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+    there = integrate(forward, x, 0.0, 1.0, args, **options)
+    last = jax.grad(lambda x: jnp.sum(terminal.log_prob(x)))(there.y)
+    back = integrate(backward, (there.y, last), 1.0, 0.0, args, **options)
+    return ModelScore(back.y[1], there.ok & back.ok)
+
+
+class Parts(NamedTuple):
+    """Estimates in nats, one per example, whose means are (2), (3), (4) and (6); NaN where a solve failed.
+
+    `j_sm`, `j_diff` and `j_f` are None where the true score is not known.
+    """
+
+    j_sm: jax.Array | None
+    j_diff: jax.Array | None
+    j_f: jax.Array | None
+    j_gap: jax.Array
+
+
+def parts(
+    process: Process,
+    score: ScoreFn,
+    terminal,
+    key: jax.Array,
+    x0: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    t_min: float,
+    true_score: ScoreFn | None = None,
+    exact: bool = False,
+    law: Callable = times.importance,
+    **solver,
+) -> Parts:
+    """(2), (3), (4) and (6) with one time for each example.
+
+    Args:
+      key: PRNG key of times, noise and probes.
+      x0: data [B, ...].
+      t_min: where the integrals begin.
+      true_score: grad log q_t, where it is known.
+      exact: all d directions in (5) instead of one probe: for few dimensions. With a probe (5) is unbiased, but what is
+        quadratic in it, (4) and (6), is too large by the probe's variance.
+      law: of the times.
+      **solver: tolerances, see `model_score`.
+    """
+    key_t, key_noise, key_probe = jax.random.split(key, 3)
+    t, inv_density = law(process, key_t, x0.shape[0], t_min=t_min)
+    xt, _, _ = process.perturb(key_noise, x0, t)
+    probe = None if exact else jax.random.rademacher(key_probe, xt.shape, xt.dtype)
+    found = model_score(process, score, terminal, xt, t, probe, cond, **solver)
+    network = score(xt, t, cond)
+    factor = jnp.where(found.ok, 0.5 * inv_density * process.diffusion_sq(t), jnp.nan)
+
+    def part(a, b):
+        return factor * jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+
+    gap = found.score - network
+    if true_score is None:
+        return Parts(None, None, None, part(gap, gap))
+    true = true_score(xt, t, cond)
+    error, whole = network - true, found.score - true
+    return Parts(part(error, error), part(error, gap), part(whole, whole), part(gap, gap))
