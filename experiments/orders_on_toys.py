@@ -11,6 +11,8 @@ first-order matching minimises, and J_Diff, which it leaves out.
 
 import functools
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from configs import vp_checkerboard
 from experiments import common
 from scoreflow import build, diagnostics, divergence, likelihood, parallel, report
 from scoreflow.data import toy
-from scoreflow.experiment import EVALUATE, Experiment
+from scoreflow.experiment import Experiment
 from scoreflow.theory import exact
 
 DATA = {"mixture_1d": 0.62, "checkerboard": 2.3}  # root mean squares
@@ -33,11 +35,11 @@ PROCESSES = {
 # operations: 3 forward passes for order 1, 6 and 12 for orders 2 and 3, which count in the second half alone
 RECIPES = {"1": (1, 1.0), "1 then 2": (2, 1.0), "1 then 3": (3, 1.0), "1, as 2": (1, 1.5), "1, as 3": (1, 2.5)}
 LOSS = {"name": "high_order", "method": "exact", "coefficient2": 0.5, "coefficient2_trace": 0.0, "coefficient3": 0.1}
-STEPS, SEEDS, POINTS = 4000, (0, 1, 2), 4000
+STEPS, SEEDS, POINTS = 4000, (0, 1, 2), 1000
 MIXTURE = exact.Mixture(
     np.array([0.3, 0.3, 0.4]), np.array([[-2.0], [-6.0], [4.0]]) / 7, np.array([0.1, 0.1, 1.0])[:, None, None] / 49
 )
-LINE = np.linspace(-1.4, 1.4, 400)
+LINE = np.linspace(-1.6, 1.8, 1201)
 PLANE = np.stack(np.meshgrid(*2 * [np.linspace(-4.4, 4.4, 60)]), axis=-1).reshape(-1, 2)
 
 
@@ -55,8 +57,8 @@ def configure(data: str, process: str, order: int, seed: int, steps: int) -> Con
     return config
 
 
-def train(data: str, process: str, recipe: str, seed: int, steps: int) -> tuple[Experiment, dict, float]:
-    """One run: the experiment, its averaged parameters and the seconds it took."""
+def train(data: str, process: str, recipe: str, seed: int, steps: int) -> tuple[dict, float]:
+    """One run: the averaged parameters and the seconds it took, compilation included."""
     order, share = RECIPES[recipe]
     steps = int(round(share * steps / 40)) * 40
     first = build.build(configure(data, process, 1, seed, steps), "orders_on_toys")
@@ -66,48 +68,55 @@ def train(data: str, process: str, recipe: str, seed: int, steps: int) -> tuple[
         later = (steps // 2, build.build(configure(data, process, order, seed, steps), "orders_on_toys").objective)
     began = time.monotonic()
     params = common.fit(first, plan, later=later)
-    return first, params, time.monotonic() - began
+    return params, time.monotonic() - began
 
 
-def log_density(experiment: Experiment, params, x: np.ndarray) -> np.ndarray:
-    """Log-density [N] of the ODE model at x [N, d], in nats; a program for each network and process."""
-    score, options = experiment.score(params), {"t_min": experiment.t_min, "divergence": divergence.exact}
-    solve = functools.partial(likelihood.log_prob, experiment.process, score, experiment.terminal, **options)
-    run = parallel.jit(lambda x: solve(jax.random.key(0), x, rtol=1e-5, atol=1e-5).logp)
-    return np.asarray(run(jnp.asarray(x, jnp.float32)), np.float64)
+class Judge(NamedTuple):
+    """Compiled once for a data set and a process: functions of the parameters alone."""
+
+    experiment: Experiment
+    log_density: Callable
+    parts: Callable
 
 
-def line_kl(experiment: Experiment, params) -> float:
-    """KL(q_{t_min} || p_{t_min}) of the mixture by the trapezoidal rule."""
-    x = np.linspace(-1.6, 1.8, 1501)
-    law = exact.mixture_marginal(experiment.process, MIXTURE, experiment.t_min)
-    log_q = toy.gaussian_mixture(*law).log_prob(x[:, None])
-    return float(np.trapezoid(np.exp(log_q) * (log_q - log_density(experiment, params, x[:, None])), x))
+@functools.cache
+def judge(data: str, process: str) -> Judge:
+    """The judge of all networks that learn `data` under `process`."""
+    experiment = build.build(configure(data, process, 1, 0, STEPS), "orders_on_toys")
+    options = {"t_min": experiment.t_min, "rtol": 1e-5, "atol": 1e-5}
+    forward, law = experiment.process, experiment.terminal
+
+    def log_density(params, x):
+        key, score = jax.random.key(0), experiment.score(params)
+        return likelihood.log_prob(forward, score, law, key, x, divergence=divergence.exact, **options).logp
+
+    def parts(params, key, x0):
+        true = exact.mixture_score(forward, MIXTURE)
+        return diagnostics.parts(
+            forward, experiment.score(params), law, key, x0, true_score=true, exact=True, **options
+        )
+
+    return Judge(experiment, parallel.jit(log_density), parallel.jit(parts))
 
 
 def measure(data: str, process: str, recipe: str, seed: int, steps: int, points: int) -> dict:
     """Trains and judges one run; plain numbers."""
-    experiment, params, seconds = train(data, process, recipe, seed, steps)
-    found = {"seconds": seconds}
+    params, seconds = train(data, process, recipe, seed, steps)
+    experiment, log_density, parts = judge(data, process)
+    found, test = {"seconds": seconds}, experiment.source.test.x[:points]
     if data == "mixture_1d":
-        found["kl"] = line_kl(experiment, params)
-        true, key = exact.mixture_score(experiment.process, MIXTURE), experiment.key(EVALUATE)
-
-        @parallel.jit
-        def parts(x0):
-            law, score = experiment.terminal, experiment.score(params)
-            options = {"t_min": experiment.t_min, "true_score": true, "exact": True}
-            return diagnostics.parts(experiment.process, score, law, key, x0, **options)
-
-        values = parts(jnp.asarray(experiment.source.test.x[:points]))
+        law = exact.mixture_marginal(experiment.process, MIXTURE, experiment.t_min)
+        log_q = toy.gaussian_mixture(*law).log_prob(LINE[:, None])
+        log_p = np.asarray(log_density(params, jnp.asarray(LINE[:, None], jnp.float32)), np.float64)
+        found["kl"] = float(np.trapezoid(np.exp(log_q) * (log_q - log_p), LINE))
+        values = parts(params, jax.random.key(seed), jnp.asarray(test))
         found |= {name: float(np.nanmean(getattr(values, name))) for name in ("j_sm", "j_diff")}
-        found["picture"] = np.exp(log_density(experiment, params, LINE[:, None])).tolist()
     else:
-        x = experiment.source.test.x[:points]
-        found["kl"] = float(np.mean(experiment.source.log_prob(x) - log_density(experiment, params, x)))
-        if seed == 0:
-            found["picture"] = np.exp(log_density(experiment, params, PLANE)).tolist()
-    return found
+        points = np.concatenate([test, PLANE]).astype(np.float32)
+        log_p = np.asarray(log_density(params, jnp.asarray(points)), np.float64)
+        found["kl"] = float(np.mean(experiment.source.log_prob(test) - log_p[: len(test)]))
+        log_p = log_p[len(test) :]
+    return found | ({"picture": np.exp(log_p).tolist()} if seed == 0 else {})
 
 
 def rows_of(found: dict[tuple, list[dict]]) -> list[tuple[str, ...]]:
@@ -115,10 +124,10 @@ def rows_of(found: dict[tuple, list[dict]]) -> list[tuple[str, ...]]:
     rows = [("data", "process", "order", "KL, nats", "J_SM", "J_Diff", "seconds")]
     for (data, process, recipe), runs in found.items():
         words = [data, process, recipe]
-        for name, digits in (("kl", 4), ("j_sm", 4), ("j_diff", 4), ("seconds", 0)):
+        for name in ("kl", "j_sm", "j_diff", "seconds"):
             values = np.array([run[name] for run in runs if name in run])
             error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            words.append(f"{values.mean():.{digits}f} +- {error:.{max(digits, 1)}f}" if len(values) else "")
+            words.append(f"{values.mean():.3g} +- {error:.2g}" if len(values) else "")
         rows.append(tuple(words))
     return rows
 

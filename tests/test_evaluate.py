@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from scoreflow import build, evaluate
 from scoreflow.metrics import Estimate
@@ -46,6 +47,30 @@ def test_likelihood_of_the_exact_model_is_the_entropy(gaussian):
     assert abs(found["solver_error"].value) < 2e-3
     assert found["nats"].value == pytest.approx(found["prior_term"] + found["integral_term"], abs=1e-4)
     assert found["likelihood_failed"] == 0 and found["likelihood_examples"] == 1000
+
+
+def test_the_bound_and_the_importance_weighted_estimate_of_the_exact_model(gaussian):
+    """The bound of the true score is tight; draws of continuous data differ by the probe alone, which exactness ignores."""
+    experiment, plan = gaussian
+    found = evaluate.likelihood_metrics(experiment, plan._replace(bound_times=20, draws=2, num_test=200), None)
+    assert abs(found["bound"].value - ENTROPY) < 4 * found["bound"].stderr
+    terms = sum(found[f"bound_{name}"] for name in ("prior", "diffusion", "offset"))
+    assert found["bound"].value == pytest.approx(terms, rel=1e-4)
+    assert found["importance_weighted_nats"].value == pytest.approx(found["nats"].value, rel=1e-5)
+
+
+def test_truncated_normal_noise_is_that_of_the_time_where_the_likelihood_begins():
+    config = tiny.digits(eval__dequantisation="truncated_normal", t_min=0.01)
+    experiment = build.build(config, "digits")
+    plan = build.eval_plan(config, experiment.source, None)
+    levels = experiment.source.test.x[:50]
+    found = plan.dequantise(jax.random.key(0), levels)
+    alpha, sigma = float(experiment.process.alpha(0.01)), float(experiment.process.sigma(0.01))
+    offset = np.asarray(found.x) - alpha * (2 * (levels + 0.5) / 17 - 1)
+    assert np.abs(offset).max() <= alpha / 17 + 1e-6
+    cut = alpha / (17 * sigma)
+    density, mass = np.exp(-(cut**2) / 2) / np.sqrt(2 * np.pi), special.erf(cut / np.sqrt(2))
+    assert offset.std() == pytest.approx(sigma * np.sqrt(1 - 2 * cut * density / mass), rel=0.03)
 
 
 def test_failed_solves_are_counted_and_left_out(gaussian):

@@ -96,6 +96,23 @@ def test_sampler_code_has_the_law_of_its_coefficients(name):
     assert found.nfe.tolist()[:1] == [21]
 
 
+@pytest.mark.parametrize("corrections, denoise, wanted", [(0, False, 8), (0, True, 9), (2, True, 25)])
+def test_a_sampler_counts_the_evaluations_that_it_makes(corrections, denoise, wanted):
+    """Counted at run time; a corrector that is left out costs nothing."""
+    process, calls = PROCESSES["vp"], []
+
+    def score(x, t, cond=None):
+        jax.debug.callback(lambda: calls.append(1))
+        return -x
+
+    found = affine.predictor_corrector(
+        process, score, jax.random.key(0), jnp.zeros((3, 2)), grids.uniform(process, 8, t_min=1e-3),
+        corrector_steps=corrections, denoise=denoise,
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert len(calls) == int(found.nfe[0]) == wanted
+
+
 @pytest.mark.parametrize("name", [*STOCHASTIC, "predictor_corrector"])
 @pytest.mark.slow
 def test_stochastic_samplers_reach_a_mixture(name):
