@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.likelihood = True
     config.eval.dequantisation = ""  # must be chosen for integer data: uniform, or truncated_normal (set t_min for it)
-    config.eval.draws = 5  # dequantisations per test example
+    config.eval.draws = 5  # dequantisations per test example, averaged; importance-weighted too if divergence is exact
     config.eval.num_test = 0  # test examples; 0 for all
     config.eval.batch_size = 120
     config.eval.divergence = "hutchinson"  # or exact

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
-from scoreflow import dequantise, parallel, report, sample, workdir
+from scoreflow import dequantise, divergence, parallel, report, sample, workdir
 from scoreflow.data import Split
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.likelihood import Bound, bound, log_prob
@@ -195,9 +195,8 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     metrics["likelihood_failed"] = int(np.sum(~ok))
     metrics["likelihood_examples"], metrics["likelihood_draws"] = count, plan.draws
     metrics["likelihood_seconds"] = seconds
-    if (
-        plan.draws > 1
-    ):  # log-mean-exp over the draws of one example: not above their mean, and falling with their number
+    # Log-mean-exp over the draws of one example. Not with a probe: the mean of exp(log p + its error) is above p.
+    if plan.draws > 1 and plan.divergence is divergence.exact:
         scale_of = -size * np.log(2.0) if source.levels else -1.0
         weighted = logsumexp(scale_of * np.asarray(scores)[:, ok], axis=0) - np.log(plan.draws)
         metrics[f"importance_weighted_{name}"] = mean_estimate(weighted / scale_of)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from scoreflow import build, evaluate
+from scoreflow import build, divergence, evaluate
 from scoreflow.metrics import Estimate
 from tests import tiny
 from tests.truth import gaussian_score
@@ -57,6 +57,8 @@ def test_the_bound_and_the_importance_weighted_estimate_of_the_exact_model(gauss
     terms = sum(found[f"bound_{name}"] for name in ("prior", "diffusion", "offset"))
     assert found["bound"].value == pytest.approx(terms, rel=1e-4)
     assert found["importance_weighted_nats"].value == pytest.approx(found["nats"].value, rel=1e-5)
+    probed = plan._replace(draws=2, num_test=50, divergence=divergence.hutchinson)
+    assert "importance_weighted_nats" not in evaluate.likelihood_metrics(experiment, probed, None)
 
 
 def test_truncated_normal_noise_is_that_of_the_time_where_the_likelihood_begins():
