@@ -16,7 +16,7 @@ from tests.test_data import made  # noqa: F401  (a fixture)
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py") if path.stem != "default")
 VARIANTS = [
     f"{name}:{variant}"
-    for name in ("digits_processes", "cifar10_processes")
+    for name in ("digits_processes", "cifar10_processes", "digits_orders")
     for variant in tiny.module(tiny.ROOT / "configs" / f"{name}.py").VARIANTS
 ]
 
@@ -38,6 +38,7 @@ def _shrink(config: ConfigDict) -> ConfigDict:
     config.training.update({"steps": 2, "batch_size": 8, "warmup": 1, "steps_per_dispatch": k, "accumulate": 1})
     config.training.update({"log_every": 2, "checkpoint_every": 2, "validate_every": 2, "sample_every": 0})
     config.model.dtype = "float32"
+    config.init_from = ""  # the other run is tested with training
     config.data.image_size = 16 if config.data.name in archives.ARCHIVES else 0
     config.sampling.update({"num": 8, "batch_size": 8, "steps": 3})
     config.eval.update({"draws": 1, "num_test": 8, "batch_size": 8, "check": 4, "num_samples": 100, "baseline": False})
