@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,33 +21,21 @@ def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Names
     return parser.parse_args()
 
 
-def fit(experiment: Experiment, plan: train.TrainPlan, later: tuple[int, Callable] | None = None):
-    """Trains from scratch to `plan.steps` in memory; the averaged parameters. No pictures, no checkpoints.
-
-    Args:
-      experiment: what to train.
-      plan: how.
-      later: (step, objective): another objective from that step on, a multiple of `plan.steps_per_dispatch`.
-    """
-
-    def compiled(objective):
-        key, options = experiment.key(TRAIN), {"ema_decay": plan.ema_decay, "accumulate": plan.accumulate}
-        step = train.make_train_step(objective, plan.optimiser, key, **options)
-        return train.compile_dispatch(step, plan.steps_per_dispatch)
-
-    state, dispatch = train.init_state(experiment, plan.optimiser), compiled(experiment.objective)
+def fit(experiment: Experiment, plan: train.TrainPlan):
+    """Trains from scratch to `plan.steps` in memory; the averaged parameters. No pictures, no checkpoints."""
+    state = train.init_state(experiment, plan.optimiser)
+    step = train.make_train_step(
+        experiment.objective,
+        plan.optimiser,
+        experiment.key(TRAIN),
+        ema_decay=plan.ema_decay,
+        accumulate=plan.accumulate,
+    )
+    dispatch = train.compile_dispatch(step, plan.steps_per_dispatch)
     for first, batches in train.batches(experiment, plan, 0):
-        if later is not None and first == later[0]:
-            dispatch = compiled(later[1])
         state, metrics = dispatch(state, batches)
         train.check_finite(parallel.gather(metrics), first)
     return state.ema_params
-
-
-def _complete(path: Path) -> dict:
-    """The records of a memo, by key."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {record["key"]: record["value"] for record in map(json.loads, lines)}
 
 
 def memo(path: Path, key: str, compute):
