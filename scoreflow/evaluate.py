@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
-from scoreflow import dequantise, divergence, parallel, report, sample, workdir
+from scoreflow import dequantise, parallel, report, sample, workdir
 from scoreflow.data import Split
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.likelihood import Bound, bound, log_prob
@@ -37,6 +37,8 @@ class EvalPlan(NamedTuple):
       divergence: `divergence.hutchinson` or `divergence.exact`.
       rtol, atol, max_steps: of the solver.
       in_log_snr: whether the solver's clock is log-SNR.
+      weigh_draws: whether to give the importance-weighted estimate over the draws too. Needs the exact divergence:
+        with a probe the mean of exp(log p + its error) is above p.
       bound_times: times for each example behind the SDE model's bound; 0 skips it.
       conditional: whether the network is given the label.
       check: examples on which the solver's error is measured.
@@ -56,6 +58,7 @@ class EvalPlan(NamedTuple):
     atol: float
     max_steps: int
     in_log_snr: bool
+    weigh_draws: bool
     bound_times: int
     conditional: bool
     check: int
@@ -195,8 +198,7 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     metrics["likelihood_failed"] = int(np.sum(~ok))
     metrics["likelihood_examples"], metrics["likelihood_draws"] = count, plan.draws
     metrics["likelihood_seconds"] = seconds
-    # Log-mean-exp over the draws of one example. Not with a probe: the mean of exp(log p + its error) is above p.
-    if plan.draws > 1 and plan.divergence is divergence.exact:
+    if plan.weigh_draws:  # log-mean-exp over the draws of one example
         scale_of = -size * np.log(2.0) if source.levels else -1.0
         weighted = logsumexp(scale_of * np.asarray(scores)[:, ok], axis=0) - np.log(plan.draws)
         metrics[f"importance_weighted_{name}"] = mean_estimate(weighted / scale_of)

@@ -50,6 +50,11 @@ class LogProb(NamedTuple):
     ok: jax.Array
 
 
+def _check_continuous(x: jax.Array) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x is {x.dtype}: a density needs continuous data, so choose a dequantisation first")
+
+
 def log_prob(
     process: Process,
     score: ScoreFn,
@@ -85,8 +90,7 @@ def log_prob(
       TypeError: if x is integer: a density at grey levels depends on how they are dequantised, which is the caller's
         choice (see `dequantise`).
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x is {x.dtype}: a density needs continuous data, so choose a dequantisation first")
+    _check_continuous(x)
     drift = probability_flow(process, score)
     size = x[0].size
 
@@ -158,8 +162,7 @@ def bound(
     Raises:
       TypeError: if x is integer, see `log_prob`.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x is {x.dtype}: a density needs continuous data, so choose a dequantisation first")
+    _check_continuous(x)
     n, size = x.shape[0], x[0].size
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(key if key.ndim else jax.random.split(key, n))
     t, inv_density = jax.vmap(lambda key: law(process, key, num_times, t_min=t_min))(keys[:, 0])

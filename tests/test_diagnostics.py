@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import diagnostics, terminal
+from scoreflow import diagnostics, divergence, likelihood, terminal
 from tests.truth import TOY, gaussian_score, process64
 
 
@@ -42,8 +42,6 @@ def test_the_score_of_the_ode_model(x64, probed):
 
 def test_the_score_of_the_ode_model_is_the_gradient_of_its_density(x64):
     """On a mixture with a wrong score, against a difference quotient of the likelihood."""
-    from scoreflow import divergence, likelihood
-
     process = process64("vp")
     score, law = scaled(TOY.score(process), 0.9), terminal.prior(process)
     x, step = jnp.array([[0.1], [-0.3]]), 1e-4

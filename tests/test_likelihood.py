@@ -217,7 +217,6 @@ def _bits(log_density, pixels, key=0):
     """Bits per dimension of one-pixel images under a density at that noise level."""
     image = jnp.asarray(pixels, jnp.uint8)[:, None]
     found = dequantise.truncated_normal(jax.random.key(key), image, 256, alpha=ALPHA, sigma=SIGMA)
-    assert found.x.dtype == jnp.float64 or found.x.dtype == jnp.float32
     return dequantise.bits_per_dim(log_density(np.asarray(found.x, np.float64)[:, 0]), found.log_q, 1, 256)
 
 

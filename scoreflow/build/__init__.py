@@ -240,6 +240,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         atol=plan.atol,
         max_steps=plan.max_steps,
         in_log_snr=plan.clock == "log_snr",
+        weigh_draws=plan.draws > 1 and plan.divergence == "exact",
         bound_times=plan.bound_times,
         conditional=config.data.conditional,
         check=plan.check,

@@ -132,23 +132,13 @@ def _first_order() -> Callable:
 
 
 def _high_order(
-    order: int = 2,
-    method: str = "projected",
-    coefficient2: float = 1.0,
-    coefficient2_trace: float = 1.0,
-    coefficient3: float = 1.0,
-    power2: int = 2,
-    power2_trace: int = 2,
-    power3: int = 3,
-    weighted: bool = True,
-    begin: int = 0,
-    ramp: int = 0,
+    order: int = 2, method: str = "projected", weighted: bool = True, begin: int = 0, ramp: int = 0, **given
 ) -> Callable:
-    shares = {
-        "order2": high_order.Share(coefficient2, power2),
-        "order2_trace": high_order.Share(coefficient2_trace, power2_trace),
-        "order3": high_order.Share(coefficient3, power3),
-    }
+    shares = {}
+    for name, published in high_order.PUBLISHED.items():
+        suffix = name.removeprefix("order")
+        coefficient = given.get(f"coefficient{suffix}", published.coefficient)
+        shares[name] = high_order.Share(coefficient, given.get(f"power{suffix}", published.power))
     options = {"order": order, "method": METHODS[method], "shares": shares, "weighted": weighted}
 
     def loss_at(step):
