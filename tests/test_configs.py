@@ -131,6 +131,13 @@ BAD = [
     ({"seed": -1}, "seed = -1 must be a whole number, 0 or above"),
     ({"t_min": 0.0}, "t_min = 0.0 must be a number above 0"),
     ({"t_min": 2.0}, "t_min = 2.0 must be below process.horizon = 1.0"),
+    (
+        {"eval__bound_times": 5, "eval__dequantisation": "truncated_normal"},
+        "eval.bound_times = 5 needs data at t = 0, and eval.dequantisation = truncated_normal makes them at t_min",
+    ),
+    ({"loss": {"name": "high_order", "order": 4}}, "loss.order = 4 must be 2 or 3"),
+    ({"loss": {"name": "high_order", "power4": 1}}, "loss.power4 is not a known setting: did you mean power"),
+    ({"training__skip": -1}, "training.skip = -1 must be a whole number, 0 or above"),
     ({"sampling__t_min": 1.5}, "sampling.t_min = 1.5 must be below process.horizon"),
     ({"nonsense": 1}, "nonsense is not a known setting"),
     ({"training__lerning_rate": 1.0}, "training.lerning_rate is not a known setting: did you mean learning_rate?"),

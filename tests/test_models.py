@@ -131,6 +131,22 @@ def test_an_example_does_not_see_its_batch_mates(name):
 
 
 @pytest.mark.slow
+def test_remat_changes_neither_the_function_nor_its_gradient():
+    options = {"channels": 4, "multipliers": (1, 2), "blocks": 1, "num_heads": 2, "dropout": 0.3}
+    kept, again = (network(UNet(**options, remat=remat)) for remat in (False, True))
+    params = _randomised(kept, (2, 4, 4, 1))
+    assert jax.tree.structure(params) == jax.tree.structure(_randomised(again, (2, 4, 4, 1)))
+    x, log_snr = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([-1.0, 2.0])
+
+    def value_and_gradient(net):
+        loss = lambda p: jnp.sum(net.apply(p, x, log_snr, train=True, key=jax.random.key(1)) ** 2)
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, value_and_gradient(kept), value_and_gradient(again))
+
+
+@pytest.mark.slow
 def test_bfloat16_stays_inside():
     module = UNet(channels=16, multipliers=(1,), blocks=1, dtype=jnp.bfloat16)
     net, exact = jitted(module), jitted(UNet(channels=16, multipliers=(1,), blocks=1))

@@ -99,6 +99,11 @@ def check_together(config) -> None:
         )
     if training.warmup >= training.steps:
         raise UserError(f"training.warmup = {training.warmup} must be below training.steps = {training.steps}")
+    if config.eval.bound_times and config.eval.dequantisation == "truncated_normal":
+        raise UserError(
+            f"eval.bound_times = {config.eval.bound_times} needs data at t = 0, and eval.dequantisation = "
+            "truncated_normal makes them at t_min; choose uniform, or eval.bound_times = 0"
+        )
     if config.sampling.guidance != 1.0 and not config.data.conditional:
         raise UserError(f"sampling.guidance = {config.sampling.guidance} needs data.conditional = True")
     if config.sampling.guidance not in (0.0, 1.0) and not training.label_dropout:
