@@ -167,28 +167,28 @@ def bound(
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(key if key.ndim else jax.random.split(key, n))
     t, inv_density = jax.vmap(lambda key: law(process, key, num_times, t_min=t_min))(keys[:, 0])
 
-    def excess(keys, t):
-        """|sigma score + noise|^2 - d of each example at its time, [B]; noise from its key."""
+    def perturbed(keys, t):
+        """x_t [B, ...] and the noise in it, each example at its time and from its key."""
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-        sigma = expand(process.sigma(t), x)
-        xt = expand(process.alpha(t), x) * x + sigma * noise
-        error = (sigma * score(xt, t, cond) + noise).reshape(n, -1)
+        return expand(process.alpha(t), x) * x + expand(process.sigma(t), x) * noise, noise
+
+    def excess(keys, t):
+        """|sigma score + noise|^2 - d of each example, [B]."""
+        xt, noise = perturbed(keys, t)
+        error = (expand(process.sigma(t), x) * score(xt, t, cond) + noise).reshape(n, -1)
         return jnp.sum(error**2, axis=1) - size
 
     def at(i):
         here = jax.vmap(lambda key: jax.random.fold_in(key, i))
         pace = process.diffusion_sq(t[:, i]) / process.variance(t[:, i])
         path = 0.5 * inv_density[:, i] * pace * (excess(here(keys[:, 1]), t[:, i]) + size)
-        return path, 0.5 * excess(here(keys[:, 2]), jnp.full(n, t_min, x.dtype))
+        last = 0.5 * excess(here(keys[:, 2]), jnp.full(n, t_min, x.dtype))
+        prior = -terminal.log_prob(perturbed(here(keys[:, 3]), jnp.full(n, process.horizon, x.dtype))[0])
+        return path, last, prior
 
-    path, last = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(at, jnp.arange(num_times)))
+    path, last, prior = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(at, jnp.arange(num_times)))
     fall = process.log_snr(t_min) - process.log_snr(process.horizon)
     shrunk = process.log_alpha(process.horizon) - process.log_alpha(t_min)
-    alpha, sigma = process.alpha(process.horizon), process.sigma(process.horizon)
-    noise = jax.vmap(lambda key: jax.random.normal(key, (num_times, *x.shape[1:]), x.dtype))(keys[:, 3])
-    x_last = alpha * x[:, None] + sigma * noise
-    log_terminal = terminal.log_prob(x_last.reshape(n * num_times, *x.shape[1:])).reshape(n, num_times)
-    prior = -log_terminal.mean(1)
     diffusion = path - size * (0.5 * fall + shrunk)
     offset = last - size * process.log_alpha(jnp.asarray(t_min, x.dtype))
     return Bound(prior + diffusion + offset, prior, diffusion, offset)
