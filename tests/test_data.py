@@ -402,7 +402,7 @@ def test_density_integrates_to_one_and_fits_its_samples(name):
 
 def test_mixture_on_the_line():
     """Entropy -0.128854075 nats, by quadrature and by its samples; log density at published points."""
-    density, side = toy.mixture_1d(), np.linspace(-2, 2, 8001)
+    density, side = toy.gaussian_mixture(*toy.MIXTURES["mixture_1d"]), np.linspace(-2, 2, 8001)
     log_q = density.log_prob(side[:, None])
     entropy = -(np.exp(log_q) * log_q).sum() * 0.0005
     assert entropy == pytest.approx(-0.128854075, abs=1e-8)
@@ -414,7 +414,7 @@ def test_mixture_on_the_line():
 
 def test_toy_values():
     assert toy.checkerboard().log_prob(np.array([[0.5, 1.0]]))[0] == pytest.approx(-np.log(32))
-    found = toy.mixture().log_prob(np.array([[0.3, -0.4]]))
+    found = toy.gaussian_mixture(*toy.MIXTURES["mixture"]).log_prob(np.array([[0.3, -0.4]]))
     weights, means = np.array([0.5, 0.3, 0.2]), np.array([[1, 0], [-1, 1], [0, -2]])
     covs = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 0.6]], [[0.2, -0.1], [-0.1, 0.3]]])
     wanted = 0.0

@@ -1,14 +1,16 @@
 """Exact laws against their printed digits, their limits, other implementations and Monte Carlo."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 from scoreflow import sdes, transitions
+from scoreflow.data import toy
 from scoreflow.theory import exact, processes
 from scoreflow.theory.exact import Law
 from tests.truth import PROCESSES, integral, process64
@@ -242,16 +244,7 @@ def test_laws_have_gradients_by_the_schedule(x64):
 # ----------------------------------------------------------------------------------------------------------------------
 # Mixtures.
 
-TOY = exact.Mixture(
-    np.array([0.3, 0.3, 0.4]),
-    np.array([[-2.0], [-6.0], [4.0]]) / 7,
-    np.array([0.1, 0.1, 1.0])[:, None, None] / 49,
-)
-PLANE = exact.Mixture(
-    np.array([0.5, 0.3, 0.2]),
-    np.array([[1.0, 0.0], [-1.0, 1.0], [0.0, -2.0]]),
-    np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0.0], [0.0, 0.6]], [[0.2, -0.1], [-0.1, 0.3]]]),
-)
+TOY, PLANE = (exact.Mixture(*toy.MIXTURES[name]) for name in ("mixture_1d", "mixture"))
 
 
 @pytest.mark.parametrize(
@@ -328,3 +321,56 @@ def test_score_of_the_marginal_is_the_mean_noise(x64):
     noise = integral(lambda x0: joint(x0) * (x - alpha * x0) / sigma, -2, 2) / integral(joint, -2, 2)
     found = exact.mixture_score(process, TOY)(jnp.array([[x]]), jnp.array([t]))
     assert -sigma * float(found[0, 0]) == pytest.approx(noise, rel=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The checkerboard.
+
+
+def test_checkerboard_under_noise(x64):
+    """Noise 0.5 at (.3, .7): log q -3.8412971, score (.8014744, .1787067), Laplacian of log q -2.302681."""
+    x, density = jnp.array([0.3, 0.7]), functools.partial(exact.checkerboard_log_density, alpha=1.0, sigma=0.5)
+    assert float(density(x)) == pytest.approx(-3.8412971, abs=5e-8)
+    np.testing.assert_allclose(jax.grad(density)(x), [0.8014744, 0.1787067], atol=5e-8)
+    assert float(jnp.trace(jax.hessian(density)(x))) == pytest.approx(-2.302681, abs=5e-7)
+
+
+@pytest.mark.parametrize("name, t", [("vp", 0.02), ("vp", 1.0), ("ve", 1e-5), ("ve", 1.0)])
+def test_checkerboard_score_is_the_mean_noise_and_float32_keeps_it(name, t):
+    """Against the integral over x_0 by quadrature in float64, also where the squares drown in noise."""
+    process = PROCESSES[name]
+    with jax.enable_x64(True):
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    side = [(nodes + 1 + 2 * k, weights) for k in (-2, -1, 0, 1)]  # of a column or row of squares
+    x = alpha * np.array([[0.3, 0.7], [-3.1, 1.9], [2.05, -0.02]]) + sigma * np.array(
+        [[0.1, -0.5], [1.0, 0.2], [-0.7, 2]]
+    )
+    score = []
+    for point in x:
+        mass = np.array([[(w * norm.pdf(p, alpha * u, sigma)).sum() for u, w in side] for p in point])
+        pull = np.array([[(w * norm.pdf(p, alpha * u, sigma) * (alpha * u - p)).sum() for u, w in side] for p in point])
+        dark = np.add.outer(range(4), range(4)) % 2 == 0
+        total = (np.outer(mass[0], mass[1]) * dark).sum()
+        score.append([(np.outer(pull[0], mass[1]) * dark).sum(), (np.outer(mass[0], pull[1]) * dark).sum()] / total)
+    found = exact.score_of(process, exact.checkerboard_log_density)(
+        jnp.asarray(x, jnp.float32), jnp.full(3, t, jnp.float32)
+    )
+    np.testing.assert_allclose(found, np.array(score) / sigma**2, rtol=1e-3, atol=1e-3 / sigma)
+
+
+@pytest.mark.slow
+def test_checkerboard_entropies(x64):
+    """VE at 1e-5: entropy 3.48373058 of the noised density, and what the clean one costs under it, 3.47527018."""
+    process = process64("ve")
+    density = jax.jit(jax.vmap(lambda x: exact.checkerboard_log_density(x, 1.0, process.sigma(1e-5))))
+    cost = lambda points: np.concatenate([np.asarray(density(part)) for part in np.array_split(points, 20)])
+    side = np.linspace(-4.1, 4.1, 1641)  # steps of half a sigma: exact to far more digits than are printed
+    log_q = cost(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2))
+    assert -(np.exp(log_q) * log_q).sum() * (side[1] - side[0]) ** 2 == pytest.approx(3.48373058, abs=2e-7)
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    u = ((nodes + 1) / 40 + np.arange(-4, 4, 0.05)[:, None]).ravel()  # 40 panels on each side of a square
+    points = np.stack(np.meshgrid(u, u), axis=-1).reshape(-1, 2)
+    inside = np.isfinite(toy.checkerboard().log_prob(points))
+    area = np.outer(*2 * [np.tile(weights / 40, 160)]).ravel()
+    assert -(area[inside] * cost(points[inside])).sum() / 32 == pytest.approx(3.47527018, abs=2e-7)

@@ -1,5 +1,6 @@
 """From a name or a path to a `Source`."""
 
+import functools
 import json
 import os
 import shutil
@@ -15,10 +16,8 @@ from scoreflow.data.fetch import locate
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TOYS = {
-    "mixture": toy.mixture,
-    "mixture_1d": toy.mixture_1d,
+    **{name: functools.partial(toy.gaussian_mixture, *law) for name, law in toy.MIXTURES.items()},
     "checkerboard": toy.checkerboard,
-    "eight_gaussians": toy.eight_gaussians,
     "spirals": toy.spirals,
     "rings": toy.rings,
 }

@@ -37,23 +37,29 @@ def gaussian_mixture(weights: np.ndarray, means: np.ndarray, covariances: np.nda
     return Toy(sample, log_prob)
 
 
-def mixture() -> Toy:
-    """Three unequal, correlated Gaussians."""
-    covariances = [[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0.0], [0.0, 0.6]], [[0.2, -0.1], [-0.1, 0.3]]]
-    return gaussian_mixture([0.5, 0.3, 0.2], [[1, 0], [-1, 1], [0, -2]], covariances)
-
-
-def mixture_1d() -> Toy:
-    """Three narrow Gaussians on the line, the usual trial of high-order score matching; entropy -0.12885 nats."""
-    variances = np.array([0.1, 0.1, 1.0]) / 49
-    return gaussian_mixture([0.3, 0.3, 0.4], np.array([[-2.0], [-6.0], [4.0]]) / 7, variances[:, None, None])
-
-
-def eight_gaussians(radius: float = 2 * np.sqrt(2), std: float = 0.25 * np.sqrt(2)) -> Toy:
-    """Eight round Gaussians evenly spaced on a circle."""
+def _ring_of_gaussians(radius: float, std: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     angles = np.arange(8) * np.pi / 4
     means = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return gaussian_mixture(np.full(8, 1 / 8), means, np.broadcast_to(std**2 * np.eye(2), (8, 2, 2)))
+    return np.full(8, 1 / 8), means, np.broadcast_to(std**2 * np.eye(2), (8, 2, 2))
+
+
+MIXTURES = {
+    # three unequal, correlated Gaussians
+    "mixture": (
+        np.array([0.5, 0.3, 0.2]),
+        np.array([[1.0, 0.0], [-1.0, 1.0], [0.0, -2.0]]),
+        np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0.0], [0.0, 0.6]], [[0.2, -0.1], [-0.1, 0.3]]]),
+    ),
+    # three narrow Gaussians on the line, the usual trial of high-order score matching; entropy -0.12885 nats
+    "mixture_1d": (
+        np.array([0.3, 0.3, 0.4]),
+        np.array([[-2.0], [-6.0], [4.0]]) / 7,
+        np.array([0.1, 0.1, 1.0])[:, None, None] / 49,
+    ),
+    # eight round Gaussians evenly spaced on a circle
+    "eight_gaussians": _ring_of_gaussians(2 * np.sqrt(2), 0.25 * np.sqrt(2)),
+}
+"""Weights [K], means [K, d] and covariances [K, d, d] by name."""
 
 
 def checkerboard() -> Toy:

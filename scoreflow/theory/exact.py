@@ -274,10 +274,52 @@ def mixture_third(mixture: Mixture, x: jax.Array, v: jax.Array) -> jax.Array:
     return weight @ ((along**2 + pull @ v)[:, None] * c + 2.0 * along[:, None] * pull)
 
 
+def mixture_log_density(mixture: Mixture) -> Callable[..., jax.Array]:
+    """(x [d], alpha, sigma) -> log-density of alpha x_0 + sigma noise for x_0 from a mixture."""
+
+    def log_density(x, alpha, sigma):
+        weights, means, covariances = (jnp.asarray(leaf, x.dtype) for leaf in mixture)
+        noise = sigma**2 * jnp.eye(x.shape[0], dtype=x.dtype)[None]
+        return _components(Mixture(weights, alpha * means, alpha**2 * covariances + noise), x).log_density
+
+    return log_density
+
+
 def mixture_score(process: Process, mixture: Mixture) -> Callable[..., jax.Array]:
     """The exact score function of a process on mixture data: (x [B, d], t [B], cond=None) -> [B, d]."""
 
     def score(x, t, cond=None):
         return jax.vmap(lambda x, t: _components(mixture_marginal(process, mixture, t), x).score)(x, t)
+
+    return score
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The checkerboard of `data.toy`.
+
+
+def _log_mass(low: jax.Array, high: jax.Array) -> jax.Array:
+    """log(Phi(high) - Phi(low)) for low < high, taken in the tail where it does not cancel."""
+    upper = low > 0
+    low, high = jnp.where(upper, -high, low), jnp.where(upper, -low, high)
+    top = jax.scipy.special.log_ndtr(high)
+    return top + jnp.log1p(-jnp.exp(jax.scipy.special.log_ndtr(low) - top))
+
+
+def checkerboard_log_density(x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+    """log-density of alpha x_0 + sigma noise at one x [2], x_0 uniform on 8 squares of side 2 in [-4, 4)^2."""
+    edges = jnp.arange(-4.0, 5.0, 2.0, dtype=x.dtype)
+    z = (x[:, None] - alpha * edges[None]) / sigma
+    along = _log_mass(z[:, 1:], z[:, :-1])  # [2, 4]: of columns, of rows
+    both = along[0][:, None] + along[1][None, :]
+    dark = jnp.add.outer(jnp.arange(4), jnp.arange(4)) % 2 == 0
+    return jax.nn.logsumexp(both, where=dark) - np.log(32.0) - 2.0 * jnp.log(alpha)
+
+
+def score_of(process: Process, log_density: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The score function of a process on data whose noised log-density (x [d], alpha, sigma) is known."""
+
+    def score(x, t, cond=None):
+        return jax.vmap(jax.grad(log_density))(x, process.alpha(t), process.sigma(t))
 
     return score
