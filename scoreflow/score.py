@@ -1,4 +1,4 @@
-"""From a network to a score function, and between the five things a network may predict.
+"""From a network to a score function, and between the six things a network may predict.
 
 With x_t = alpha x_0 + sigma noise, every prediction below determines, given x_t, both x_0 and the noise; that pair is
 the common ground, and `convert` goes through it:
@@ -7,6 +7,7 @@ the common ground, and `convert` goes through it:
     x0      x_0                                                                              the denoiser
     v       alpha eps - sigma x_0                                                            Salimans, Ho 2022
     score   -eps / sigma                                                                     Song et al. 2021
+    flow    (eps - x_0) / sqrt(2), the velocity of the straight path                         Zheng et al. 2023
     edm     F, with x_0 = c_skip x_t / alpha + c_out F                                       Karras et al. 2022, table 1
 
 where, with r = sigma / alpha and the data's root mean square s,
@@ -68,6 +69,12 @@ def _from_v(v, xt, levels):
     return Clean((alpha * xt - sigma * v) / square, (sigma * xt + alpha * v) / square)
 
 
+def _from_flow(flow, xt, levels):
+    alpha, sigma, _ = levels
+    apart, total = jnp.sqrt(2.0).astype(xt.dtype) * flow, alpha + sigma
+    return Clean((xt - sigma * apart) / total, (xt + alpha * apart) / total)
+
+
 def _from_score(score, xt, levels):
     return _from_noise(-levels.sigma * score, xt, levels)
 
@@ -90,6 +97,7 @@ def _to_edm(clean, xt, levels):
 NOISE = Parameterisation(_from_noise, lambda clean, xt, levels: clean.noise)
 X0 = Parameterisation(_from_x0, lambda clean, xt, levels: clean.x0)
 V = Parameterisation(_from_v, lambda clean, xt, levels: levels.alpha * clean.noise - levels.sigma * clean.x0)
+FLOW = Parameterisation(_from_flow, lambda clean, xt, levels: (clean.noise - clean.x0) * 0.5**0.5)
 SCORE = Parameterisation(_from_score, lambda clean, xt, levels: -clean.noise / levels.sigma)
 EDM = Parameterisation(_from_edm, _to_edm)
 

@@ -244,6 +244,42 @@ class VE(Process):
 
 
 @pytree
+class Straight(Process):
+    """alpha = 1 - t, sigma = t, f = -1 / (1 - t): the path of flow matching; horizon T < 1. Prior N(0, T^2 I)."""
+
+    horizon: ArrayLike = 0.999
+
+    initial_variance = 0.0
+
+    def log_alpha(self, t):
+        return jnp.log1p(-jnp.asarray(t, float))
+
+    def variance(self, t):
+        return jnp.asarray(t, float) ** 2
+
+    def drift_coeff(self, t):
+        return -1.0 / (1.0 - jnp.asarray(t, float))
+
+    def diffusion_sq(self, t):
+        t = jnp.asarray(t, float)
+        return 2.0 * t / (1.0 - t)
+
+    def inverse_log_snr(self, log_snr):
+        return jax.nn.sigmoid(-0.5 * jnp.asarray(log_snr, float))
+
+    def reverse_integrals(self, s, t):
+        s, t = jnp.asarray(s, float), jnp.asarray(t, float)
+        rise = (t - s) / (1.0 - t)  # alpha(s) / alpha(t) - 1
+        # rise - log1p(rise), by its integral where the two cancel
+        left = jnp.where(
+            rise < 0.5,
+            quadrature(lambda u: u / (1.0 + u), 0.0, jnp.minimum(rise, 0.5), nodes=16),
+            rise - jnp.log1p(rise),
+        )
+        return ReverseIntegrals(1.0 + rise, 2.0 * (left + s * jnp.log1p(rise)), rise * ((1.0 + rise) * t + s))
+
+
+@pytree
 class LinearSDE(Process):
     """f = -decay and g^2, any two rates: the general form (1). Prior N(0, sigma(T)^2 I).
 
@@ -353,6 +389,11 @@ def ve_power(
     base = sigma_min ** (1.0 / rho)
     slope = sigma_max ** (1.0 / rho) - base
     return VE(PowerRate(base, slope, 2.0 * rho - 1.0, 2.0 * rho * slope), horizon, sigma_min**2)
+
+
+def straight(horizon: ArrayLike = 0.999) -> Straight:
+    """The straight path from data to noise (Lipman et al. 2023, Liu et al. 2023; `SP` of Zheng et al. 2023)."""
+    return Straight(horizon)
 
 
 def edm(horizon: ArrayLike = 80.0) -> VE:

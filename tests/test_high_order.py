@@ -277,6 +277,71 @@ def test_terms_are_let_in_over_the_steps_asked_for():
             assert float(terms["loss"]) == pytest.approx(float(sum(parts)), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vp", "straight"])
+def test_the_trace_method_is_the_residual_of_velocity_networks(x64, name):
+    """(8) is (alpha r)^2 for VP and 2 (alpha r)^2 on the straight path, with the published residuals
+
+    VP        r = sigma v^T(grad F)v - alpha (d - |F - F*|^2)
+    straight  r = sigma v^T(grad F)v - d / sqrt(2) + sqrt(2) alpha |F - F*|^2
+    """
+    process, d, n = PROCESSES[name], 3, 5
+    key = jax.random.key(0)
+    x0, weights = jax.random.normal(key, (n, d)), jax.random.normal(jax.random.key(1), (d, d))
+    t = jnp.linspace(0.1, 0.9, n)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    xt, noise, _ = process.perturb(jax.random.key(2), x0, t)
+    network = lambda x: jnp.tanh(x @ weights)  # F
+    kind = score.V if name == "vp" else score.FLOW
+    levels = score.Levels(alpha[:, None], sigma[:, None])
+    field = lambda x: score.convert(network(x), x, levels, kind, score.SCORE)
+    terms = high_order.trace(field, jax.random.key(3), xt, noise, sigma, third=False)
+    v = jax.random.rademacher(jax.random.key(3), xt.shape, xt.dtype)
+    slope = jnp.sum(v * jax.jvp(network, (xt,), (v,))[1], axis=1)
+    apart = jnp.sum((network(xt) - kind.encode(score.Clean(x0, noise), xt, levels)) ** 2, axis=1)
+    if name == "vp":
+        wanted = (alpha * (sigma * slope - alpha * (d - apart))) ** 2
+        np.testing.assert_allclose(terms["order1"], alpha**2 * apart, rtol=1e-10)
+    else:
+        wanted = 2 * (alpha * (sigma * slope - d / np.sqrt(2) + np.sqrt(2) * alpha * apart)) ** 2
+        np.testing.assert_allclose(terms["order1"], 2 * alpha**2 * apart, rtol=1e-10)
+    np.testing.assert_allclose(terms["order2_trace"], wanted, rtol=1e-9)
+
+
+def test_minimum_of_the_velocity_residual():
+    """Gaussian data under VP: E |F - F*|^2 = d rho / alpha^2 and E r^2 / d = 2 rho^2 / alpha^2."""
+    process, c2, d, n, t = PROCESSES["vp"], 0.25, 4, 200_000, 0.3
+    x0 = np.sqrt(c2) * jax.random.normal(jax.random.key(0), (n, d))
+    alpha, variance = float(process.alpha(t)), float(process.variance(t))
+    rho = alpha**2 * c2 / (alpha**2 * c2 + variance)
+    xt, noise, sigma = process.perturb(jax.random.key(1), x0, jnp.full(n, t))
+    true = lambda x: gaussian_score(process, 0.0, c2)(x, jnp.full(n, t))
+    terms = high_order.trace(true, jax.random.key(2), xt, noise, sigma, third=False)
+    near(terms["order1"] / alpha**2, d * rho / alpha**2)
+    near(terms["order2_trace"] / alpha**2 / d, 2 * rho**2 / alpha**2)
+
+
+def test_the_trace_method_also_pulls_off_diagonal_curvature_to_zero(x64):
+    """Its mean over probes is the exact trace term plus 2 sum over i != j of S_ij^2, S the symmetric part of M."""
+    matrix = jnp.array([[-0.5, 0.3, 0.1], [0.2, -1.0, 0.4], [0.0, -0.2, 0.3]])
+    x, noise, sigma = jnp.ones((1, 3)), jnp.array([[0.5, -1.0, 0.2]]), jnp.array([0.7])
+    field = lambda x: x @ matrix.T
+    probes = jnp.asarray(np.array(np.meshgrid(*3 * [[-1.0, 1.0]])).reshape(3, 8).T)
+    found = []
+    for v in probes:
+        moved = sigma[0] ** 2 * matrix @ v + v
+        residual = sigma[0] * field(x)[0] + noise[0]
+        found.append((v @ moved - residual @ residual) ** 2)
+    terms = jax.vmap(lambda key: high_order.trace(field, key, x, noise, sigma, third=False)["order2_trace"][0])(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    near(terms, np.mean(found))
+    full = high_order.exact(field, None, x, noise, sigma, third=False)["order2_trace"][0]
+    moment = sigma[0] ** 2 * matrix + jnp.eye(3)
+    symmetric = 0.5 * (moment + moment.T)
+    off = jnp.sum(symmetric**2) - jnp.sum(jnp.diag(symmetric) ** 2)
+    assert np.mean(found) == pytest.approx(float(full + 2 * off), rel=1e-10)
+
+
 @pytest.mark.slow
 def test_operations_of_a_step():
     """In XLA's own count, a training step of order 2 costs at most 2.2 of order 1, of order 3 at most 4.5."""

@@ -8,7 +8,14 @@ import pytest
 from scoreflow import score as scores
 from tests.truth import PROCESSES, gaussian_score, process64
 
-KINDS = {"noise": scores.NOISE, "x0": scores.X0, "v": scores.V, "score": scores.SCORE, "edm": scores.EDM}
+KINDS = {
+    "noise": scores.NOISE,
+    "x0": scores.X0,
+    "v": scores.V,
+    "flow": scores.FLOW,
+    "score": scores.SCORE,
+    "edm": scores.EDM,
+}
 
 
 def _example(rms=0.7):
@@ -27,6 +34,7 @@ def _meaning(x0, noise, levels):
         "noise": noise,
         "x0": x0,
         "v": alpha * noise - sigma * x0,
+        "flow": (noise - x0) / np.sqrt(2),
         "score": -noise / sigma,
         "edm": (x0 - c_skip * (alpha * x0 + sigma * noise) / alpha) / c_out,
     }
@@ -86,6 +94,15 @@ def test_v_and_edm_agree_where_vp_data_have_unit_scale(x64):
         -scores.convert(noise, xt, levels, scores.NOISE, scores.V),
         rtol=1e-12,
     )
+
+
+def test_velocity_networks_and_the_noise(x64):
+    """eps = alpha F + sigma x_t for F = v under VP, eps = sqrt(2) alpha F + x_t for the flow on the straight path."""
+    x0, noise, f = np.random.default_rng(0).standard_normal((3, 4))
+    for alpha, sigma, kind, scale, share in ((0.6, 0.8, scores.V, 1.0, 0.8), (0.3, 0.7, scores.FLOW, np.sqrt(2), 1.0)):
+        xt, levels = alpha * x0 + sigma * noise, scores.Levels(alpha, sigma)
+        found = scores.convert(f, xt, levels, kind, scores.NOISE)
+        np.testing.assert_allclose(found, scale * alpha * f + share * xt, rtol=1e-12)
 
 
 def test_tweedie_and_probability_flow_of_a_gaussian(x64):

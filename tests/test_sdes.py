@@ -216,6 +216,19 @@ def test_families_meet_where_they_should(x64):
             np.testing.assert_allclose(getattr(first, name)(t), getattr(second, name)(t), rtol=1e-11, atol=1e-15)
 
 
+def test_the_straight_path_is_its_own_linear_sde(x64):
+    """f = -1 / (1 - t), g^2 = 2 t / (1 - t) integrate to alpha = 1 - t, sigma = t, and so do its steps, long and short."""
+    general = sdes.LinearSDE(
+        NumericalRate(lambda _, t: 1 / (1 - t), 0.0), NumericalRate(lambda _, t: 2 * t / (1 - t), 0.0), 0.8
+    )
+    path, t = sdes.straight(0.8), np.array([1e-4, 0.05, 0.3, 0.6, 0.8])
+    for name in ("log_alpha", "variance", "diffusion_sq", "drift_coeff"):
+        np.testing.assert_allclose(getattr(path, name)(t), getattr(general, name)(t), rtol=1e-10)
+    for s in (0.0, t - 1e-5, 0.9 * t, 0.2 * t):
+        for found, wanted in zip(path.reverse_integrals(s, t), general.reverse_integrals(s, t)):
+            np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
 def test_two_rates_make_any_linear_sde(x64):
     """Quadrature against the closed forms of the families that have them, and against a rate that is only a function."""
     t, s = np.linspace(0.05, 1.0, 7), 0.03

@@ -11,6 +11,7 @@ LAWS = {
     "stratified": times.stratified,
     "importance": times.importance,
     "log_normal": times.log_normal,
+    "velocity": times.velocity,
 }
 
 # Z = int g^2 / sigma^2 and the quantiles .25, .5, .75 of its law, for beta from 0.1 to 20
@@ -36,6 +37,42 @@ def test_importance_law_has_the_published_quantiles(x64, name, t_min):
     found_u = (top - process.log_snr(found)) / z
     np.testing.assert_allclose(found_u, [0.25, 0.5, 0.75], atol=1.1 / 4000)
     np.testing.assert_allclose(process.inverse_log_snr(top - z * jnp.array([0.25, 0.5, 0.75])), quantiles, rtol=1e-7)
+
+
+# Log-SNR from 13.3 to -5: the normaliser int alpha^2 d(-log_snr), and the log-SNR of the quantiles .25, .5, .75.
+VELOCITY = {
+    "vp": (sdes.vp_linear, 13.29328633, (9.9766336, 6.6520680, 3.2935889)),
+    "straight": (sdes.straight, 11.29910796, None),
+}
+
+
+def _straight_mass(log_snr):
+    """The antiderivative for the straight path, by hand: 2 c(g), c = ln(1 + e^{-g/2}) + 1 / (1 + e^{-g/2}), g = -log_snr."""
+    return 2 * (np.logaddexp(0, log_snr / 2) + 1 / (1 + np.exp(log_snr / 2)))
+
+
+@pytest.mark.parametrize("name", VELOCITY)
+def test_velocity_law_has_the_published_quantiles(x64, name):
+    make, z, quantiles = VELOCITY[name]
+    whole = make()
+    t_min, horizon = (float(whole.inverse_log_snr(s)) for s in (13.3, -5.0))
+    process = make(horizon=horizon)
+    t, inv_density = times.velocity(process, jax.random.key(0), 4000, t_min=t_min)
+    # the likelihood weight times alpha^2 times the velocity error is Z times that error, whatever t
+    pace = process.diffusion_sq(t) / process.variance(t)
+    np.testing.assert_allclose(inv_density * pace * process.alpha(t) ** 2, z, rtol=2e-2)
+    assert float(jnp.mean(inv_density * pace * process.alpha(t) ** 2)) == pytest.approx(z, rel=1e-5)
+    u = np.array([0.25, 0.5, 0.75])
+    found = np.quantile(process.log_snr(t), 1 - u)
+    if quantiles is None:
+        total = _straight_mass(13.3) - _straight_mass(-5.0)
+        assert total == pytest.approx(z, rel=1e-8)
+        np.testing.assert_allclose((_straight_mass(13.3) - _straight_mass(found)) / total, u, atol=1.1 / 4000)
+    else:
+        mass = lambda s: np.logaddexp(0, s)  # int sigmoid
+        assert mass(13.3) - mass(-5.0) == pytest.approx(z, rel=1e-8)
+        np.testing.assert_allclose((mass(13.3) - mass(found)) / z, u, atol=1.1 / 4000)
+        np.testing.assert_allclose((mass(13.3) - mass(np.array(quantiles))) / z, u, atol=1e-8)
 
 
 def test_geometric_ve_needs_no_importance(x64):

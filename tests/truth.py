@@ -25,6 +25,7 @@ PROCESSES = {
     "ve_linear": sdes.ve_linear(),
     "ve_power": sdes.ve_power(),
     "edm": sdes.edm(3.0),
+    "straight": sdes.straight(0.95),
     "ou": processes.ou(0.5, 1.5, horizon=2.0),
     "ve_poly_offset": processes.ve_poly(2.0, 0.1, 1.5, v0=0.3),
     "vp_offset": sdes.VP(LinearRate(0.1, 19.9), initial_variance=0.2),

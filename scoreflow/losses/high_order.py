@@ -16,7 +16,11 @@ for few dimensions, and along one Rademacher probe v for many, w = v.l:
     order2_trace  (v^T M v - w^2)^2              at least (3), with the same minimiser                             (6)
     order3        |sigma^3 grad(v^T J v) + (w^2 - v^T M v) l - 2 w M v|^2                                          (7)
 
-l in (2) to (7), and M in (4) and (7), are targets: no gradient flows through them. With gradients the minimum moves,
+or, cheapest, from the probe the trace alone, with |l|^2 as it is (Zheng et al. 2023, arXiv 2305.03935):
+
+    order2_trace  (v^T M v - |l|^2)^2             at least (3); where M is not diagonal, with another minimiser     (8)
+
+l in (2) to (8), and M in (4) and (7), are targets: no gradient flows through them. With gradients the minimum moves,
 wherever the third derivative of log q is not 0. Targets are corrected by the present residual, so an error e of the
 score costs the second order |e|^2 and not |e|. At the minimum no term is 0 (their values for Gaussian data are in the
 tests), so their size says little: judge by the likelihood.
@@ -66,6 +70,23 @@ def projected(
         error = scale**3 * found.slope + pull
         terms["order3"] = _dot(error, error)
     return terms
+
+
+def trace(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
+    """(1) and (8), [B] each. No third order. See `projected`.
+
+    (8) is (3) plus twice the sum of squares of M's off-diagonal entries, which it therefore also pulls to 0 (derived
+    here). In terms of a velocity network's error it is the residual of Zheng et al. times -alpha (VP) or -sqrt(2) alpha
+    (straight path): their objective is coefficient2_trace = 0.1, power2_trace = 2 with the weight on.
+    """
+    if third:
+        raise ValueError("the trace alone has no third order")
+    v, scale = jax.random.rademacher(key, x.shape, x.dtype), expand(sigma, x)
+    found = directional(fn, x, v, third=False)
+    residual = scale * found.value + noise
+    target = jax.lax.stop_gradient(residual)
+    error = _dot(v, scale**2 * found.product + v) - _dot(target, target)
+    return {"order1": _dot(residual, residual), "order2_trace": error**2}
 
 
 def exact(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
@@ -128,7 +149,7 @@ def high_order(
       t: times [B].
       cond: labels [B] int32 or None.
       order: 2 or 3.
-      method: `projected` or `exact`.
+      method: `projected`, `exact`, or, of order 2 alone, `trace`.
       shares: of the terms above the first, by name; order1 counts 1 / d.
       amount: multiplies all terms above the first, to let them in gradually.
       weight: weight on the squared noise error.
@@ -136,7 +157,7 @@ def high_order(
         proportion to it, or for the first alone, as published where t is uniform.
 
     Returns:
-      {"order1", "order2", "order2_trace"[, "order3"]: [B]}, not divided by the density of t.
+      {"order1"[, "order2"], "order2_trace"[, "order3"]: [B]}, not divided by the density of t.
     """
     key_noise, key_probe = jax.random.split(key)
     xt, noise, sigma = process.perturb(key_noise, x0, t)
