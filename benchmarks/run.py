@@ -29,7 +29,7 @@ from scipy.integrate import solve_ivp
 
 from configs import vp_digits
 from scoreflow import build, data, parallel, sample, train, workdir
-from scoreflow.evaluate import make_log_prob
+from scoreflow.evaluate.density import make_log_prob
 from scoreflow.samplers.adaptive import adaptive_ode
 from scoreflow.score import probability_flow
 
@@ -162,7 +162,7 @@ def bench_likelihood(folder: Path, n: int = 120) -> None:
     config, experiment, params = _trained(folder)
     plan = build.eval_plan(config, experiment.source, Path("/nonexistent"))._replace(batch_size=n)
     keys = jax.random.split(jax.random.key(0), n)
-    x = np.asarray(plan.dequantise(jax.random.key(1), experiment.source.test.x[:n]).x)
+    x = np.asarray(plan.dequantise(params, jax.random.key(1), experiment.source.test.x[:n]).x)
     probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
     theirs, host_seconds, calls = _host_log_prob(experiment, params, x, probe)
     scale = np.log(2.0) * x[0].size

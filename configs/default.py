@@ -20,16 +20,17 @@ def get_config() -> ConfigDict:
     config.data.image_size = 0  # side to which images of folder, omniglot are resized; 0 leaves them
     config.data.test_fraction = 0.1  # held out, for arrays and folder without a test split
     config.data.flip = False  # mirror training images at random
+    config.data.centred = True  # integer data in [-1, 1]; False for [0, 1]
     config.data.dequantisation = "uniform"  # of training data: uniform, or none (bin centres)
     config.data.conditional = False  # give the network the labels
 
     # The forward SDE, all with a horizon: vp_linear, vp_constant, vp_exponential, sub_vp_linear (beta_min, beta_max),
     # vp_power (and rho), vp_cosine (offset), vp_geometric (variance_min, variance_max); ve_geometric, ve_constant,
-    # ve_linear (sigma_min, sigma_max), ve_power (and rho), edm; or by the theory's letters, theory_... (see
+    # ve_linear (sigma_min, sigma_max), ve_power (and rho), edm; straight; or by the theory's letters, theory_... (see
     # scoreflow/theory/processes.py).
     config.process = ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0})
 
-    # What the network predicts (noise, x0, v, score, edm), and the data's root mean square in [-1, 1].
+    # What the network predicts (noise, x0, v, flow, score, edm), and the root mean square of the data.
     config.score = ConfigDict({"kind": "v", "data_rms": 1.0})
 
     # The network: mlp (width, depth) or unet.
@@ -44,15 +45,20 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute the inside of blocks in the gradient: slower, less memory
     config.model.dtype = "float32"  # inside the network; or bfloat16
 
-    # What is minimised: first_order, or high_order (order 2 or 3; method projected, or exact in few dimensions; of each
-    # term a coefficient and the power of the dimensions it is divided by: coefficient2, coefficient2_trace,
+    # What is minimised: first_order, or high_order (order 2 or 3; method projected, exact in few dimensions, or trace;
+    # of each term a coefficient and the power of the dimensions it is divided by: coefficient2, coefficient2_trace,
     # coefficient3, power2, power2_trace, power3; weighted: whether the weight below counts for orders 2 and 3 too;
     # begin and ramp: steps before which they count nothing, and over which they are let in).
     config.loss = ConfigDict({"name": "first_order"})
     # With what weight: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
     config.weight = ConfigDict({"name": "likelihood"})
-    # With what law of t: uniform, stratified, importance (for the likelihood weight), log_normal (mean, std).
+    # With what law of t: uniform, stratified, importance (for the likelihood weight), velocity (the same for networks
+    # that predict v, or flow on the straight path), log_normal (mean, std).
     config.times = ConfigDict({"name": "importance"})
+
+    # Instead of all this, a flow for variational dequantisation, trained on the finished score model of init_from:
+    # couplings (couplings, channels, blocks, components, num_heads, context; published: 4, 96, 2, 32, 4, 32).
+    config.dequantiser = ConfigDict({"name": "none"})
 
     config.training = ConfigDict()
     config.training.steps = 1000
@@ -93,7 +99,8 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.likelihood = True
-    config.eval.dequantisation = ""  # must be chosen for integer data: uniform, or truncated_normal (set t_min for it)
+    # Must be chosen for integer data: uniform, truncated_normal (set t_min for it), variational (needs a dequantiser).
+    config.eval.dequantisation = ""
     config.eval.draws = 5  # dequantisations per test example, averaged; importance-weighted too if divergence is exact
     config.eval.num_test = 0  # test examples; 0 for all
     config.eval.batch_size = 120
@@ -103,6 +110,7 @@ def get_config() -> ConfigDict:
     config.eval.max_steps = 1000
     config.eval.clock = "time"  # of the solver; or log_snr
     config.eval.bound_times = 0  # times per example for the bound of the SDE model; 0 skips it
+    config.eval.diagnose = 0  # test examples for the parts of the ODE's divergence; 0 skips them
     config.eval.check = 120  # examples on which the solver's own error is measured
     config.eval.baseline = True  # compare with a Gaussian mixture, up to 256 dimensions
     config.eval.num_samples = 1500  # 0 skips sample metrics

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from scoreflow import caches, parallel, report, train
 from scoreflow.experiment import TRAIN, Experiment
@@ -21,20 +22,24 @@ def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Names
     return parser.parse_args()
 
 
-def fit(experiment: Experiment, plan: train.TrainPlan):
-    """Trains from scratch to `plan.steps` in memory; the averaged parameters. No pictures, no checkpoints."""
+def fit(experiment: Experiment, plan: train.TrainPlan, params=None):
+    """Trains to `plan.steps` in memory, from `params` or from scratch; the averaged parameters. Writes nothing."""
     state = train.init_state(experiment, plan.optimiser)
+    if params is not None:
+        state = state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
     step = train.make_train_step(
         experiment.objective,
         plan.optimiser,
         experiment.key(TRAIN),
         ema_decay=plan.ema_decay,
         accumulate=plan.accumulate,
+        skip=plan.skip,
     )
     dispatch = train.compile_dispatch(step, plan.steps_per_dispatch)
+    skipped = 0
     for first, batches in train.batches(experiment, plan, 0):
         state, metrics = dispatch(state, batches)
-        train.check_finite(parallel.gather(metrics), first)
+        skipped = train.check_finite(parallel.gather(metrics), first, allowed=plan.skip, before=skipped)
     return state.ema_params
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from scoreflow.data import Source
+from scoreflow.dequantise import Bins
 from scoreflow.models import Network
 from scoreflow.sdes import Process
 
@@ -25,6 +26,8 @@ class Experiment(NamedTuple):
       score: (params, *, train=False, key=None) -> score function.
       encode: (key, data [B, ...] as stored) -> x [B, ...] as the model sees them, dequantised if they are levels.
       decode: x -> data as stored: uint8 levels, or x itself where the data are continuous.
+      bins: where the levels of integer data lie; None where the data are continuous.
+      log_density: (x [d], alpha, sigma) -> log-density (nats) of alpha data + sigma noise, where it is known.
       objective: (params, key, batch, *, train, step=None) -> (scalar, {name: scalar}); step is that of training, for
         terms that are let in gradually, and None where all of them count.
       sampler: (score, key, x_init, cond, *, trajectory=False) -> SampleResult, with its grid inside.
@@ -43,6 +46,8 @@ class Experiment(NamedTuple):
     score: Callable
     encode: Callable
     decode: Callable
+    bins: Bins | None
+    log_density: Callable | None
     objective: Callable
     sampler: Callable
     per_device: bool

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import checkpoint, parallel, report, workdir
+from scoreflow import parallel, report, workdir
 from scoreflow.experiment import SAMPLE, Experiment
 from scoreflow.samplers.guide import inpaint
 
@@ -147,7 +147,7 @@ def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
 def load_ema(experiment: Experiment, folder: Path, step: int):
     """The averaged parameters of a checkpoint, on all devices."""
     template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.source.shape)))
-    return checkpoint.restore(workdir.checkpoints(folder), step, {"ema_params": template})["ema_params"]
+    return workdir.averaged(folder, step, template)
 
 
 def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -> np.ndarray:

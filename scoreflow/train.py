@@ -12,9 +12,12 @@ import optax
 
 from scoreflow import checkpoint, data, parallel, report, sample, workdir
 from scoreflow.errors import RunError
-from scoreflow.evaluate import error_by_level
+from scoreflow.evaluate.density import error_by_level
 from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
 from scoreflow.models import count_params
+
+# What a part that is learnt on top of a finished score model must have in common with it.
+_OF_A_SCORE = ("process.", "score.", "model.", "t_min", "data.name", "data.centred", "data.levels", "data.conditional")
 
 
 class TrainPlan(NamedTuple):
@@ -26,6 +29,7 @@ class TrainPlan(NamedTuple):
       accumulate: parts that a batch is cut into, to fit memory.
       skip: steps in a row that may be skipped because their loss or gradient is not finite; 0 stops at the first.
       init_from: folder of a run whose averaged parameters training begins with; None for the network's own.
+      init_part: the part of the parameters that these are; None for all of them.
       steps_per_dispatch: steps inside one compiled program.
       optimiser: the optax transformation, with clipping and schedule.
       ema_decay: of the averaged parameters that evaluation and sampling use.
@@ -41,6 +45,7 @@ class TrainPlan(NamedTuple):
     accumulate: int
     skip: int
     init_from: Path | None
+    init_part: str | None
     steps_per_dispatch: int
     optimiser: optax.GradientTransformation
     ema_decay: float
@@ -177,7 +182,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         state = checkpoint.restore(checkpoints, start, state)
         report.say(f"resuming at step {start}")
     elif plan.init_from is not None:
-        state = _warm_start(experiment, state, plan.init_from)
+        state = _warm_start(experiment, state, plan.init_from, plan.init_part)
     start = start or 0
     log = report.Log(folder, start)
     report.say(
@@ -259,14 +264,17 @@ def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     return validate
 
 
-def _warm_start(experiment: Experiment, state: TrainState, folder: Path) -> TrainState:
+def _warm_start(experiment: Experiment, state: TrainState, folder: Path, part: str | None) -> TrainState:
     """The state with the averaged parameters of another run's newest checkpoint, as parameters and as their average.
 
     Raises:
-      UserError: if there is none, or its network is another.
+      UserError: if there is none, its network is another, or, for a part that stays as it is, its process is another.
     """
+    if part is not None:
+        workdir.check_same(folder, experiment.config, _OF_A_SCORE)
     step = workdir.newest(folder)
-    params = sample.load_ema(experiment, folder, step)
+    found = workdir.averaged(folder, step, state.params if part is None else state.params[part])
+    params = found if part is None else {**state.params, part: found}
     report.say(f"beginning with the averaged parameters of {folder}, step {step}")
     return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 

@@ -40,6 +40,32 @@ def default(config: str) -> Path:
     return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
 
 
+def _settings(workdir: Path) -> dict:
+    """What was configured in a folder, by dotted name; empty where there is no run."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        return _flat(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
+
+
+def check_same(workdir: Path, config: dict, settings: tuple[str, ...]) -> None:
+    """Refuses to build on a run that had other values of `settings`, given by what their dotted names begin with.
+
+    Raises:
+      UserError: naming the first difference.
+    """
+    before, now = _settings(workdir), _flat(json.loads(json.dumps(config)))
+    for name in sorted(before.keys() | now.keys()):
+        if name.startswith(settings) and before.get(name) != now.get(name):
+            raise UserError(
+                f"{workdir} was trained with {name} = {before.get(name)!r}, not {now.get(name)!r}, and what is learnt "
+                "on top of it needs the same"
+            )
+
+
 def claim(workdir: Path, config: dict, *, resume: bool) -> None:
     """Makes sure that the folder is free or belongs to a run of this config.
 
@@ -51,12 +77,8 @@ def claim(workdir: Path, config: dict, *, resume: bool) -> None:
     Raises:
       UserError: if a run of another config lives there; it names the first difference.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            before = _flat(json.loads(path.read_text())["config"])
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
+    before = _settings(workdir)
+    if before:
         now = _flat(json.loads(json.dumps(config)))
         free = _FREE_TO_RESUME if resume else _FREE_TO_USE
         for name in sorted(before.keys() | now.keys()):
@@ -66,7 +88,8 @@ def claim(workdir: Path, config: dict, *, resume: bool) -> None:
                     "--workdir, or set it back"
                 )
     if resume:
-        report.write_json(path, {"config": config, "versions": versions(), "devices": parallel.describe()})
+        content = {"config": config, "versions": versions(), "devices": parallel.describe()}
+        report.write_json(workdir / "config.json", content)
 
 
 def versions() -> dict[str, str]:
@@ -91,3 +114,8 @@ def newest(workdir: Path) -> int:
     if step is None:
         raise UserError(f"{workdir} holds no usable checkpoint; train first (--mode=train) or give the right --workdir")
     return step
+
+
+def averaged(workdir: Path, step: int, like):
+    """The averaged parameters of a checkpoint, on all devices; `like` is a tree of their shapes."""
+    return checkpoint.restore(checkpoints(workdir), step, {"ema_params": like})["ema_params"]

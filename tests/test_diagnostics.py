@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import diagnostics, divergence, likelihood, terminal
+from scoreflow import build, diagnostics, divergence, likelihood, terminal
+from scoreflow.data import toy
+from scoreflow.evaluate import density
+from scoreflow.theory import exact
+from tests import tiny
 from tests.truth import TOY, gaussian_score, process64
 
 
@@ -89,3 +93,87 @@ def test_parts_of_the_divergence(x64, k, j_sm, j_diff, j_f):
     assert j_sm + j_diff <= np.sqrt(j_sm * j_f)
     # (6) is (2) with the other score: |S - s|^2 = |S - s1|^2 - 2 (S - s1).(s - s1) + |s - s1|^2
     near(found.j_gap, j_f - 2 * (j_sm + j_diff) + j_sm)
+
+
+MIXTURE = exact.mixture_log_density(exact.Mixture(*toy.MIXTURES["mixture_1d"]))
+
+
+def by_quadrature(process, t_min, square):
+    """1/2 int g^2 E |square| dt over a fine grid of log-SNR and of x, float64."""
+    log_snr = jnp.linspace(process.log_snr(t_min), process.log_snr(process.horizon), 401)
+    t = process.inverse_log_snr(log_snr)
+
+    def at(t):
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        x = jnp.linspace(-1.4 * alpha - 8 * sigma, 1.6 * alpha + 8 * sigma, 4001)[:, None]
+        log_q = jax.vmap(MIXTURE, in_axes=(0, None, None))(x, alpha, sigma)
+        value = jnp.exp(log_q) * square(x, jnp.full(len(x), t))
+        return 0.5 * sigma**2 * jnp.trapezoid(value, x[:, 0])
+
+    return float(jnp.trapezoid(jax.lax.map(at, t), -log_snr))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, k, kl, j_sm",
+    [
+        ("vp", 0.95, 0.0788595, 0.0164316),
+        ("vp", 0.9, 0.2649399, 0.0657262),
+        ("ve", 0.95, 0.0553434, 0.0136114),
+        ("ve", 0.9, 0.1909713, 0.0544456),
+    ],
+)
+def test_divergence_of_a_scaled_score_on_the_mixture(x64, name, k, kl, j_sm):
+    """J_SM and the divergence of the ODE model at t_min, both by quadrature: the latter is 4 times the former."""
+    process, t_min = process64(name), 1e-5
+    true = exact.score_of(process, MIXTURE)
+    gap = lambda x, t: jnp.sum(((k - 1) * true(x, t)) ** 2, axis=1)
+    assert by_quadrature(process, t_min, gap) == pytest.approx(j_sm, rel=1e-4)
+    x = jnp.linspace(-1.3, 1.8, 601)[:, None]
+    log_q = jax.vmap(MIXTURE, in_axes=(0, None, None))(x, process.alpha(t_min), process.sigma(t_min))
+    solve = jax.jit(
+        lambda x: likelihood.log_prob(
+            process, scaled(true, k), terminal.prior(process), jax.random.key(0), x,
+            t_min=t_min, divergence=divergence.exact, rtol=1e-7, atol=1e-7,
+        ).logp
+    )  # fmt: skip
+    found = float(jnp.trapezoid(jnp.exp(log_q) * (log_q - solve(x)), x[:, 0]))
+    assert found == pytest.approx(kl, rel=2e-4)
+
+
+@pytest.mark.slow
+def test_de_bruijn(x64):
+    """int g^2 E |s1|^2 dt is twice the rise of the entropy: 10.8891196 under VE."""
+    process = process64("ve")
+    true = exact.score_of(process, MIXTURE)
+    found = 2 * by_quadrature(process, 1e-5, lambda x, t: jnp.sum(true(x, t) ** 2, axis=1))
+    assert found == pytest.approx(10.8891196, rel=2e-5)
+
+
+@pytest.mark.slow
+def test_evaluation_prints_the_parts_of_the_divergence(tmp_path):
+    """`eval.diagnose` on data of known density, with their score times 0.95 in the network's place."""
+    config = tiny.load(tiny.ROOT / "configs" / "vp_checkerboard.py")
+    config.data.name = "mixture_1d"
+    config.eval.update({"diagnose": 2000, "num_test": 2000, "batch_size": 2000, "rtol": 1e-4, "atol": 1e-4})
+    experiment = build.build(config, "mixture")
+    true = exact.score_of(experiment.process, experiment.log_density)
+    experiment = experiment._replace(score=lambda params, **_: scaled(true, 0.95))
+    plan = build.eval_plan(config, experiment.source, tmp_path)
+    found = density.diagnostic_metrics(experiment, plan, None)
+    assert set(found) == {"j_sm", "j_diff", "j_f", "j_gap", "kl_end", "kl_from_parts"}
+    for name, wanted in (("j_sm", 0.0164316), ("kl_from_parts", 0.0788595)):
+        assert abs(found[name].value - wanted) < 4 * found[name].stderr < wanted, (name, found[name])
+    assert abs(found["kl_end"].value) < 1e-4
+    assert found["j_sm"].value + found["j_diff"].value < np.sqrt(found["j_sm"].value * found["j_f"].value)
+
+
+@pytest.mark.slow
+def test_images_have_the_gap_alone(tmp_path):
+    config = tiny.digits(eval__diagnose=4, eval__num_test=8, eval__batch_size=4)
+    experiment = build.build(config, "digits")
+    # the exact score of N(0, c^2) is that of its own ODE model but for the start, so that the gap is nearly 0
+    experiment = experiment._replace(score=lambda params, **_: gaussian_score(experiment.process, 0.0, 0.6))
+    plan = build.eval_plan(config, experiment.source, tmp_path)
+    found = density.diagnostic_metrics(experiment, plan._replace(rtol=1e-5, atol=1e-5), None)
+    assert set(found) == {"j_gap"} and 0 <= found["j_gap"].value < 1e-4

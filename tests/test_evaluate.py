@@ -9,6 +9,7 @@ import pytest
 from scipy import special
 
 from scoreflow import build, evaluate
+from scoreflow.evaluate import density
 from scoreflow.metrics import Estimate
 from tests import tiny
 from tests.truth import gaussian_score
@@ -73,7 +74,7 @@ def test_truncated_normal_noise_is_that_of_the_time_where_the_likelihood_begins(
     experiment = build.build(config, "digits")
     plan = build.eval_plan(config, experiment.source, None)
     levels = experiment.source.test.x[:50]
-    found = plan.dequantise(jax.random.key(0), levels)
+    found = plan.dequantise(None, jax.random.key(0), levels)
     alpha, sigma = float(experiment.process.alpha(0.01)), float(experiment.process.sigma(0.01))
     offset = np.asarray(found.x) - alpha * (2 * (levels + 0.5) / 17 - 1)
     assert np.abs(offset).max() <= alpha / 17 + 1e-6
@@ -128,7 +129,7 @@ def test_the_verdict_on_the_solver_counts_what_is_not_known_of_it(error, words):
 def test_noise_error_by_level_is_rho(gaussian):
     """With the exact score the error at every level is the mean over dimensions of rho (losses.dsm)."""
     experiment, _ = gaussian
-    log_snr, curves = evaluate.error_by_level(experiment, None, num=4000, levels=6)
+    log_snr, curves = density.error_by_level(experiment, None, num=4000, levels=6)
     snr = np.exp(log_snr)[:, None]
     rho = (snr * STD**2 / (snr * STD**2 + 1)).mean(1)
     # a sum of two chi-squares of one degree, each halved: relative deviation at most sqrt(2 / n)

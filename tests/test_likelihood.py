@@ -127,25 +127,46 @@ def test_a_solve_that_cannot_finish_says_so():
 def test_a_uniform_density_scores_log2_levels(levels):
     size = 12
     log_p = -size * np.log(2.0)  # uniform on [-1, 1]^12
-    assert dequantise.bits_per_dim(np.array([log_p]), np.zeros(1), size, levels)[0] == pytest.approx(np.log2(levels))
+    assert dequantise.bits_per_dim(np.array([log_p]), np.zeros(1), size, dequantise.Bins(levels))[0] == pytest.approx(
+        np.log2(levels)
+    )
+
+
+def test_the_interval_of_the_data_is_a_change_of_units():
+    """A uniform density on [0, 1]^d scores log2(levels) too; for 256 levels the shift is 7 centred and 8 not. The same
+    noise lands on the same place of the other interval, and a density carried there scores the same."""
+    centred, unit = dequantise.Bins(256), dequantise.Bins(256, 0.0, 1.0)
+    zero = np.zeros(1)
+    assert (
+        dequantise.bits_per_dim(zero, zero, 12, unit)[0]
+        == 8.0
+        == dequantise.bits_per_dim(zero, zero, 12, centred)[0] + 1
+    )
+    image, size = jnp.arange(256, dtype=jnp.uint8).reshape(64, 2, 2), 4
+    (a, _), (b, _) = (dequantise.uniform(jax.random.key(0), image, bins) for bins in (centred, unit))
+    np.testing.assert_allclose(a, 2 * b - 1, atol=1e-6)
+    np.testing.assert_array_equal(dequantise.quantise(b, unit), image)
+    log_p = lambda x, mean, std: np.asarray(jax.scipy.stats.norm.logpdf(x, mean, std).reshape(len(x), -1).sum(1))
+    bits = dequantise.bits_per_dim(log_p(a, 0.2, 0.6), 0.0, size, centred)
+    np.testing.assert_allclose(dequantise.bits_per_dim(log_p(b, 0.6, 0.3), 0.0, size, unit), bits, atol=1e-5)
 
 
 def test_uniform_dequantisation_bounds_the_discrete_model():
     """y ~ N(.1, .3^2), 256 levels, pixel 100: exact 7.38327520 bits, uniform bound 7.38332010."""
     pixel = jnp.full((200_000, 1), 100, jnp.uint8)
-    x, log_q = dequantise.uniform(jax.random.key(0), pixel, 256)
+    x, log_q = dequantise.uniform(jax.random.key(0), pixel, dequantise.Bins(256))
     log_p = -0.5 * (x[:, 0] - 0.1) ** 2 / 0.09 - np.log(0.3 * np.sqrt(2 * np.pi))
-    bits = np.asarray(dequantise.bits_per_dim(log_p, log_q, 1, 256), np.float64)
+    bits = np.asarray(dequantise.bits_per_dim(log_p, log_q, 1, dequantise.Bins(256)), np.float64)
     assert abs(bits.mean() - 7.38332010) < 4 * bits.std() / np.sqrt(len(bits)) + 2e-6
     assert bits.mean() > 7.38327520
 
 
 def test_dequantised_levels_come_back():
-    levels = jnp.arange(17, dtype=jnp.uint8).repeat(100)[:, None]
-    x = dequantise.uniform(jax.random.key(0), levels, 17).x
-    np.testing.assert_array_equal(dequantise.quantise(x, 17), levels)
+    levels, bins = jnp.arange(17, dtype=jnp.uint8).repeat(100)[:, None], dequantise.Bins(17)
+    x = dequantise.uniform(jax.random.key(0), levels, bins).x
+    np.testing.assert_array_equal(dequantise.quantise(x, bins), levels)
     assert float(x.min()) >= -1 and float(x.max()) <= 1
-    np.testing.assert_array_equal(dequantise.quantise(jnp.array([-3.0, 3.0]), 17), [0, 16])
+    np.testing.assert_array_equal(dequantise.quantise(jnp.array([-3.0, 3.0]), bins), [0, 16])
 
 
 @pytest.mark.parametrize("name, wanted", [("ve", -1.205647400), ("vp", -1.205774365)])
@@ -216,8 +237,10 @@ ALPHA, SIGMA = float(np.sqrt(1 / (1 + np.exp(-13.3)))), float(np.sqrt(1 / (1 + n
 def _bits(log_density, pixels, key=0):
     """Bits per dimension of one-pixel images under a density at that noise level."""
     image = jnp.asarray(pixels, jnp.uint8)[:, None]
-    found = dequantise.truncated_normal(jax.random.key(key), image, 256, alpha=ALPHA, sigma=SIGMA)
-    return dequantise.bits_per_dim(log_density(np.asarray(found.x, np.float64)[:, 0]), found.log_q, 1, 256)
+    found = dequantise.truncated_normal(jax.random.key(key), image, dequantise.Bins(256), alpha=ALPHA, sigma=SIGMA)
+    return dequantise.bits_per_dim(
+        log_density(np.asarray(found.x, np.float64)[:, 0]), found.log_q, 1, dequantise.Bins(256)
+    )
 
 
 def test_truncated_normal_against_a_matched_discrete_model(x64):
@@ -237,15 +260,15 @@ def test_truncated_normal_is_dear_for_a_smooth_model(x64):
     """y ~ N(.1, .3^2), pixel 100: exactly 7.38327520 bits; uniform noise costs 7.38332010, truncated normal 7.95207654."""
     pixels = np.full(100_000, 100)
     _near(_bits(lambda x: norm.logpdf(x, 0.1 * ALPHA, np.sqrt(0.09 * ALPHA**2 + SIGMA**2)), pixels), 7.95207654)
-    found = dequantise.uniform(jax.random.key(0), jnp.asarray(pixels, jnp.uint8)[:, None], 256)
+    found = dequantise.uniform(jax.random.key(0), jnp.asarray(pixels, jnp.uint8)[:, None], dequantise.Bins(256))
     logp = norm.logpdf(np.asarray(found.x, np.float64)[:, 0], 0.1, 0.3)
-    _near(dequantise.bits_per_dim(logp, found.log_q, 1, 256), 7.38332010)
+    _near(dequantise.bits_per_dim(logp, found.log_q, 1, dequantise.Bins(256)), 7.38332010)
 
 
 def test_truncated_normal_has_its_entropy_and_stays_in_its_bin(x64):
     """Per dimension -7.568786695 bits, the cut at 3.018688772 standard deviations."""
     assert ALPHA / (256 * SIGMA) == pytest.approx(3.018688772, rel=1e-8)
     image = jnp.full((100_000, 1), 37, jnp.uint8)
-    found = dequantise.truncated_normal(jax.random.key(0), image, 256, alpha=ALPHA, sigma=SIGMA)
+    found = dequantise.truncated_normal(jax.random.key(0), image, dequantise.Bins(256), alpha=ALPHA, sigma=SIGMA)
     _near((found.log_q - np.log(2 / 256)) / np.log(2), 7.568786695)
-    assert (np.asarray(dequantise.quantise(found.x / ALPHA, 256)) == 37).all()
+    assert (np.asarray(dequantise.quantise(found.x / ALPHA, dequantise.Bins(256))) == 37).all()

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, data, evaluate, parallel, sample
+from scoreflow import build, data, parallel, sample
+from scoreflow.evaluate import density
 from tests import tiny
 from tests.truth import PROCESSES, TOY
 
@@ -79,7 +80,7 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
     keys = jax.random.split(jax.random.key(2), 10)
     plan = build.eval_plan(config, experiment.source, None)
     found = [
-        evaluate.make_log_prob(experiment, plan._replace(batch_size=size), params, rtol=1e-3, atol=1e-3)(keys, x).logp
+        density.make_log_prob(experiment, plan._replace(batch_size=size), params, rtol=1e-3, atol=1e-3)(keys, x).logp
         for size in (4, 20)
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)

@@ -32,7 +32,7 @@ def test_transitions(fn):
     assert _positional(fn) == ["process", "s", "t"]
 
 
-@pytest.mark.parametrize("fn", [times.uniform, times.stratified, times.importance, times.log_normal])
+@pytest.mark.parametrize("fn", [times.uniform, times.stratified, times.importance, times.velocity, times.log_normal])
 def test_time_laws(fn):
     assert _positional(fn) == ["process", "key", "n"]
 
@@ -45,14 +45,14 @@ def test_grids(fn):
 def test_single_functions():
     assert _positional(dsm.dsm) == ["process", "score", "key", "x0", "t", "cond"]
     assert _positional(likelihood.log_prob) == ["process", "score", "terminal", "key", "x", "cond"]
-    assert _positional(dequantise.uniform) == _positional(dequantise.centre) == ["key", "image", "levels"]
+    assert _positional(dequantise.uniform) == _positional(dequantise.centre) == ["key", "image", "bins"]
     assert _positional(divergence.exact) == _positional(divergence.hutchinson) == ["fn", "x", "probe"]
     assert _positional(terminal.Gaussian.sample) == ["self", "key", "shape"]
     assert _positional(terminal.Gaussian.log_prob) == ["self", "x"]
 
 
 def test_every_process_gives_every_quantity():
-    for cls in (sdes.VP, sdes.SubVP, sdes.VE):
+    for cls in (sdes.VP, sdes.SubVP, sdes.VE, sdes.Straight, sdes.LinearSDE):
         for name in ("alpha", "sigma", "variance", "log_alpha", "log_snr", "drift_coeff", "diffusion_sq"):
             assert _positional(getattr(cls, name)) == ["self", "t"]
         assert _positional(cls.reverse_integrals) == ["self", "s", "t"]

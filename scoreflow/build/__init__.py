@@ -13,13 +13,15 @@ import ml_collections
 import numpy as np
 import optax
 
-from scoreflow import dequantise, experiment, metrics, score, sdes, terminal, transitions
+from scoreflow import dequantise, experiment, likelihood, metrics, parallel, score, sdes, terminal, transitions
 from scoreflow.build.checks import check, check_process, check_source
 from scoreflow.build.tables import (
     ADAPTIVE,
     DEQUANTISERS,
     DIVERGENCES,
+    FLOWS,
     GRIDS,
+    LOG_DENSITIES,
     LOSSES,
     MASKS,
     MODELS,
@@ -36,7 +38,7 @@ from scoreflow.data import Source, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import EvalPlan
 from scoreflow.metrics import digits as digit_metrics
-from scoreflow.models import Network, layers, network
+from scoreflow.models import DEQUANTISER, MAIN, Network, beside, layers, network
 from scoreflow.plan import PlanPlan
 from scoreflow.sample import SamplePlan
 from scoreflow.samplers import adaptive, grids, guide
@@ -87,14 +89,40 @@ def model(config, found: Source) -> Network:
     options["num_classes"] = found.num_classes if config.data.conditional else 0
     if config.model.name == "unet" and (config.training.steps_per_dispatch > 1 or config.training.accumulate > 1):
         options["conv"] = layers.conv3x3_in_loop
-    return network(MODELS[config.model.name].make(**options))
+    net, flow = network(MODELS[config.model.name].make(**options)), _make(FLOWS, config.dequantiser)
+    return net if flow is None else beside(net, **{DEQUANTISER: flow})
 
 
-def _encode(config, found: Source) -> Callable:
+def bins(config, found: Source) -> dequantise.Bins | None:
+    """Where the levels of integer data lie; None for continuous data."""
     if not found.levels:
+        return None
+    return dequantise.Bins(found.levels) if config.data.centred else dequantise.Bins(found.levels, 0.0, 1.0)
+
+
+def _encode(config, grid: dequantise.Bins | None) -> Callable:
+    if grid is None:
         return lambda key, x: jnp.asarray(x, jnp.float32)
     rule = DEQUANTISERS[config.data.dequantisation]
-    return lambda key, x: rule(key, x, found.levels).x
+    return lambda key, x: rule(key, x, grid).x
+
+
+def _flow_objective(config, forward: sdes.Process, score_of: Callable, grid: dequantise.Bins) -> Callable:
+    """Bits/dim of the SDE model's bound at one time for each example: what the flow of the noise can lower."""
+    flow, law, t_min = _make(FLOWS, config.dequantiser), terminal.prior(forward), config.t_min
+
+    def objective(params, key, batch, *, train, step=None):
+        del step
+        key_noise, key_bound = jax.random.split(key)
+        sample_flow = functools.partial(flow.apply, params[DEQUANTISER])
+        x, log_q = dequantise.variational(key_noise, batch["x"], grid, flow=sample_flow)
+        score, cond = score_of(jax.lax.stop_gradient(params)), batch["label"] if config.data.conditional else None
+        found = likelihood.bound(forward, score, law, key_bound, x, cond, t_min=t_min, num_times=1)
+        size = x[0].size
+        bits = jnp.mean(dequantise.bits_per_dim(-found.total, log_q, size, grid))
+        return bits, {"loss": bits, "noise": jnp.mean(log_q) / (size * np.log(2.0))}
+
+    return objective
 
 
 def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
@@ -161,7 +189,13 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         apply = functools.partial(net.apply, train=True, key=key) if train else net.apply
         return score.score_fn(forward, apply, params, kind, data_rms=data_rms)
 
-    encode = _encode(config, found)
+    grid = bins(config, found)
+    encode = _encode(config, grid)
+    if config.dequantiser.name == "none":
+        objective = _objective(config, forward, score_of, encode, found)
+    else:
+        objective = _flow_objective(config, forward, score_of, grid)
+    known = LOG_DENSITIES.get(found.name)
     sampler, per_device = _sampler(config, forward)
     return experiment.Experiment(
         name=name,
@@ -174,8 +208,10 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         conditional=config.data.conditional,
         score=score_of,
         encode=encode,
-        decode=functools.partial(dequantise.quantise, levels=found.levels) if found.levels else lambda x: x,
-        objective=_objective(config, forward, score_of, encode, found),
+        decode=functools.partial(dequantise.quantise, bins=grid) if grid else lambda x: x,
+        bins=grid,
+        log_density=known,
+        objective=objective,
         sampler=sampler,
         per_device=per_device,
         config=config.to_dict(),
@@ -191,7 +227,10 @@ def optimiser(config) -> optax.GradientTransformation:
     else:
         schedule = optax.linear_schedule(0.0, rate, plan.warmup) if plan.warmup else rate
     clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
-    return optax.chain(clip, OPTIMISERS[plan.optimiser](schedule, plan))
+    chain = optax.chain(clip, OPTIMISERS[plan.optimiser](schedule, plan))
+    if config.dequantiser.name == "none":
+        return chain
+    return optax.partition({"learn": chain, "hold": optax.set_to_zero()}, {MAIN: "hold", DEQUANTISER: "learn"})
 
 
 def train_plan(config) -> TrainPlan:
@@ -203,6 +242,7 @@ def train_plan(config) -> TrainPlan:
         accumulate=plan.accumulate,
         skip=plan.skip,
         init_from=Path(config.init_from) if config.init_from else None,
+        init_part=None if config.dequantiser.name == "none" else MAIN,
         steps_per_dispatch=plan.steps_per_dispatch,
         optimiser=optimiser(config),
         ema_decay=plan.ema_decay,
@@ -217,15 +257,33 @@ def train_plan(config) -> TrainPlan:
     )
 
 
+def _dequantiser(config, found: Source) -> Callable:
+    """(params, key, levels [N, ...]) -> Dequantised."""
+    rule, grid = DEQUANTISERS[config.eval.dequantisation], bins(config, found)
+    if rule is dequantise.truncated_normal:  # at the time where the likelihood begins
+        forward = process(config)
+        alpha, sigma = (float(at(config.t_min)) for at in (forward.alpha, forward.sigma))
+        rule = functools.partial(rule, alpha=alpha, sigma=sigma)
+    if rule is not dequantise.variational:
+        return lambda params, key, image: rule(key, image, grid)
+    flow, size = _make(FLOWS, config.dequantiser), config.eval.batch_size
+
+    @parallel.jit
+    def run(params, key, image):  # in batches, which a network needs and the other rules do not
+        def one(inputs):
+            key, image = inputs
+            sample_flow = functools.partial(flow.apply, params[DEQUANTISER])
+            found = rule(key, image[None], grid, flow=sample_flow)
+            return jax.tree.map(lambda leaf: leaf[0], found)
+
+        return jax.lax.map(one, (jax.random.split(key, len(image)), image), batch_size=min(size, len(image)))
+
+    return run
+
+
 def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
     """How to evaluate; `cache_dir` is where fitted feature networks are kept."""
     plan = config.eval
-    rule = DEQUANTISERS.get(plan.dequantisation)
-    if rule is dequantise.truncated_normal:  # at the time where the likelihood begins
-        forward = process(config)
-        rule = functools.partial(
-            rule, alpha=float(forward.alpha(config.t_min)), sigma=float(forward.sigma(config.t_min))
-        )
     extractors = {
         "digits": lambda: digit_metrics.classifier(found.train, found.levels, cache_dir),
         "pixels": lambda: metrics.Extractor("pixels", metrics.pixels),
@@ -234,7 +292,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         num_test=min(plan.num_test, len(found.test.x)),
         draws=plan.draws,
         batch_size=plan.batch_size if plan.likelihood else 0,
-        dequantise=functools.partial(rule, levels=found.levels) if found.levels else None,
+        dequantise=_dequantiser(config, found) if found.levels else None,
         divergence=DIVERGENCES[plan.divergence],
         rtol=plan.rtol,
         atol=plan.atol,
@@ -242,6 +300,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         in_log_snr=plan.clock == "log_snr",
         weigh_draws=plan.draws > 1 and plan.divergence == "exact",
         bound_times=plan.bound_times,
+        diagnose=plan.diagnose,
         conditional=config.data.conditional,
         check=plan.check,
         baseline=plan.baseline,

@@ -99,11 +99,22 @@ def check_together(config) -> None:
         )
     if training.warmup >= training.steps:
         raise UserError(f"training.warmup = {training.warmup} must be below training.steps = {training.steps}")
-    if config.eval.bound_times and config.eval.dequantisation == "truncated_normal":
+    flow = config.dequantiser.name != "none"
+    if flow and not config.init_from:
         raise UserError(
-            f"eval.bound_times = {config.eval.bound_times} needs data at t = 0, and eval.dequantisation = "
-            "truncated_normal makes them at t_min; choose uniform, or eval.bound_times = 0"
+            f"dequantiser.name = {config.dequantiser.name} is trained on a finished score model: set init_from to the "
+            "folder of its run"
         )
+    if config.eval.dequantisation == "variational" and not flow:
+        raise UserError("eval.dequantisation = variational needs a flow: choose dequantiser.name and train it")
+    if config.loss.name == "high_order" and config.loss.get("method") == "trace" and config.loss.get("order", 2) != 2:
+        raise UserError(f"loss.method = trace has no order {config.loss.order}; choose loss.order = 2, or projected")
+    for name in ("bound_times", "diagnose"):
+        if config.eval[name] and config.eval.dequantisation == "truncated_normal":
+            raise UserError(
+                f"eval.{name} = {config.eval[name]} needs data at t = 0, and eval.dequantisation = truncated_normal "
+                f"makes them at t_min; choose uniform, or eval.{name} = 0"
+            )
     if config.sampling.guidance != 1.0 and not config.data.conditional:
         raise UserError(f"sampling.guidance = {config.sampling.guidance} needs data.conditional = True")
     if config.sampling.guidance not in (0.0, 1.0) and not training.label_dropout:
@@ -147,10 +158,14 @@ def check_source(config, found: Source) -> None:
             raise UserError(
                 f"model.num_heads = {config.model.num_heads} must divide model.channels times each multiplier"
             )
+    if config.dequantiser.name != "none" and not (image and found.levels):
+        raise UserError(
+            f"dequantiser.name = {config.dequantiser.name} needs images of integer levels, and {found.name} has none"
+        )
     if found.levels and config.eval.likelihood and config.eval.dequantisation in ("", "none"):
         raise UserError(
             f"eval.dequantisation = {config.eval.dequantisation!r}: the density of integer data depends on it; choose "
-            "uniform or truncated_normal, or skip it with eval.likelihood = False"
+            "uniform, truncated_normal or variational, or skip it with eval.likelihood = False"
         )
     if config.eval.features == "digits" and config.eval.num_samples and not (found.levels and found.num_classes):
         raise UserError(f"eval.features = digits needs labelled images of integer levels, and {found.name} has none")

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from scoreflow import dequantise, divergence, score, sdes, times, transitions
-from scoreflow.data import load
+from scoreflow.data import load, toy
 from scoreflow.data.archives import ARCHIVES
 from scoreflow.losses import dsm, high_order
+from scoreflow.models import dequantiser
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
 from scoreflow.samplers import affine, grids, ode
-from scoreflow.theory import processes
+from scoreflow.theory import exact, processes
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What a value must be.
@@ -79,6 +80,7 @@ PROCESSES = {
     "ve_linear": Choice(sdes.ve_linear, _SIGMAS),
     "ve_power": Choice(sdes.ve_power, {**_SIGMAS, "rho": Check(float, lambda v: v >= 0.5, "a number, 0.5 or above")}),
     "edm": Choice(sdes.edm, _HORIZON),
+    "straight": Choice(sdes.straight, {"horizon": Check(float, lambda v: 0 < v < 1, "a number between 0 and 1")}),
     # by the letters of the theory
     "theory_ve_exp": Choice(processes.ve_exp, {"a": POSITIVE, "b": POSITIVE, **_OFFSET}),
     "theory_ve_const": Choice(processes.ve_const, {"a": POSITIVE, **_OFFSET}),
@@ -112,6 +114,7 @@ PARAMETERISATIONS = {
     "noise": score.NOISE,
     "x0": score.X0,
     "v": score.V,
+    "flow": score.FLOW,
     "score": score.SCORE,
     "edm": score.EDM,
 }
@@ -148,7 +151,7 @@ def _high_order(
     return loss_at
 
 
-METHODS = {"projected": high_order.projected, "exact": high_order.exact}
+METHODS = {"projected": high_order.projected, "exact": high_order.exact, "trace": high_order.trace}
 # Each makes step (None: after all steps) -> the loss, which takes the weight.
 LOSSES = {
     "first_order": Choice(_first_order),
@@ -167,6 +170,7 @@ TIMES = {
     "uniform": Choice(lambda: times.uniform),
     "stratified": Choice(lambda: times.stratified),
     "importance": Choice(lambda: times.importance),
+    "velocity": Choice(lambda: times.velocity),
     "log_normal": Choice(
         lambda **options: functools.partial(times.log_normal, **options), {"mean": ANY_NUMBER, "std": POSITIVE}
     ),
@@ -202,9 +206,21 @@ SAMPLERS = {
     "dpm_solver_pp_2m": Choice(functools.partial(functools.partial, ode.dpm_solver_pp_2m), _DENOISE),
 }
 ADAPTIVE = {"adaptive": {"rtol": POSITIVE, "atol": POSITIVE, "max_steps": COUNT, **_DENOISE}}
+# What learns the noise of `variational`: makes a network, or nothing.
+FLOWS = {
+    "none": Choice(lambda: None),
+    "couplings": Choice(
+        lambda **options: dequantiser.dequantiser(dequantiser.DequantisingFlow(**options)),
+        {
+            **dict.fromkeys(("couplings", "channels", "blocks", "components", "context"), COUNT),
+            "num_heads": COUNT_OR_0,
+        },
+    ),
+}
 DEQUANTISERS = {
     "uniform": dequantise.uniform,
     "truncated_normal": dequantise.truncated_normal,  # of evaluation alone
+    "variational": dequantise.variational,  # of evaluation alone, by a flow that was trained
     "none": dequantise.centre,  # of training alone
 }
 DIVERGENCES = {"hutchinson": divergence.hutchinson, "exact": divergence.exact}
@@ -220,6 +236,12 @@ MASKS = {
     "centre": (0.25, 0.75, 0.25, 0.75),
 }
 
+# Data whose law under noise is known: (x [d], alpha, sigma) -> log-density.
+LOG_DENSITIES = {
+    **{name: exact.mixture_log_density(exact.Mixture(*law)) for name, law in toy.MIXTURES.items()},
+    "checkerboard": exact.checkerboard_log_density,
+}
+
 # Sections without a name of their own: every key, and what it must be.
 SECTIONS = {
     "data": {
@@ -230,6 +252,7 @@ SECTIONS = {
         "image_size": COUNT_OR_0,
         "test_fraction": Check(float, lambda v: 0 < v < 1, "a number between 0 and 1"),
         "flip": FLAG,
+        "centred": FLAG,
         "dequantisation": one_of("uniform", "none"),
         "conditional": FLAG,
     },
@@ -277,6 +300,7 @@ SECTIONS = {
         "max_steps": COUNT,
         "clock": one_of("time", "log_snr"),
         "bound_times": COUNT_OR_0,
+        "diagnose": COUNT_OR_0,
         "check": COUNT,
         "baseline": FLAG,
         "num_samples": Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on"),
@@ -293,6 +317,7 @@ SECTIONS["plan"] = {
 NAMED = {
     "process": {name: choice.parameters for name, choice in PROCESSES.items()},
     "model": {name: choice.parameters for name, choice in MODELS.items()},
+    "dequantiser": {name: choice.parameters for name, choice in FLOWS.items()},
     "loss": {name: choice.parameters for name, choice in LOSSES.items()},
     "weight": {name: choice.parameters for name, choice in WEIGHTS.items()},
     "times": {name: choice.parameters for name, choice in TIMES.items()},

@@ -36,6 +36,24 @@ def network(module: nn.Module) -> Network:
     return Network(init, apply)
 
 
+MAIN, DEQUANTISER = "score", "dequantiser"
+"""Names of the parts in the parameters of `beside`."""
+
+
+def beside(net: Network, **others) -> Network:
+    """`net` with other networks whose parameters live in the same tree: {MAIN: of net, name: of another}."""
+
+    def init(key, x_shape):
+        keys = jax.random.split(key, 1 + len(others))
+        made = {name: other.init(k, x_shape) for k, (name, other) in zip(keys[1:], others.items())}
+        return {MAIN: net.init(keys[0], x_shape), **made}
+
+    def apply(params, *args, **options):
+        return net.apply(params[MAIN], *args, **options)
+
+    return Network(init, apply)
+
+
 def count_params(params) -> int:
     """Number of scalars in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,236 @@
+"""Orders 1, 2 and 3 of score matching on densities that are known, at equal steps and at equal compute.
+
+    python -m experiments.orders_on_toys          25 to 30 minutes on 2 CPU cores
+
+A small network learns a mixture on the line and a checkerboard in the plane under VE and VP. It is trained by the first
+order, and goes on from there in five ways: by order 1, 2 or 3 for as many steps again, and by order 1 alone for as many
+steps as cost what order 2 or 3 did, in XLA's own count of operations. Everything else is the same, and so are the three
+seeds. Judged by the KL divergence from the data to the ODE model at t_min (quadrature on the line, fresh points in the
+plane) and by what is behind it: J_SM, which first-order matching minimises; J_Diff, which it leaves out and which is
+KL - KL(T) - J_SM; and the errors of the score and of its Jacobian,
+
+    err1 = int E sigma^2 |s - s1|^2 dt,  err2 = int E sigma^4 |J - s2|_F^2 dt.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import vp_checkerboard
+from experiments import common
+from scoreflow import build, divergence, likelihood, parallel, report, times
+from scoreflow.data import toy
+from scoreflow.experiment import Experiment
+
+DATA = {"mixture_1d": 0.62, "checkerboard": 2.3}  # root mean squares
+PROCESSES = {
+    "VE": {"name": "ve_geometric", "sigma_min": 0.01, "sigma_max": 50.0, "horizon": 1.0},
+    "VP": {"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0},
+}
+# how training goes on: the order, and the order whose cost it gets to spend
+RECIPES = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "1, cost of 2": (1, 2), "1, cost of 3": (1, 3)}
+# the coefficients of the published toy experiments
+LOSS = {"name": "high_order", "method": "exact", "coefficient2": 0.5, "coefficient2_trace": 0.0, "coefficient3": 0.1}
+STEPS, SEEDS, POINTS, CHUNK = 3000, (0, 1, 2), 20_000, 50
+LINE = np.linspace(-1.6, 1.8, 1201, dtype=np.float32)
+PLANE = np.stack(np.meshgrid(*2 * [np.linspace(-4.4, 4.4, 60, dtype=np.float32)]), axis=-1).reshape(-1, 2)
+
+
+def configure(data: str, process: str, order: int, seed: int, steps: int, *, first: bool) -> ConfigDict:
+    """The config of a run's first or second half."""
+    config = vp_checkerboard.get_config()
+    config.seed, config.data.name, config.process = seed, data, ConfigDict(PROCESSES[process])
+    config.score = ConfigDict({"kind": "noise", "data_rms": DATA[data]})
+    config.model = ConfigDict({"name": "mlp", "width": 64, "depth": 3, "dropout": 0.0, "dtype": "float32"})
+    config.weight, config.times = ConfigDict({"name": "noise"}), ConfigDict({"name": "stratified"})
+    config.training.update({"steps": steps, "batch_size": 256, "steps_per_dispatch": CHUNK, "learning_rate": 1e-3})
+    config.training.update({"warmup": 50 if first else 0, "schedule": "constant" if first else "cosine", "skip": 10})
+    config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
+    if order > 1:
+        config.loss = ConfigDict({**LOSS, "order": order, "power2": 2, "power3": 1})
+    return config
+
+
+def make(data: str, process: str, order: int, seed: int, steps: int, *, first: bool = False):
+    """The experiment and its training plan."""
+    config = configure(data, process, order, seed, steps, first=first)
+    experiment = build.build(config, "orders_on_toys")
+    return experiment, build.train_plan(config)
+
+
+@functools.cache
+def cost(data: str, order: int) -> float:
+    """Operations of the gradient of one batch, in XLA's count, in units of order 1; the same for both processes."""
+
+    def count(order):
+        experiment, plan = make(data, "VP", order, 0, CHUNK)
+        params = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
+        batch = {"x": jnp.asarray(experiment.source.train.x[: plan.batch_size])}
+        loss = lambda params: experiment.objective(params, jax.random.key(0), batch, train=True)[0]
+        return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
+
+    return 1.0 if order == 1 else count(order) / count(1)
+
+
+class Judge(NamedTuple):
+    """Compiled once for a data set and a process.
+
+    Attributes:
+      experiment: any of its experiments.
+      log_density: (params, x [N, d]) -> log p_{t_min} [N] of the ODE model, nats.
+      errors: params -> j_sm, err1, err2.
+      kl_end: KL(q_T, terminal law), nats.
+    """
+
+    experiment: Experiment
+    log_density: Callable
+    errors: Callable
+    kl_end: float
+
+
+@functools.cache
+def judge(data: str, process: str, points: int) -> Judge:
+    """The judge of all networks that learn `data` under `process`: the same points, times and noise for all."""
+    experiment, _ = make(data, process, 1, 0, CHUNK)
+    forward, law, t_min = experiment.process, experiment.terminal, experiment.t_min
+    x0 = jnp.asarray(experiment.source.test.x[:points])
+    log_q = experiment.log_density
+
+    def log_density(params, x):
+        options = {"t_min": t_min, "divergence": divergence.exact, "rtol": 1e-5, "atol": 1e-5}
+        return likelihood.log_prob(forward, experiment.score(params), law, jax.random.key(0), x, **options).logp
+
+    def errors(params):
+        score, found = experiment.score(params), []
+        for i, rule in enumerate((times.importance, times.stratified)):
+            t, inv_density = rule(forward, jax.random.key(i), len(x0), t_min=t_min)
+            xt, _, sigma = forward.perturb(jax.random.key(2 + i), x0, t)
+
+            def apart(x, t, alpha, sigma):
+                """sigma (s - s1) and sigma^2 (J - s2) at one point."""
+                gap = lambda x: sigma * (score(x[None], t[None])[0] - jax.grad(log_q)(x, alpha, sigma))
+                return gap(x), sigma * jax.jacfwd(gap)(x)
+
+            first, second = jax.vmap(apart)(xt, t, forward.alpha(t), sigma)
+            first, second = jnp.sum(first**2, axis=1), jnp.sum(second**2, axis=(1, 2))
+            pace = 0.5 * forward.diffusion_sq(t) / sigma**2
+            found.append([jnp.mean(inv_density * value) for value in (pace * first, first, second)])
+        (j_sm, _, _), (_, err1, err2) = found
+        return {"j_sm": j_sm, "err1": err1, "err2": err2}
+
+    end, _, _ = forward.perturb(jax.random.key(9), x0, jnp.full(len(x0), forward.horizon))
+    last = jax.vmap(lambda x: log_q(x, forward.alpha(forward.horizon), forward.sigma(forward.horizon)))(end)
+    kl_end = float(jnp.mean(last - law.log_prob(end)))
+    return Judge(experiment, parallel.jit(log_density), parallel.jit(errors), kl_end)
+
+
+def score_run(params, data: str, process: str, points: int, *, picture: bool) -> dict:
+    """KL and what is behind it, of one network; plain numbers."""
+    experiment, log_density, errors, kl_end = judge(data, process, points)
+    forward, t_min = experiment.process, experiment.t_min
+    noised = jax.vmap(lambda x: experiment.log_density(x, forward.alpha(t_min), forward.sigma(t_min)))
+    if data == "mixture_1d":
+        log_p, log_q = (
+            np.asarray(f(LINE[:, None]), np.float64) for f in (functools.partial(log_density, params), noised)
+        )
+        kl = float(np.trapezoid(np.exp(log_q) * (log_q - log_p), LINE))
+    else:
+        x0 = jnp.asarray(experiment.source.test.x[-points // 10 :])
+        x = forward.perturb(jax.random.key(8), x0, jnp.full(len(x0), t_min)).xt
+        kl = float(np.mean(np.asarray(noised(x), np.float64) - np.asarray(log_density(params, x), np.float64)))
+        log_p = np.asarray(log_density(params, PLANE)) if picture else None
+    found = {"kl": kl, **{name: float(value) for name, value in errors(params).items()}}
+    found["j_diff"] = kl - kl_end - found["j_sm"]
+    return found | ({"picture": np.exp(log_p).round(5).tolist()} if picture else {})
+
+
+def measure(data: str, process: str, seed: int, recipes: tuple[str, ...], steps: int, points: int) -> dict:
+    """The first half of a seed's training, then each way to go on; recipe -> numbers."""
+    halfway = common.fit(*make(data, process, 1, seed, steps, first=True))
+    found = {"half": score_run(halfway, data, process, points, picture=False)}
+    for recipe in recipes:
+        order, spend = RECIPES[recipe]
+        count = round(steps * cost(data, spend) / CHUNK) * CHUNK
+        began = time.monotonic()
+        params = common.fit(*make(data, process, order, seed, count), params=jax.tree.map(jnp.copy, halfway))
+        seconds = time.monotonic() - began
+        found[recipe] = {"steps": count, "seconds": seconds} | score_run(
+            params, data, process, points, picture=seed == 0
+        )
+    return found
+
+
+def rows_of(found: dict[tuple[str, str], list[dict]]) -> list[tuple[str, ...]]:
+    """The table: means over seeds with their standard errors."""
+    names = {"kl": "KL, nats", "j_sm": "J_SM", "j_diff": "J_Diff", "err1": "err1", "err2": "err2"}
+    rows = [("data", "process", "goes on by order", "steps", "seconds", *names.values())]
+    for (data, process), runs in found.items():
+        for recipe in runs[0]:
+            taken = [run[recipe] for run in runs]
+            words = [data, process, "(before)" if recipe == "half" else recipe, str(taken[0].get("steps", ""))]
+            words.append(f"{np.mean([run['seconds'] for run in taken]):.0f}" if recipe != "half" else "")
+            for name in names:
+                values = np.array([run[name] for run in taken])
+                error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
+                words.append(f"{values.mean():.2g}{error}")
+            rows.append(tuple(words))
+    return rows
+
+
+def draw(path: Path, found: dict[tuple[str, str], list[dict]]) -> None:
+    """Densities of the first seed: on the line for both processes, in the plane for both and every recipe."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    top, *below = figure.subfigures(3, 1, height_ratios=[1.3, 1, 1])
+    true = np.exp(toy.gaussian_mixture(*toy.MIXTURES["mixture_1d"]).log_prob(LINE[:, None]))
+    for axes, process in zip(top.subplots(1, 2), PROCESSES):
+        if ("mixture_1d", process) not in found:
+            continue
+        axes.plot(LINE, true, color="black", linewidth=3, alpha=0.3, label="true")
+        for recipe, run in found[("mixture_1d", process)][0].items():
+            if "picture" in run:
+                axes.plot(LINE, run["picture"], linewidth=1, label=recipe)
+        axes.set(title=f"mixture_1d, {process}", ylim=(0, 2.6))
+        axes.legend(fontsize=8, frameon=False)
+    side = round(len(PLANE) ** 0.5)
+    for figure_row, process in zip(below, PROCESSES):
+        if ("checkerboard", process) not in found:
+            continue
+        panels = {"true": np.exp(toy.checkerboard().log_prob(PLANE))}
+        runs = found[("checkerboard", process)][0]
+        panels |= {f"{process}, {recipe}": run["picture"] for recipe, run in runs.items() if "picture" in run}
+        for axes, (title, values) in zip(figure_row.subplots(1, len(panels)), panels.items()):
+            axes.imshow(np.reshape(values, (side, side)), origin="lower", vmin=0, vmax=0.06, cmap="viridis")
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(title, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    args = common.arguments(__doc__, "orders_on_toys")
+    data, processes, recipes, steps, seeds, points = DATA, PROCESSES, tuple(RECIPES), STEPS, SEEDS, POINTS
+    if args.fast:
+        data, processes, recipes, steps, seeds, points = ("mixture_1d",), ("VE",), ("1", "3"), 300, (0,), 1000
+    found: dict[tuple[str, str], list[dict]] = {(d, p): [] for d in data for p in processes}
+    cases = [(*pair, seed) for pair in found for seed in seeds]
+    for case in report.progress(cases, total=len(cases), unit="run"):
+        key = f"{case}, {recipes}, {steps} steps, {points} points"
+        compute = functools.partial(measure, *case, recipes, steps, points)
+        found[case[:2]].append(common.memo(args.out / "runs.json", key, compute))
+    draw(args.out / "densities.png", found)
+    paid = ", ".join(f"{cost(d, order):.2f} of order {order} on {d}" for d in data for order in (2, 3))
+    head = f"{steps} steps of order 1, then as said; {len(seeds)} seeds, mean +- standard error. Cost of a step: {paid}"
+    common.finish(args.out, [head, "", report.table(rows_of(found))])
+
+
+if __name__ == "__main__":
+    main()

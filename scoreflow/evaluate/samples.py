@@ -1,0 +1,95 @@
+"""What is asked of a model's samples: distances of their features to the data's, beside those of held-out data."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scoreflow import sample
+from scoreflow.evaluate.settings import EvalPlan
+from scoreflow.experiment import EVALUATE, Experiment
+from scoreflow.metrics import Estimate, Extractor, frechet, jackknife, mean_estimate
+from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
+from scoreflow.metrics.neighbours import covered
+from scoreflow.metrics.transport import wasserstein2
+
+_GROUPS = 10  # of samples, each left out once for the standard error of the Frechet distance
+_KEPT = 10_000  # features kept for the metrics that compare pairs
+_ASSIGNED = 2000  # points matched for the exact Wasserstein distance, whose time grows as the cube
+
+
+class Sampled(NamedTuple):
+    """Features of a sample: the first `pool` and `probs` for pairwise metrics, `moments` of all in groups."""
+
+    pool: np.ndarray
+    probs: np.ndarray | None
+    moments: list[frechet.Moments]
+
+
+def collect(extractor: Extractor, x: np.ndarray, origin: np.ndarray | None = None, batch: int = 500) -> Sampled:
+    """Runs the feature function over a sample in batches, keeping what the metrics need."""
+    moments, kept = None, []
+    for i in range(0, len(x), batch):
+        features = extractor.extract(x[i : i + batch])
+        if moments is None:
+            moments = [frechet.init(features.pool[0] if origin is None else origin)] * _GROUPS
+        rows = np.arange(i, i + len(features.pool)) % _GROUPS
+        moments = [frechet.update(stats, features.pool[rows == g]) for g, stats in enumerate(moments)]
+        if i < _KEPT:
+            kept.append(features)
+    probs = None if kept[0].probs is None else np.concatenate([f.probs for f in kept])[:_KEPT]
+    return Sampled(np.concatenate([f.pool for f in kept])[:_KEPT], probs, moments)
+
+
+def _merge(moments: list[frechet.Moments]) -> frechet.Moments:
+    total = moments[0]
+    for part in moments[1:]:
+        total = frechet.merge(total, part)
+    return total
+
+
+def quality(found: Sampled, reference: Sampled, target: frechet.Reference, k: int) -> dict[str, Estimate | float | int]:
+    """Distances between a sample's features and a reference's, and what the classifier says of the sample."""
+    others = [_merge(found.moments[:g] + found.moments[g + 1 :]) for g in range(_GROUPS)]
+    metrics = {
+        "frechet": jackknife(
+            frechet.frechet_distance(_merge(found.moments), target),
+            np.array([frechet.frechet_distance(other, target) for other in others]),
+        ),
+        "kernel": kernel_distance(found.pool, reference.pool) if len(found.pool) >= MIN_SAMPLES else None,
+        "precision": mean_estimate(covered(found.pool, reference.pool, k)),
+        "recall": mean_estimate(covered(reference.pool, found.pool, k)),
+    }
+    if found.probs is not None:
+        share = np.bincount(found.probs.argmax(1), minlength=found.probs.shape[1]) / len(found.probs)
+        metrics["confidence"] = mean_estimate(found.probs.max(1))
+        metrics["classes_found"] = int((share > 0).sum())
+        metrics["smallest_class_share"] = float(share.min())
+    return metrics
+
+
+def sample_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path) -> dict[str, dict]:
+    """Metrics of the model's samples and, for scale, of the test data, both against the training data."""
+    draw = sample.make_draw(experiment, plan.sample_batch)
+    began = time.monotonic()
+    drawn = draw(params, experiment.key(EVALUATE), plan.num_samples)
+    seconds = time.monotonic() - began
+    sample.write_picture(experiment, drawn.x[:400], folder / "samples.png")
+    source = experiment.source
+    finite = np.isfinite(drawn.x.astype(np.float64)).reshape(len(drawn.x), -1).all(1)
+    x = drawn.x[finite]
+
+    extractor = plan.extractor()
+    reference = collect(extractor, source.train.x)
+    origin = reference.moments[0].origin
+    test = collect(extractor, source.test.x, origin)
+    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
+    model, real = (quality(s, reference, target, plan.neighbours) for s in (collect(extractor, x, origin), test))
+    if x.ndim == 2:
+        n = min(_ASSIGNED, len(x), len(source.test.x) // 2)
+        model["wasserstein2"] = wasserstein2(x[:n], source.test.x[:n])
+        real["wasserstein2"] = wasserstein2(source.test.x[n : 2 * n], source.test.x[:n])
+    model |= {"samples": len(x), "sample_nfe": drawn.nfe, "sample_seconds": seconds}
+    real |= {"samples": len(source.test.x)}
+    return {"features": extractor.name, "model": model, "test_data": real}

@@ -1,0 +1,51 @@
+"""How to evaluate."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scoreflow.metrics import Extractor
+
+
+class EvalPlan(NamedTuple):
+    """How to evaluate.
+
+    Attributes:
+      num_test: test examples scored; 0 for all.
+      draws: dequantisations (or probes, for continuous data) of each, averaged.
+      batch_size: examples per likelihood call, over all devices; 0 skips the likelihood.
+      dequantise: (params, key, levels [N, ...]) -> Dequantised; None where the data are continuous.
+      divergence: `divergence.hutchinson` or `divergence.exact`.
+      rtol, atol, max_steps: of the solver.
+      in_log_snr: whether the solver's clock is log-SNR.
+      weigh_draws: whether to give the importance-weighted estimate over the draws too. Needs the exact divergence:
+        with a probe the mean of exp(log p + its error) is above p.
+      bound_times: times for each example behind the SDE model's bound; 0 skips it.
+      diagnose: test examples for the parts of the ODE's divergence; 0 skips them.
+      conditional: whether the network is given the label.
+      check: examples on which the solver's error is measured.
+      baseline: whether to fit a Gaussian mixture to compare with.
+      num_samples: samples behind the sample metrics; 0 skips them.
+      sample_batch: samples per call, over all devices.
+      extractor: () -> the feature function, loaded or fitted on first use.
+      neighbours: k of precision and recall.
+    """
+
+    num_test: int
+    draws: int
+    batch_size: int
+    dequantise: Callable | None
+    divergence: Callable
+    rtol: float
+    atol: float
+    max_steps: int
+    in_log_snr: bool
+    weigh_draws: bool
+    bound_times: int
+    diagnose: int
+    conditional: bool
+    check: int
+    baseline: bool
+    num_samples: int
+    sample_batch: int
+    extractor: Callable[[], Extractor]
+    neighbours: int

@@ -1,0 +1,112 @@
+"""A conditional flow that fills the bins of an image: variational dequantisation.
+
+Logistic noise z, couplings of it, and a sigmoid to (0, 1). A coupling leaves the cells of one colour of a checkerboard
+as they are and moves each of the others by the increasing map (Ho et al. 2019, arXiv 1902.00275, section 3)
+
+    z -> exp(a) logit(mixture of logistic distribution functions at z) + b                                          (1)
+
+with parameters that a convolutional network reads off the cells left alone and the image. All begin at the identity,
+under which the noise is uniform. Only the way from noise to bins is needed, so (1) is never inverted.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scoreflow.models import Network
+from scoreflow.models.layers import Conv3x3, SelfAttention, zeros
+
+
+class _Residual(nn.Module):
+    """Same shape in and out; starts as the identity."""
+
+    num_heads: int = 0
+
+    @nn.compact
+    def __call__(self, h):
+        features = h.shape[-1]
+        h = h + Conv3x3(features, init_zero=True)(nn.silu(Conv3x3(features)(nn.silu(h))))
+        return SelfAttention(self.num_heads)(h) if self.num_heads else h
+
+
+def logistic_mixture(
+    z: jax.Array, logits: jax.Array, means: jax.Array, log_scales: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """logit F(z), F a mixture of logistic distribution functions, and the log of its derivative in z; like z.
+
+    Args:
+      z: [...].
+      logits, means, log_scales: [..., M] of the M components.
+    """
+    log_weight = jax.nn.log_softmax(logits)
+    standard = (z[..., None] - means) * jnp.exp(-log_scales)
+    below, above = jax.nn.log_sigmoid(standard), jax.nn.log_sigmoid(-standard)
+    log_cdf, log_rest, log_pdf = (
+        jax.nn.logsumexp(log_weight + part, axis=-1) for part in (below, above, below + above - log_scales)
+    )
+    return log_cdf - log_rest, log_pdf - log_cdf - log_rest
+
+
+class DequantisingFlow(nn.Module):
+    """(logistic noise z [B, H, W, C], image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1), its log-density [B]).
+
+    Attributes:
+      couplings: number of maps (1); colours alternate.
+      channels: width of their networks.
+      blocks: residual blocks in each.
+      components: M in (1).
+      num_heads: of self-attention after each block; 0 for none.
+      context: width of the image's features, which all couplings share.
+    """
+
+    couplings: int = 4
+    channels: int = 32
+    blocks: int = 2
+    components: int = 4
+    num_heads: int = 0
+    context: int = 32
+
+    @nn.compact
+    def __call__(self, z, image):
+        _, height, width, features = z.shape
+        colour = jnp.add.outer(jnp.arange(height), jnp.arange(width))[None, :, :, None] % 2
+        context = Conv3x3(self.context)(nn.silu(Conv3x3(self.context)(image)))
+        log_density = jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z)
+        for i in range(self.couplings):
+            kept = (colour == i % 2).astype(z.dtype)
+            h = Conv3x3(self.channels)(jnp.concatenate([kept * z, jnp.broadcast_to(kept, z.shape), context], axis=-1))
+            for _ in range(self.blocks):
+                h = _Residual(self.num_heads)(h)
+            h = nn.silu(h)
+            shift, stretch = jnp.split(nn.Dense(2 * features, kernel_init=zeros)(h), 2, axis=-1)
+            # of components that begin alike, random weights are what tells them apart
+            shape = (*z.shape, self.components)
+            logits = nn.Dense(features * self.components)(h).reshape(shape)
+            means, log_scales = (
+                nn.Dense(features * self.components, kernel_init=zeros)(h).reshape(shape) for _ in range(2)
+            )
+            moved, slope = logistic_mixture(z, logits, means, jnp.clip(log_scales, -7.0, 7.0))
+            stretch = 2.0 * jnp.tanh(0.5 * stretch)
+            z = jnp.where(kept == 1, z, jnp.exp(stretch) * moved + shift)
+            log_density = log_density - jnp.where(kept == 1, 0.0, slope + stretch)
+        log_density = log_density - jax.nn.log_sigmoid(z) - jax.nn.log_sigmoid(-z)
+        # float32 rounds a sigmoid near 1 to 1, which is the next bin
+        noise = jnp.minimum(jax.nn.sigmoid(z), 1.0 - 2.0**-24)
+        return noise, log_density.reshape(len(z), -1).sum(1)
+
+
+def dequantiser(module: DequantisingFlow) -> Network:
+    """The flow as functions of its arguments alone.
+
+    `init`: (key, image shape [B, H, W, C]) -> params.
+    `apply`: (params, key, image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1) like the image, its log-density [B]).
+    """
+
+    def init(key, x_shape):
+        x = jnp.zeros((1, *x_shape[1:]))
+        return module.init(key, x, x)["params"]
+
+    def apply(params, key, image):
+        return module.apply({"params": params}, jax.random.logistic(key, image.shape), image)
+
+    return Network(init, apply)
