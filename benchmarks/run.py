@@ -1,7 +1,7 @@
 """Speed as ratios against named baselines, all in one run on one machine.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python benchmarks/run.py                      # all four; or --only=train,likelihood,sampler,devices
+    python benchmarks/run.py                      # all five; or --only=train,likelihood,sampler,devices,orders
 
 1. train: the compiled training step against the same U-Net in PyTorch (needs the extra `bench`; left out without it).
 2. likelihood: the solve on device against SciPy's RK45 on the host, score_sde's design (one joint solve of the batch,
@@ -9,6 +9,8 @@
    which is our default tolerance where its error is below a tenth of the standard error.
 3. sampler: the adaptive sampler against the same host loop.
 4. devices: one training step on 1 and on 4 pretended CPU devices, which share the same cores.
+5. orders: a training step of orders 2 and 3 of score matching against order 1: seconds, operations and temporary memory,
+   the last two in XLA's count, with and without recomputed blocks.
 """
 
 import argparse
@@ -27,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from configs import vp_digits
+from configs import digits_orders, vp_digits
+from experiments.common import step_cost
 from scoreflow import build, data, parallel, sample, train, workdir
 from scoreflow.evaluate.density import make_log_prob
 from scoreflow.samplers.adaptive import adaptive_ode
@@ -229,10 +232,27 @@ def bench_devices() -> None:
     _row("training step, 1 device vs 4", seconds[1], seconds[4], "s", "pretended devices on the same cores")
 
 
+def bench_orders() -> None:
+    costs = {}
+    for remat in (False, True):
+        for order in (1, 2, 3):
+            config = digits_orders.get_config(str(order))
+            config.init_from, config.model.remat = "", remat
+            costs[order, remat] = step_cost(build.build(config, "digits_orders"), build.train_plan(config), repeats=12)
+    one = costs[1, False]
+    for (order, remat), cost in costs.items():
+        operations, memory, seconds = (this / first for this, first in zip(cost, one))
+        print(
+            f"training step, order {order}{', remat' if remat else '':7s} {cost.seconds:.4f} s ({seconds:.2f}x of order 1), "
+            f"{operations:.2f}x the operations, {cost.memory / 2**20:.0f} MiB of temporary memory ({memory:.2f}x)",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "vp_digits", help="a trained vp_digits")
-    parser.add_argument("--only", default="train,likelihood,sampler,devices")
+    parser.add_argument("--only", default="train,likelihood,sampler,devices,orders")
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
@@ -244,6 +264,8 @@ def main() -> None:
             bench_train()
         elif name == "devices":
             bench_devices()
+        elif name == "orders":
+            bench_orders()
         else:
             {"likelihood": bench_likelihood, "sampler": bench_sampler}[name](arguments.workdir)
 

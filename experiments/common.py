@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scoreflow import caches, parallel, report, train
 from scoreflow.experiment import TRAIN, Experiment
@@ -41,6 +44,31 @@ def fit(experiment: Experiment, plan: train.TrainPlan, params=None):
         state, metrics = dispatch(state, batches)
         skipped = train.check_finite(parallel.gather(metrics), first, allowed=plan.skip, before=skipped)
     return state.ema_params
+
+
+class StepCost(NamedTuple):
+    """Of one compiled training step: `operations` and `memory` (temporary, bytes) in XLA's count, median `seconds`."""
+
+    operations: float
+    memory: int
+    seconds: float
+
+
+def step_cost(experiment: Experiment, plan: train.TrainPlan, repeats: int = 10) -> StepCost:
+    """Compiles and times the step: gradient, optimiser and average."""
+    step = train.make_train_step(
+        experiment.objective, plan.optimiser, experiment.key(TRAIN), ema_decay=plan.ema_decay, skip=plan.skip
+    )
+    plan = plan._replace(steps=repeats + 2, steps_per_dispatch=1)
+    batches = (batch for _, batch in train.batches(experiment, plan, 0))
+    state, seconds = train.init_state(experiment, plan.optimiser), []
+    compiled = train.compile_dispatch(step, 1).lower(state, next(batches)).compile()
+    for batch in batches:
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - began)
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    return StepCost(compiled.cost_analysis()["flops"], memory, float(np.median(seconds[1:])))
 
 
 def memo(path: Path, key: str, compute):

@@ -1,6 +1,6 @@
 """Orders 1, 2 and 3 of score matching on densities that are known, at equal steps and at equal compute.
 
-    python -m experiments.orders_on_toys          25 to 30 minutes on 2 CPU cores
+    python -m experiments.orders_on_toys          about half an hour on 2 CPU cores
 
 A small network learns a mixture on the line and a checkerboard in the plane under VE and VP. It is trained by the first
 order, and goes on from there in five ways: by order 1, 2 or 3 for as many steps again, and by order 1 alone for as many
@@ -157,7 +157,7 @@ def measure(data: str, process: str, seed: int, recipes: tuple[str, ...], steps:
     found = {"half": score_run(halfway, data, process, points, picture=False)}
     for recipe in recipes:
         order, spend = RECIPES[recipe]
-        count = round(steps * cost(data, spend) / CHUNK) * CHUNK
+        count = round(steps * (cost(data, spend) if spend > 1 else 1) / CHUNK) * CHUNK
         began = time.monotonic()
         params = common.fit(*make(data, process, order, seed, count), params=jax.tree.map(jnp.copy, halfway))
         seconds = time.monotonic() - began
@@ -185,32 +185,28 @@ def rows_of(found: dict[tuple[str, str], list[dict]]) -> list[tuple[str, ...]]:
 
 
 def draw(path: Path, found: dict[tuple[str, str], list[dict]]) -> None:
-    """Densities of the first seed: on the line for both processes, in the plane for both and every recipe."""
+    """Densities of the first seed: a row for each data set and process, a panel for the truth and each recipe."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    top, *below = figure.subfigures(3, 1, height_ratios=[1.3, 1, 1])
-    true = np.exp(toy.gaussian_mixture(*toy.MIXTURES["mixture_1d"]).log_prob(LINE[:, None]))
-    for axes, process in zip(top.subplots(1, 2), PROCESSES):
-        if ("mixture_1d", process) not in found:
-            continue
-        axes.plot(LINE, true, color="black", linewidth=3, alpha=0.3, label="true")
-        for recipe, run in found[("mixture_1d", process)][0].items():
-            if "picture" in run:
-                axes.plot(LINE, run["picture"], linewidth=1, label=recipe)
-        axes.set(title=f"mixture_1d, {process}", ylim=(0, 2.6))
-        axes.legend(fontsize=8, frameon=False)
-    side = round(len(PLANE) ** 0.5)
-    for figure_row, process in zip(below, PROCESSES):
-        if ("checkerboard", process) not in found:
-            continue
-        panels = {"true": np.exp(toy.checkerboard().log_prob(PLANE))}
-        runs = found[("checkerboard", process)][0]
-        panels |= {f"{process}, {recipe}": run["picture"] for recipe, run in runs.items() if "picture" in run}
-        for axes, (title, values) in zip(figure_row.subplots(1, len(panels)), panels.items()):
-            axes.imshow(np.reshape(values, (side, side)), origin="lower", vmin=0, vmax=0.06, cmap="viridis")
+    line = np.exp(toy.gaussian_mixture(*toy.MIXTURES["mixture_1d"]).log_prob(LINE[:, None]))
+    plane, side = np.exp(toy.checkerboard().log_prob(PLANE)), round(len(PLANE) ** 0.5)
+    figure = Figure(figsize=(12, 2.1 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 1 + len(RECIPES), squeeze=False)
+    for panels, ((data, process), runs) in zip(rows, found.items()):
+        pictures = {recipe: run["picture"] for recipe, run in runs[0].items() if "picture" in run}
+        for axes in panels[1 + len(pictures) :]:
+            axes.remove()
+        for axes, (recipe, values) in zip(panels, {"true": None, **pictures}.items()):
+            axes.set_title("true" if values is None else f"{process}, {recipe}", fontsize=9)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(title, fontsize=9)
+            if data == "mixture_1d":
+                axes.fill_between(LINE, line, color="0.8")
+                axes.set_ylim(0, 4)
+                if values is not None:
+                    axes.plot(LINE, values, color="black", linewidth=0.8)
+            else:
+                shown = np.reshape(plane if values is None else values, (side, side))
+                axes.imshow(shown, origin="lower", vmin=0, vmax=0.06, cmap="viridis")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

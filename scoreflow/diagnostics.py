@@ -130,25 +130,27 @@ def parts(
       x0: data [B, ...].
       t_min: where the integrals begin.
       true_score: grad log q_t, where it is known.
-      exact: all d directions in (5) instead of one probe: for few dimensions. With a probe (5) is unbiased, but what is
-        quadratic in it, (4) and (6), is too large by the probe's variance.
+      exact: all d directions in (5) instead of probes: for few dimensions. Otherwise (5) is solved twice with
+        independent probes, each time unbiased, and what is quadratic in it, (4) and (6), is the product of the two: a
+        square would be too large by the probe's variance. Single values may then be negative.
       law: of the times.
       **solver: tolerances, see `model_score`.
     """
     key_t, key_noise, key_probe = jax.random.split(key, 3)
     t, inv_density = law(process, key_t, x0.shape[0], t_min=t_min)
     xt, _, _ = process.perturb(key_noise, x0, t)
-    probe = None if exact else jax.random.rademacher(key_probe, xt.shape, xt.dtype)
-    found = model_score(process, score, terminal, xt, t, probe, cond, **solver)
-    network = score(xt, t, cond)
-    factor = jnp.where(found.ok, 0.5 * inv_density * process.diffusion_sq(t), jnp.nan)
+    probes = [None] if exact else list(jax.random.rademacher(key_probe, (2, *xt.shape), xt.dtype))
+    found = [model_score(process, score, terminal, xt, t, probe, cond, **solver) for probe in probes]
+    first, second, network = found[0].score, found[-1].score, score(xt, t, cond)
+    factor = jnp.where(found[0].ok & found[-1].ok, 0.5 * inv_density * process.diffusion_sq(t), jnp.nan)
 
     def part(a, b):
         return factor * jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
 
-    gap = found.score - network
+    j_gap = part(first - network, second - network)
     if true_score is None:
-        return Parts(None, None, None, part(gap, gap))
+        return Parts(None, None, None, j_gap)
     true = true_score(xt, t, cond)
-    error, whole = network - true, found.score - true
-    return Parts(part(error, error), part(error, gap), part(whole, whole), part(gap, gap))
+    error = network - true
+    j_diff = part(error, 0.5 * (first + second) - network)
+    return Parts(part(error, error), j_diff, part(first - true, second - true), j_gap)

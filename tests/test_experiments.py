@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, processes_on_digits, tune_schedule
+from experiments import common, orders_on_toys, processes_on_digits, tune_schedule
 from scoreflow.theory import exact
 from tests import tiny
 
@@ -90,3 +90,49 @@ def test_processes_on_digits_resumes(tmp_path):
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     assert run("processes_on_digits", tmp_path) == said  # the fourth again, to the same number
     assert (tmp_path / "likelihood.png").exists()
+
+
+@pytest.mark.slow
+def test_the_judge_of_the_orders_knows_a_scaled_score(monkeypatch):
+    """Mixture, VE, score times 0.95: KL .0553434, J_SM .0136114 in closed form; and the square of both errors is that
+    of the score and of its Jacobian."""
+    make = orders_on_toys.make
+
+    def with_known_score(*args, **options):
+        experiment, plan = make(*args, **options)
+        true = exact.score_of(experiment.process, experiment.log_density)
+        return experiment._replace(score=lambda params, **_: lambda x, t, cond=None: 0.95 * true(x, t)), plan
+
+    monkeypatch.setattr(orders_on_toys, "make", with_known_score)
+    orders_on_toys.judge.cache_clear()
+    found = orders_on_toys.score_run(None, "mixture_1d", "VE", 20_000, picture=False)
+    orders_on_toys.judge.cache_clear()
+    assert found["kl"] == pytest.approx(0.0553434, rel=2e-3)
+    assert found["j_sm"] == pytest.approx(0.0136114, rel=0.03)  # 20,000 points
+    assert found["j_diff"] == pytest.approx(0.0553434 - 0.0136114, rel=0.02)
+    # E sigma^2 |s1|^2 = 1 - L1, whose mean over t is .360750
+    assert found["err1"] == pytest.approx(0.05**2 * (1 - 0.360750), rel=0.03)
+
+
+@pytest.mark.slow
+def test_orders_on_toys_prints_what_it_measured(tmp_path):
+    said = run("orders_on_toys", tmp_path)
+    (runs,) = json.loads((tmp_path / "runs.json").read_text()).values()
+    for recipe in ("1", "3"):
+        (line,) = re.findall(rf"^mixture_1d +VE +{recipe} +(.+)$", said, re.MULTILINE)
+        steps, _, kl, j_sm, *_ = line.split()
+        assert int(steps) == runs[recipe]["steps"]
+        assert (kl, j_sm) == tuple(f"{runs[recipe][name]:.2g}" for name in ("kl", "j_sm"))
+    assert (tmp_path / "densities.png").exists()
+    assert run("orders_on_toys", tmp_path) == said  # nothing is measured again
+
+
+@pytest.mark.slow
+def test_orders_on_digits_prints_what_it_measured_and_keeps_its_first_model(tmp_path):
+    said = run("orders_on_digits", tmp_path)
+    records = json.loads((tmp_path / "runs.json").read_text())
+    (values,) = (value for key, value in records.items() if key.startswith("2, seed 0"))
+    (line,) = re.findall(r"^2 +(.+)$", said, re.MULTILINE)
+    assert f"{values['bits_per_dim']:.4g}" in line and f"{values['bound']:.4g}" in line
+    assert (tmp_path / "first_fast.npz").exists() and (tmp_path / "bits_per_dim.png").exists()
+    assert run("orders_on_digits", tmp_path) == said
