@@ -270,9 +270,9 @@ def _warm_start(experiment: Experiment, state: TrainState, folder: Path, part: s
     Raises:
       UserError: if there is none, its network is another, or, for a part that stays as it is, its process is another.
     """
+    step = workdir.newest(folder)
     if part is not None:
         workdir.check_same(folder, experiment.config, _OF_A_SCORE)
-    step = workdir.newest(folder)
     found = workdir.averaged(folder, step, state.params if part is None else state.params[part])
     params = found if part is None else {**state.params, part: found}
     report.say(f"beginning with the averaged parameters of {folder}, step {step}")

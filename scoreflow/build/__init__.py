@@ -195,7 +195,6 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         objective = _objective(config, forward, score_of, encode, found)
     else:
         objective = _flow_objective(config, forward, score_of, grid)
-    known = LOG_DENSITIES.get(found.name)
     sampler, per_device = _sampler(config, forward)
     return experiment.Experiment(
         name=name,
@@ -210,7 +209,7 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         encode=encode,
         decode=functools.partial(dequantise.quantise, bins=grid) if grid else lambda x: x,
         bins=grid,
-        log_density=known,
+        log_density=LOG_DENSITIES.get(config.data.name),
         objective=objective,
         sampler=sampler,
         per_device=per_device,
