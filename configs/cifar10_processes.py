@@ -58,7 +58,7 @@ def get_config(variant: str = "vp_linear"):
         config.t_min = config.sampling.t_min = 1e-9
     if variant == "edm":  # Karras et al. 2022, table 1, for data in [-1, 1] with a root mean square of 1/2
         config.t_min = config.sampling.t_min = 2e-3
-        config.score = ConfigDict({"kind": "edm", "data_rms": 0.5})
+        config.score.update({"kind": "edm", "data_rms": 0.5})
         config.weight = ConfigDict({"name": "edm", "data_rms": 0.5})
         config.times = ConfigDict({"name": "log_normal", "mean": -1.2, "std": 1.2})
         config.grid = ConfigDict({"name": "karras", "rho": 7.0})

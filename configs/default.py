@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
     config.process = ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0})
 
     # What the network predicts (noise, x0, v, flow, score, edm), and the root mean square of the data.
-    config.score = ConfigDict({"kind": "v", "data_rms": 1.0})
+    # energy: none for a free score; noise, paper or code for the gradient of an energy made of it (score.energy_fn).
+    config.score = ConfigDict({"kind": "v", "data_rms": 1.0, "energy": "none"})
 
     # The network: mlp (width, depth) or unet.
     config.model = ConfigDict()
@@ -50,6 +51,9 @@ def get_config() -> ConfigDict:
     # coefficient3, power2, power2_trace, power3; weighted: whether the weight below counts for orders 2 and 3 too;
     # begin and ramp: steps before which they count nothing, and over which they are let in).
     config.loss = ConfigDict({"name": "first_order"})
+    # To which is added: none, or quasi_conservative (coefficient; form a1, a2, b; law rademacher, gaussian, sphere, or
+    # exact in few dimensions; num of probes; weight noise, likelihood; every so many steps; part of the batch).
+    config.penalty = ConfigDict({"name": "none"})
     # With what weight: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
     config.weight = ConfigDict({"name": "likelihood"})
     # With what law of t: uniform, stratified, importance (for the likelihood weight), velocity (the same for networks
@@ -111,6 +115,9 @@ def get_config() -> ConfigDict:
     config.eval.clock = "time"  # of the solver; or log_snr
     config.eval.bound_times = 0  # times per example for the bound of the SDE model; 0 skips it
     config.eval.diagnose = 0  # test examples for the parts of the ODE's divergence; 0 skips them
+    config.eval.symmetry = 0  # test examples for how far the score is from a gradient, over time; 0 skips it
+    config.eval.symmetry_times = 100
+    config.eval.symmetry_probes = 16  # 0 for all directions
     config.eval.check = 120  # examples on which the solver's own error is measured
     config.eval.baseline = True  # compare with a Gaussian mixture, up to 256 dimensions
     config.eval.num_samples = 1500  # 0 skips sample metrics

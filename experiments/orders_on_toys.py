@@ -47,7 +47,7 @@ def configure(data: str, process: str, order: int, seed: int, steps: int, *, fir
     """The config of a run's first or second half."""
     config = vp_checkerboard.get_config()
     config.seed, config.data.name, config.process = seed, data, ConfigDict(PROCESSES[process])
-    config.score = ConfigDict({"kind": "noise", "data_rms": DATA[data]})
+    config.score.update({"kind": "noise", "data_rms": DATA[data]})
     config.model = ConfigDict({"name": "mlp", "width": 64, "depth": 3, "dropout": 0.0, "dtype": "float32"})
     config.weight, config.times = ConfigDict({"name": "noise"}), ConfigDict({"name": "stratified"})
     config.training.update({"steps": steps, "batch_size": 256, "steps_per_dispatch": CHUNK, "learning_rate": 1e-3})

@@ -44,7 +44,7 @@ def configure(variant: str, seed: int, training: str, steps: int) -> ConfigDict:
     config = digits_processes.get_config(variant)
     config.seed = seed
     config.model = ConfigDict({"name": "mlp", "width": 256, "depth": 4, "dropout": 0.1, "dtype": "float32"})
-    config.score = ConfigDict({"kind": "edm", "data_rms": 0.8})
+    config.score.update({"kind": "edm", "data_rms": 0.8})
     config.training.update(
         {"steps": steps, "batch_size": 128, "steps_per_dispatch": 10, "learning_rate": 2e-3, "warmup": 50}
     )

@@ -1,4 +1,4 @@
-"""What a score model's errors are worth: the parts of its ODE's KL divergence.
+"""What a score model's errors are worth: the parts of its ODE's KL divergence, and how far it is from a gradient.
 
 With q_t the law of the data at t, s the network's score, p_t the density that the probability-flow ODE carries from the
 terminal law, and s1 = grad log q_t (Lu et al. 2022, arXiv 2206.08265; statements checked in closed form in the tests)
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow import times
-from scoreflow.divergence import directional
+from scoreflow.divergence import a1, asymmetry, asymmetry_exact, directional
 from scoreflow.samplers.adaptive import integrate
 from scoreflow.score import ScoreFn, probability_flow
 from scoreflow.sdes import Process, expand
@@ -154,3 +154,55 @@ def parts(
     error = network - true
     j_diff = part(error, 0.5 * (first + second) - network)
     return Parts(part(error, error), j_diff, part(first - true, second - true), j_gap)
+
+
+class Symmetry(NamedTuple):
+    """How far the score's Jacobian J is from symmetric, for each example and time, [B, T].
+
+    Attributes:
+      asym: |J - J^T|_F^2 / 2.
+      weighted: sigma(t)^2 times that: of the noise predictor, in units of the data.
+      nasym: asym / (2 |J|_F^2), in [0, 1]: 0 for a symmetric J, 1 for a skew one. A ratio of means over probes.
+      legacy: the published code's estimate of nasym, a ratio for a single probe: biased and without bounds.
+    """
+
+    asym: jax.Array
+    weighted: jax.Array
+    nasym: jax.Array
+    legacy: jax.Array
+
+
+def symmetry(
+    process: Process,
+    score: ScoreFn,
+    key: jax.Array,
+    x0: jax.Array,
+    t: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    num: int = 16,
+) -> Symmetry:
+    """Asymmetry of a score over time (Chao et al. 2023, arXiv 2209.12753), at data noised afresh for each time.
+
+    Args:
+      key: PRNG key of noise and probes.
+      x0: data [B, ...].
+      t: times [T].
+      cond: labels [B] int32 or None.
+      num: Rademacher probes for each example and time; 0 for all d directions, without error.
+    """
+
+    def at(inputs):
+        key, t = inputs
+        key_noise, key_probe = jax.random.split(key)
+        when = jnp.full(x0.shape[0], t)
+        xt, _, sigma = process.perturb(key_noise, x0, when)
+        field = lambda x: score(x, when, cond)
+        v = jax.random.rademacher(key_probe, (max(num, 1), *xt.shape), xt.dtype)
+        found = asymmetry(field, xt, v) if num else asymmetry_exact(field, xt)
+        one = asymmetry(field, xt, v[:1], form=a1)
+        legacy = 0.5 * one.asym / (one.size + 1e-8)
+        return Symmetry(found.asym, sigma**2 * found.asym, 0.5 * found.asym / found.size, legacy)
+
+    found = jax.lax.map(at, (jax.random.split(key, len(t)), t))
+    return Symmetry(*(jnp.moveaxis(leaf, 0, 1) for leaf in found))

@@ -55,3 +55,91 @@ def directional(fn: Callable, x: jax.Array, v: jax.Array, *, third: bool) -> Dir
 
     (value, _), (product, slope) = jax.jvp(reverse, (x,), (v,))
     return Directional(value, product, slope)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How far J is from symmetric: Asym = |J - J^T|_F^2 / 2, which is 0 where the field is a gradient.
+
+
+def rademacher(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Probes of independent signs."""
+    return jax.random.rademacher(key, shape, dtype)
+
+
+def gaussian(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Probes of independent standard normal entries."""
+    return jax.random.normal(key, shape, dtype)
+
+
+def sphere(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Probes uniform on the sphere of radius sqrt(d) in the d dimensions of one example, shape [B, ...]."""
+    v = jax.random.normal(key, shape, dtype).reshape(shape[0], -1)
+    return (v * jnp.sqrt(v.shape[1] / jnp.sum(v**2, axis=1, keepdims=True)).astype(dtype)).reshape(shape)
+
+
+class Products(NamedTuple):
+    """Of J at x: `push` v -> J v, `pull` v -> J^T v, the probe v and g = J^T v; all like x."""
+
+    push: Callable
+    pull: Callable
+    v: jax.Array
+    g: jax.Array
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+
+
+def a1(p: Products) -> jax.Array:
+    """v^T J J^T v - v^T J J v by two reverse products: the published estimator of Asym, [B]; may be negative."""
+    return _dot(p.g, p.g) - _dot(p.v, p.pull(p.g))
+
+
+def a2(p: Products) -> jax.Array:
+    """The same number as `a1` for every v, by a reverse and a forward product."""
+    return _dot(p.g, p.g) - _dot(p.g, p.push(p.v))
+
+
+def b(p: Products) -> jax.Array:
+    """|(J - J^T) v|^2 / 2, [B]: the same mean, never negative, with noise of the order of Asym alone. Derived here."""
+    apart = p.push(p.v) - p.g
+    return 0.5 * _dot(apart, apart)
+
+
+class Asymmetry(NamedTuple):
+    """Of the Jacobian J of a field: `value` at x, like x; `asym`, |J - J^T|_F^2 / 2, and `size`, |J|_F^2, both [B]."""
+
+    value: jax.Array
+    asym: jax.Array
+    size: jax.Array
+
+
+def asymmetry(fn: Callable, x: jax.Array, probes: jax.Array, *, form: Callable = b) -> Asymmetry:
+    """Unbiased estimates along probes with E[v v^T] = I, averaged over them.
+
+    Args:
+      fn: [B, ...] -> [B, ...], each example by itself.
+      x: [B, ...].
+      probes: [K, B, ...].
+      form: `a1`, `a2` or `b`.
+    """
+    value, push = jax.linearize(fn, x)
+    transposed = jax.linear_transpose(push, x)
+    pull = lambda v: transposed(v)[0]
+
+    def one(v):
+        g = pull(v)
+        return form(Products(push, pull, v, g)), _dot(g, g)
+
+    found, size = jax.vmap(one)(probes)
+    return Asymmetry(value, found.mean(0), size.mean(0))
+
+
+def asymmetry_exact(fn: Callable, x: jax.Array) -> Asymmetry:
+    """The same without error, by d forward products; for small d."""
+    value, push = jax.linearize(fn, x)
+    n, d = x.shape[0], x[0].size
+    basis = jnp.broadcast_to(jnp.eye(d, dtype=x.dtype).reshape(d, 1, *x.shape[1:]), (d, *x.shape))
+    jacobian = jnp.moveaxis(jax.vmap(push)(basis).reshape(d, n, d), 0, 2)
+    apart = jacobian - jnp.swapaxes(jacobian, 1, 2)
+    return Asymmetry(value, 0.5 * jnp.sum(apart**2, axis=(1, 2)), jnp.sum(jacobian**2, axis=(1, 2)))

@@ -24,6 +24,7 @@ class Experiment(NamedTuple):
       network: `init` and `apply`.
       conditional: whether the network is given labels.
       score: (params, *, train=False, key=None) -> score function.
+      energy: (params, *, train=False, key=None) -> energy(x, t, cond) [B] where the score is one's gradient, else None.
       encode: (key, data [B, ...] as stored) -> x [B, ...] as the model sees them, dequantised if they are levels.
       decode: x -> data as stored: uint8 levels, or x itself where the data are continuous.
       bins: where the levels of integer data lie; None where the data are continuous.
@@ -44,6 +45,7 @@ class Experiment(NamedTuple):
     network: Network
     conditional: bool
     score: Callable
+    energy: Callable | None
     encode: Callable
     decode: Callable
     bins: Bins | None

@@ -213,6 +213,20 @@ def plot_steps(
     figure.savefig(path, dpi=130)
 
 
+def plot_times(path: Path, t: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Positive curves over time, each on a logarithmic panel of its own."""
+    if not parallel.is_main():
+        return
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(4.4 * len(curves), 3.4), layout="constrained")
+    for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items()):
+        axes.semilogy(t, np.maximum(values, np.finfo(np.float32).tiny))
+        axes.set(title=name, xlabel="t")
+    figure.savefig(path, dpi=130)
+
+
 def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
     """Scatter plots of points in the plane [N, 2], one panel per name, on [-extent, extent]^2."""
     if not parallel.is_main():

@@ -134,6 +134,34 @@ def score_fn(
     return score
 
 
+def energy_fn(process: Process, score: ScoreFn, power: int = 2) -> Callable[..., jax.Array]:
+    """An energy made of any network: E(x, t) = sigma(t)^power |score(x, t)|^2 / 2, for `constrained`.
+
+    Written with x - f = sigma score, power 1 is the published |x - f|^2 / (2 sigma) and -1 is what its image code has
+    (Chao et al. 2023, arXiv 2209.12753); both leave it to the network to make up for a power of sigma. Power 2 does
+    not, and is derived here: where noise drowns the data and the exact score is -x / sigma^2, so is the gradient's.
+
+    Args:
+      process: the forward SDE.
+      score: an unconstrained score function, as `score_fn` makes it.
+      power: of sigma.
+
+    Returns:
+      energy(x [B, ...], t [B], cond=None) -> [B]; the density is exp(-energy) up to a constant that is not known.
+    """
+
+    def energy(x, t, cond=None):
+        square = score(x, t, cond).reshape(x.shape[0], -1) ** 2
+        return 0.5 * process.sigma(t) ** power * jnp.sum(square, axis=1)
+
+    return energy
+
+
+def constrained(energy: Callable[..., jax.Array]) -> ScoreFn:
+    """The score -dE/dx of an energy: a gradient field, at the price of a reverse pass in every evaluation."""
+    return lambda x, t, cond=None: -jax.grad(lambda x: jnp.sum(energy(x, t, cond)))(x)
+
+
 def denoised(process: Process, score: ScoreFn, x: jax.Array, t: jax.Array, cond=None) -> jax.Array:
     """E[x_0 | x_t = x] by Tweedie's formula, [B, ...]."""
     alpha, variance = expand(process.alpha(t), x), expand(process.variance(t), x)

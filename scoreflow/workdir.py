@@ -23,7 +23,7 @@ _FREE_TO_RESUME = (
     "training.checkpoint_every",
     "training.sample_every",
 )
-_FREE_TO_USE = (*_FREE_TO_RESUME, "training.", "times.", "weight.", "loss.", "init_from")
+_FREE_TO_USE = (*_FREE_TO_RESUME, "training.", "times.", "weight.", "loss.", "penalty.", "init_from")
 
 
 def _flat(config: dict, prefix: str = "") -> dict:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, orders_on_toys, processes_on_digits, tune_schedule
+from experiments import autoencoder, common, orders_on_toys, perturbed_gaussian, processes_on_digits, tune_schedule
+from scoreflow.divergence import asymmetry_exact as exact_asymmetry
 from scoreflow.theory import exact
 from tests import tiny
 
@@ -136,3 +137,62 @@ def test_orders_on_digits_prints_what_it_measured_and_keeps_its_first_model(tmp_
     assert f"{values['bits_per_dim']:.4g}" in line and f"{values['bound']:.4g}" in line
     assert (tmp_path / "first_fast.npz").exists() and (tmp_path / "bits_per_dim.png").exists()
     assert run("orders_on_digits", tmp_path) == said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Conservative scores.
+
+# e: steps C, steps U, Asym U, NAsym U, as published but for the exchanged headers of the last two
+CLIMBS = {
+    0.0: (1, 1, "0.00e+00", "0.00e+00"),
+    5.00e-4: (2, 4, "1.77e-02", "4.41e-07"),
+    7.50e-4: (3, 5, "2.65e-02", "6.60e-07"),
+    1.00e-3: (3, 6, "3.53e-02", "8.78e-07"),
+    1.50e-3: (4, 57, "5.28e-02", "1.31e-06"),
+    1.75e-3: (5, 121, "6.15e-02", "1.53e-06"),
+    2.25e-3: (16, 238, "7.89e-02", "1.96e-06"),
+}
+
+
+@pytest.mark.slow
+def test_the_perturbed_gaussian_has_its_published_table(tmp_path):
+    assert tuple(CLIMBS) == perturbed_gaussian.ERRORS
+    said = run("perturbed_gaussian", tmp_path)
+    for error in perturbed_gaussian.ERRORS[:3]:
+        assert f"{error:.2e}  {CLIMBS[error][0]}" in said
+    with jax.enable_x64(True):
+        start = jnp.asarray(np.random.RandomState(0).normal(-2.0, 0.5, (10, 2)))
+        for error, (steps_c, steps_u, asym, nasym) in CLIMBS.items():
+            fields = perturbed_gaussian.scores(error)
+            assert perturbed_gaussian.climb(fields["C"], error, start)[0] == steps_c
+            assert perturbed_gaussian.climb(fields["U"], error, start)[0] == steps_u
+            assert tuple(f"{value:.2e}" for value in perturbed_gaussian.on_grid(fields["U"])) == (asym, nasym)
+            assert max(perturbed_gaussian.on_grid(fields["C"])) < 1e-12
+
+
+def test_when_an_autoencoder_is_conservative(x64):
+    """L_QC = |sum_k h'_k (r_k w_k^T - w_k r_k^T)|^2 / 2; 0 for R = W diag(d); but (h'(x2) - h'(x1))^2, .33642976 at
+    (0, 1) with tanh, for W = I and R the exchange, which the published condition W R^T = R W^T lets pass."""
+    weights, x = autoencoder.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 2))
+    w, r, b, _, beta = (np.asarray(leaf) for leaf in weights)
+    slope = jax.vmap(jax.vmap(jax.grad(lambda z, beta: z * jax.nn.sigmoid(beta * z)), (0, 0)), (0, None))
+    parts = np.einsum("nk,ik,jk->nij", slope(jnp.asarray(np.asarray(x) @ w + b), jnp.asarray(beta)), r, w)
+    wanted = 0.5 * ((parts - parts.transpose(0, 2, 1)) ** 2).sum((1, 2))
+    asym = lambda weights, x, h=None: exact_asymmetry(lambda x: autoencoder.score(weights, x, h), x).asym
+    np.testing.assert_allclose(asym(weights, x), wanted, rtol=1e-10)
+    assert np.abs(asym(weights._replace(r=weights.w * jnp.array([[0.5, -2.0]])), x)).max() < 1e-20
+    swap = weights._replace(w=jnp.eye(2), r=jnp.array([[0.0, 1.0], [1.0, 0.0]]), b=jnp.zeros(2), c=jnp.zeros(2))
+    found = float(asym(swap, jnp.array([[0.0, 1.0]]), jnp.tanh)[0])
+    assert found == pytest.approx(0.33642976, rel=1e-7)
+    np.testing.assert_allclose(np.asarray(swap.w @ swap.r.T), np.asarray(swap.r @ swap.w.T))
+
+
+@pytest.mark.slow
+def test_descent_on_the_asymmetry_prints_its_measures(tmp_path):
+    said = run("autoencoder", tmp_path)
+    (before, after), *rest = re.findall(r"^\d +([\d.e-]+) +([\d.e-]+) ", said, re.MULTILINE)
+    assert len(rest) == 2 and float(after) < float(before)
+    with jax.enable_x64(True):
+        weights = autoencoder.init(jax.random.key(0))
+        assert float(before) == pytest.approx(float(autoencoder.penalty(weights)), rel=0.05)
+    assert (tmp_path / "training.png").exists()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scoreflow import divergence
 from scoreflow import score as scores
 from tests.truth import PROCESSES, gaussian_score, process64
 
@@ -117,3 +118,33 @@ def test_tweedie_and_probability_flow_of_a_gaussian(x64):
     std = jax.grad(lambda t: jnp.sqrt(process.alpha(t) ** 2 * 2 + process.variance(t)))(0.3)
     slope = jax.grad(process.alpha)(0.3) * 0.5 + (0.7 - alpha * 0.5) * std / np.sqrt(total)
     np.testing.assert_allclose(scores.probability_flow(process, score)(t, x), slope, rtol=1e-10)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Constrained scores.
+
+
+@pytest.mark.parametrize("power", [1, -1, 2])
+def test_the_energy_of_a_linear_network(x64, power):
+    """x - f = (I - B) x: E = sigma^(power - 2) |(I - B) x|^2 / 2, its score -sigma^(power - 2) (I - B)^T (I - B) x."""
+    process, t = process64("ve"), jnp.array([0.3, 0.7])
+    matrix = np.eye(3) - np.random.default_rng(0).standard_normal((3, 3))
+    sigma, x = process.sigma(t)[:, None], jnp.asarray(np.random.default_rng(1).standard_normal((2, 3)))
+    free = lambda x, t, cond=None: x @ matrix.T / process.sigma(t)[:, None]
+    energy = scores.energy_fn(process, free, power)
+    moved = np.asarray(x) @ matrix.T
+    np.testing.assert_allclose(energy(x, t), 0.5 * sigma[:, 0] ** (power - 2) * (moved**2).sum(1), rtol=1e-12)
+    bound = scores.constrained(energy)
+    np.testing.assert_allclose(bound(x, t), -(sigma ** (power - 2)) * moved @ matrix, rtol=1e-12)
+    asym = lambda score: divergence.asymmetry_exact(lambda x: score(x, t), x).asym
+    assert np.abs(asym(bound)).max() < 1e-20
+    np.testing.assert_allclose(asym(free), ((matrix - matrix.T) ** 2).sum() / (2 * sigma[:, 0] ** 2), rtol=1e-12)
+
+
+def test_the_energy_of_noise_is_that_of_its_gaussian(x64):
+    """With power 2 the exact score of N(0, sigma^2) comes back, and the energy is -log-density up to a constant."""
+    process, t = process64("ve"), jnp.array([0.9, 0.2])
+    exact = lambda x, t, cond=None: -x / process.variance(t)[:, None]
+    energy, x = scores.energy_fn(process, exact), jnp.array([[1.0, -2.0], [0.3, 0.1]])
+    np.testing.assert_allclose(scores.constrained(energy)(x, t), exact(x, t), rtol=1e-12)
+    np.testing.assert_allclose(energy(x, t), 0.5 * (x**2).sum(1) / process.variance(t), rtol=1e-12)

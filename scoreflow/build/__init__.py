@@ -19,6 +19,7 @@ from scoreflow.build.tables import (
     ADAPTIVE,
     DEQUANTISERS,
     DIVERGENCES,
+    ENERGIES,
     FLOWS,
     GRIDS,
     LOG_DENSITIES,
@@ -27,6 +28,7 @@ from scoreflow.build.tables import (
     MODELS,
     OPTIMISERS,
     PARAMETERISATIONS,
+    PENALTIES,
     PROCESSES,
     SAMPLERS,
     TIMES,
@@ -87,7 +89,8 @@ def model(config, found: Source) -> Network:
     options = {key: value for key, value in config.model.items() if key not in ("name", "dtype")}
     options["dtype"] = jnp.bfloat16 if config.model.dtype == "bfloat16" else None
     options["num_classes"] = found.num_classes if config.data.conditional else 0
-    if config.model.name == "unet" and (config.training.steps_per_dispatch > 1 or config.training.accumulate > 1):
+    in_loop = config.training.steps_per_dispatch > 1 or config.training.accumulate > 1 or config.score.energy != "none"
+    if config.model.name == "unet" and in_loop:  # a gradient is taken there: by the parameters, or as the score
         options["conv"] = layers.conv3x3_in_loop
     net, flow = network(MODELS[config.model.name].make(**options)), _make(FLOWS, config.dequantiser)
     return net if flow is None else beside(net, **{DEQUANTISER: flow})
@@ -127,6 +130,7 @@ def _flow_objective(config, forward: sdes.Process, score_of: Callable, grid: deq
 
 def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
     loss_at, weight, law = _make(LOSSES, config.loss), _make(WEIGHTS, config.weight), _make(TIMES, config.times)
+    penalty_at = _make(PENALTIES, config.penalty)
     conditional, label_dropout, t_min = config.data.conditional, config.training.label_dropout, config.t_min
 
     def objective(params, key, batch, *, train, step=None):
@@ -140,7 +144,8 @@ def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callab
                 cond = jnp.where(dropped, found.num_classes, cond)
         t, inv_density = law(forward, key_t, x0.shape[0], t_min=t_min)
         network_score = score_of(params, train=train, key=key_network)
-        terms = loss_at(step)(forward, network_score, key_noise, x0, t, cond, weight=weight)
+        also = penalty_at(step)
+        terms = loss_at(step)(forward, network_score, key_noise, x0, t, cond, weight=weight, also=also)
         means = {name: jnp.mean(inv_density * term) for name, term in terms.items()}
         loss = sum(means.values())
         return loss, {"loss": loss, **means}
@@ -185,9 +190,14 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
     net = model(config, found)
     kind, data_rms = PARAMETERISATIONS[config.score.kind], config.score.data_rms
 
-    def score_of(params, *, train=False, key=None):
+    def free_score(params, *, train=False, key=None):
         apply = functools.partial(net.apply, train=True, key=key) if train else net.apply
         return score.score_fn(forward, apply, params, kind, data_rms=data_rms)
+
+    energy, score_of = None, free_score
+    if (power := ENERGIES[config.score.energy]) is not None:
+        energy = lambda params, **options: score.energy_fn(forward, free_score(params, **options), power)
+        score_of = lambda params, **options: score.constrained(energy(params, **options))
 
     grid = bins(config, found)
     encode = _encode(config, grid)
@@ -206,6 +216,7 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         network=net,
         conditional=config.data.conditional,
         score=score_of,
+        energy=energy,
         encode=encode,
         decode=functools.partial(dequantise.quantise, bins=grid) if grid else lambda x: x,
         bins=grid,
@@ -300,6 +311,9 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         weigh_draws=plan.draws > 1 and plan.divergence == "exact",
         bound_times=plan.bound_times,
         diagnose=plan.diagnose,
+        symmetry=plan.symmetry,
+        symmetry_times=plan.symmetry_times,
+        symmetry_probes=plan.symmetry_probes,
         conditional=config.data.conditional,
         check=plan.check,
         baseline=plan.baseline,

@@ -14,7 +14,7 @@ import optax
 from scoreflow import dequantise, divergence, score, sdes, times, transitions
 from scoreflow.data import load, toy
 from scoreflow.data.archives import ARCHIVES
-from scoreflow.losses import dsm, high_order
+from scoreflow.losses import conservative, dsm, high_order
 from scoreflow.models import dequantiser
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
@@ -118,6 +118,8 @@ PARAMETERISATIONS = {
     "score": score.SCORE,
     "edm": score.EDM,
 }
+# Powers of sigma in the energy of a constrained score.
+ENERGIES = {"none": None, "paper": 1, "code": -1, "noise": 2}
 WEIGHTS = {
     "noise": Choice(lambda: dsm.noise_weight),
     "likelihood": Choice(lambda: dsm.likelihood_weight),
@@ -151,6 +153,54 @@ def _high_order(
     return loss_at
 
 
+def _quasi_conservative(
+    coefficient: float = 1e-4,
+    form: str = "b",
+    law: str = "rademacher",
+    num: int = 1,
+    weight: str = "noise",
+    every: int = 1,
+    part: float = 1.0,
+) -> Callable:
+    chosen = conservative.Probes(PROBES[law], num, FORMS[form])
+    options = {"probes": chosen, "weight": WEIGHTS[weight].make(), "part": part}
+
+    def penalty_at(step):
+        def also(*args):
+            run = lambda scale: conservative.quasi_conservative(*args, coefficient=scale, **options)
+            if step is None or every == 1:
+                return run(coefficient)
+            nothing = lambda: {"asym": jnp.zeros_like(args[4])}  # [B], like t
+            return jax.lax.cond(step % every == 0, lambda: run(every * coefficient), nothing)
+
+        return also
+
+    return penalty_at
+
+
+FORMS = {"a1": divergence.a1, "a2": divergence.a2, "b": divergence.b}
+PROBES = {
+    "rademacher": divergence.rademacher,
+    "gaussian": divergence.gaussian,
+    "sphere": divergence.sphere,
+    "exact": None,
+}
+# Each makes step (None: after all steps) -> terms that a loss adds at its noised data, or None.
+PENALTIES = {
+    "none": Choice(lambda: lambda step: None),
+    "quasi_conservative": Choice(
+        _quasi_conservative,
+        {
+            "coefficient": NON_NEGATIVE,
+            "form": one_of(*FORMS),
+            "law": one_of(*PROBES),
+            "num": COUNT,
+            "weight": one_of("noise", "likelihood"),
+            "every": COUNT,
+            "part": Check(float, lambda v: 0 < v <= 1, "a number above 0, at most 1"),
+        },
+    ),
+}
 METHODS = {"projected": high_order.projected, "exact": high_order.exact, "trace": high_order.trace}
 # Each makes step (None: after all steps) -> the loss, which takes the weight.
 LOSSES = {
@@ -256,7 +306,7 @@ SECTIONS = {
         "dequantisation": one_of("uniform", "none"),
         "conditional": FLAG,
     },
-    "score": {"kind": one_of(*PARAMETERISATIONS), "data_rms": POSITIVE},
+    "score": {"kind": one_of(*PARAMETERISATIONS), "data_rms": POSITIVE, "energy": one_of(*ENERGIES)},
     "training": {
         "steps": COUNT,
         "batch_size": COUNT,
@@ -301,6 +351,9 @@ SECTIONS = {
         "clock": one_of("time", "log_snr"),
         "bound_times": COUNT_OR_0,
         "diagnose": COUNT_OR_0,
+        "symmetry": COUNT_OR_0,
+        "symmetry_times": COUNT,
+        "symmetry_probes": COUNT_OR_0,
         "check": COUNT,
         "baseline": FLAG,
         "num_samples": Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on"),
@@ -319,6 +372,7 @@ NAMED = {
     "model": {name: choice.parameters for name, choice in MODELS.items()},
     "dequantiser": {name: choice.parameters for name, choice in FLOWS.items()},
     "loss": {name: choice.parameters for name, choice in LOSSES.items()},
+    "penalty": {name: choice.parameters for name, choice in PENALTIES.items()},
     "weight": {name: choice.parameters for name, choice in WEIGHTS.items()},
     "times": {name: choice.parameters for name, choice in TIMES.items()},
     "grid": {name: choice.parameters for name, choice in GRIDS.items()},

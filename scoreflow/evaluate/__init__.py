@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoreflow import report, sample, workdir
-from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, likelihood_metrics
+from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, likelihood_metrics, symmetry_metrics
 from scoreflow.evaluate.samples import sample_metrics
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
@@ -20,6 +20,10 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
         results["likelihood"] = likelihood_metrics(experiment, plan, params) | baseline_metrics(experiment, plan)
     if plan.batch_size and plan.diagnose:
         results["divergence"] = diagnostic_metrics(experiment, plan, params)
+    if plan.batch_size and plan.symmetry:
+        results["symmetry"], curves = symmetry_metrics(experiment, plan, params)
+        report.plot_times(out / "symmetry.png", curves.t, {name: curves.values[name] for name in ("weighted", "nasym")})
+        results["symmetry_over_time"] = {name: [float(v) for v in values] for name, values in curves.values.items()}
     if plan.num_samples:
         results["samples"] = sample_metrics(experiment, plan, params, out)
     report.write_json(out / "metrics.json", _plain(results))
@@ -60,6 +64,10 @@ def _table(experiment: Experiment, results: dict) -> str:
         unit = "bits/dim" if experiment.bins else "nats"
         rows = [(f"parts of the ODE's divergence, {unit}", "")]
         rows += [(k.replace("_", " "), _words(v)) for k, v in results["divergence"].items()]
+        lines += ["", report.table(rows)]
+    if "symmetry" in results:
+        rows = [("asymmetry of the score's Jacobian", "")]
+        rows += [(k, _words(v)) for k, v in results["symmetry"].items()]
         lines += ["", report.table(rows)]
     if "samples" in results:
         model, real = results["samples"]["model"], results["samples"]["test_data"]

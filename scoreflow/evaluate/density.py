@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from scoreflow import dequantise, divergence, parallel, report
 from scoreflow.data import Split
-from scoreflow.diagnostics import parts
+from scoreflow.diagnostics import parts, symmetry
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.likelihood import Bound, bound, log_prob
@@ -209,6 +209,28 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     if end is not None:
         values |= {"kl_end": end, "kl_from_parts": end + values["j_sm"] + values["j_diff"]}
     return {name: mean_estimate(value[np.isfinite(value)] / _scale(experiment)) for name, value in values.items()}
+
+
+class Curves(NamedTuple):
+    """Means over examples at times `t` [T], by name [T]."""
+
+    t: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+def symmetry_metrics(experiment: Experiment, plan: EvalPlan, params) -> tuple[dict[str, Estimate], Curves]:
+    """Means over examples and `plan.symmetry_times` even times from t_min on of `diagnostics.symmetry`, and curves."""
+    process, size = experiment.process, plan.symmetry_times
+    data = dequantised(experiment, plan, params, 0).first(plan.symmetry)
+    t = experiment.t_min + (float(process.horizon) - experiment.t_min) * np.arange(size) / size
+
+    def solve(params, keys, x, cond):
+        score = experiment.score(params)
+        return symmetry(process, score, keys[0], x, jnp.asarray(t, x.dtype), cond, num=plan.symmetry_probes)
+
+    found = _in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)._asdict()
+    metrics = {name: mean_estimate(value.mean(1)) for name, value in found.items()}
+    return metrics, Curves(t, {name: value.mean(0) for name, value in found.items()})
 
 
 def baseline_metrics(experiment: Experiment, plan: EvalPlan) -> dict[str, float | int]:

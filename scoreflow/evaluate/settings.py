@@ -21,6 +21,9 @@ class EvalPlan(NamedTuple):
         with a probe the mean of exp(log p + its error) is above p.
       bound_times: times for each example behind the SDE model's bound; 0 skips it.
       diagnose: test examples for the parts of the ODE's divergence; 0 skips them.
+      symmetry: test examples for the asymmetry of the score's Jacobian over time; 0 skips it.
+      symmetry_times: number of times.
+      symmetry_probes: probes for each example and time; 0 for all directions.
       conditional: whether the network is given the label.
       check: examples on which the solver's error is measured.
       baseline: whether to fit a Gaussian mixture to compare with.
@@ -42,6 +45,9 @@ class EvalPlan(NamedTuple):
     weigh_draws: bool
     bound_times: int
     diagnose: int
+    symmetry: int
+    symmetry_times: int
+    symmetry_probes: int
     conditional: bool
     check: int
     baseline: bool

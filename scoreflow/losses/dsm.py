@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from scoreflow.losses import LossTerms
+from scoreflow.losses import Also, LossTerms
 from scoreflow.score import ScoreFn
 from scoreflow.sdes import Process, expand
 
@@ -52,6 +52,7 @@ def dsm(
     cond: jax.Array | None = None,
     *,
     weight: Weight = noise_weight,
+    also: Also | None = None,
 ) -> LossTerms:
     """First-order denoising score matching (1).
 
@@ -63,10 +64,12 @@ def dsm(
       t: times [B].
       cond: labels [B] int32 or None.
       weight: weight on the squared noise error.
+      also: further terms at the same noised data, see `losses.conservative`.
 
     Returns:
-      {"order1": [B]}, not divided by the density of t.
+      {"order1": [B]} and those of `also`, not divided by the density of t.
     """
     xt, noise, sigma = process.perturb(key, x0, t)
     error = expand(sigma, xt) * score(xt, t, cond) + noise
-    return {"order1": weight(process, t) * jnp.mean(error.reshape(error.shape[0], -1) ** 2, axis=1)}
+    terms = {"order1": weight(process, t) * jnp.mean(error.reshape(error.shape[0], -1) ** 2, axis=1)}
+    return terms if also is None else terms | also(process, score, jax.random.fold_in(key, 1), xt, t, cond)

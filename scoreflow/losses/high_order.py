@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from scoreflow.divergence import Directional, directional
-from scoreflow.losses import LossTerms
+from scoreflow.losses import Also, LossTerms
 from scoreflow.losses.dsm import Weight, noise_weight
 from scoreflow.score import ScoreFn
 from scoreflow.sdes import Process, expand
@@ -138,6 +138,7 @@ def high_order(
     amount: ArrayLike = 1.0,
     weight: Weight = noise_weight,
     weighted: bool = True,
+    also: Also | None = None,
 ) -> LossTerms:
     """Denoising score matching of the first `order` orders, per dimension.
 
@@ -155,9 +156,11 @@ def high_order(
       weight: weight on the squared noise error.
       weighted: whether the weight counts for the terms above the first too, as published where t is drawn in
         proportion to it, or for the first alone, as published where t is uniform.
+      also: further terms at the same noised data, see `losses.conservative`.
 
     Returns:
-      {"order1"[, "order2"], "order2_trace"[, "order3"]: [B]}, not divided by the density of t.
+      {"order1"[, "order2"], "order2_trace"[, "order3"]: [B]} and those of `also`, not
+      divided by the density of t.
     """
     key_noise, key_probe = jax.random.split(key)
     xt, noise, sigma = process.perturb(key_noise, x0, t)
@@ -172,4 +175,4 @@ def high_order(
     for name, value in terms.items():
         coefficient, power = shares[name]
         out[name] = higher * coefficient / float(size) ** power * value
-    return out
+    return out if also is None else out | also(process, score, jax.random.fold_in(key, 1), xt, t, cond)
