@@ -1,6 +1,6 @@
 """A one-layer autoencoder made conservative: does it need tied weights?
 
-    python -m experiments.autoencoder          two minutes
+    python -m experiments.autoencoder          a minute
 
 s(x) = R h(W^T x + b) + c with two units in the plane and h(z) = z sigmoid(beta z), beta learnt for each unit (Chao et
 al. 2023, arXiv 2209.12753, section 6). Nothing but L_QC = |J - J^T|_F^2 / 2, averaged over a 40 x 40 grid on

@@ -1,6 +1,6 @@
 """Equal errors, one radial and one that turns: what a score that is not a gradient costs a climb.
 
-    python -m experiments.perturbed_gaussian          a minute
+    python -m experiments.perturbed_gaussian          10 seconds
 
 The score of N(0, 0.1^2 I) in the plane with an error w(x) of the same size everywhere, along (x1, x2) for a nearly
 conservative score C and along (-x2, x1) for a free one U (Chao et al. 2023, arXiv 2209.12753, section 3.1). Both climb
