@@ -2,7 +2,7 @@
 
     python -m experiments.orders_on_digits          25 to 30 minutes on 2 CPU cores
 
-One model of `configs/vp_digits.py` is trained, and fine-tuned from there in five ways with each of three seeds, by the
+One model of `configs/vp_digits.py` is trained, and fine-tuned from there in five ways with each of two seeds, by the
 settings of `configs/digits_orders.py`: by order 1, 2 or 3 for the same number of steps, and by order 1 alone for as
 many steps as cost what order 2 or 3 did, in XLA's own count of operations. Bits/dim of the ODE (uniform dequantisation)
 and the bound of the SDE on the test digits; Frechet distance, precision, recall and class confidence of samples;
@@ -25,7 +25,7 @@ from scoreflow.evaluate import likelihood_metrics, sample_metrics
 
 # how training goes on: the order, and the order whose cost it gets to spend
 RECIPES = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "1, cost of 2": (1, 2), "1, cost of 3": (1, 3)}
-STEPS, SEEDS = 300, (0, 1, 2)
+STEPS, SEEDS = 300, (0, 1)
 
 
 def configure(order: int, seed: int, steps: int, *, fast: bool) -> ConfigDict:

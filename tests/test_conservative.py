@@ -109,6 +109,7 @@ def test_variance_of_a_probe(x64, law, matrix, wanted):
         assert abs(found.mean() - ((matrix**2).sum() - np.trace(matrix @ matrix))) < 4 * found.std() / np.sqrt(n) + 1e-9
 
 
+@pytest.mark.slow
 def test_more_probes_divide_the_variance(x64):
     n, k = 50_000, 4
     v = divergence.rademacher(jax.random.key(0), (k, n, 4), jnp.float64)
@@ -231,6 +232,7 @@ def objective_of(**changes):
     return experiment, params, {"x": experiment.source.train.x[:8]}
 
 
+@pytest.mark.slow
 def test_no_coefficient_is_the_loss_without_it_bit_for_bit():
     plain, params, data = objective_of()
     with jax.numpy_rank_promotion("allow"):
@@ -244,6 +246,7 @@ def test_no_coefficient_is_the_loss_without_it_bit_for_bit():
                 np.testing.assert_array_equal(with_it[name], value)
 
 
+@pytest.mark.slow
 def test_it_comes_every_kth_step_with_k_times_the_weight():
     options = {"name": "quasi_conservative", "coefficient": 0.1}
     each, params, data = objective_of(penalty=options)
@@ -261,6 +264,7 @@ def test_it_comes_every_kth_step_with_k_times_the_weight():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "v", "edm"])
 def test_a_constrained_score_pays_no_penalty(kind):
     penalty = {"name": "quasi_conservative", "coefficient": 1.0}
