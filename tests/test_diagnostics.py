@@ -185,11 +185,12 @@ def test_evaluation_prints_the_parts_of_the_divergence(tmp_path):
     experiment = experiment._replace(score=lambda params, **_: scaled(true, 0.95))
     plan = build.eval_plan(config, experiment.source, tmp_path)
     found = density.diagnostic_metrics(experiment, plan, None)
-    assert set(found) == {"j_sm", "j_diff", "j_f", "j_gap", "kl_end", "kl_from_parts"}
+    assert set(found) == {"j_sm", "j_diff", "j_ode", "j_f", "j_gap", "kl_end", "kl_from_parts"}
     for name, wanted in (("j_sm", 0.0164316), ("kl_from_parts", 0.0788595)):
         assert abs(found[name].value - wanted) < 4 * found[name].stderr < wanted, (name, found[name])
     assert abs(found["kl_end"].value) < 1e-4
-    assert found["j_sm"].value + found["j_diff"].value < np.sqrt(found["j_sm"].value * found["j_f"].value)
+    assert found["j_ode"].value == pytest.approx(found["j_sm"].value + found["j_diff"].value, rel=1e-5)
+    assert found["j_ode"].value < np.sqrt(found["j_sm"].value * found["j_f"].value)
 
 
 @pytest.mark.slow

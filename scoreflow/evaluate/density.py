@@ -185,8 +185,8 @@ def _bound_metrics(experiment: Experiment, found: Bound, log_q: np.ndarray) -> d
 def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[str, Estimate]:
     """The parts of the ODE's divergence (`diagnostics`), in bits/dim of integer data or nats.
 
-    `j_gap` always. Where the law of the data under noise is known, `j_sm`, `j_diff`, `j_f`, the divergence at T
-    (`kl_end`) and, from them, the divergence at t_min (`kl_from_parts`), which is that of noised data.
+    `j_gap` always. Where the law of the data under noise is known, `j_sm`, `j_diff`, their sum `j_ode`, `j_f`, the
+    divergence at T (`kl_end`) and with it that at t_min (`kl_from_parts`), which is of noised data.
     """
     process, law, known = experiment.process, experiment.terminal, experiment.log_density
     data = dequantised(experiment, plan, params, 0).first(plan.diagnose)
@@ -207,7 +207,8 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     found, end = _in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)
     values = {name: value for name, value in found._asdict().items() if value is not None}
     if end is not None:
-        values |= {"kl_end": end, "kl_from_parts": end + values["j_sm"] + values["j_diff"]}
+        j_ode = values["j_sm"] + values["j_diff"]
+        values |= {"j_ode": j_ode, "kl_end": end, "kl_from_parts": end + j_ode}
     return {name: mean_estimate(value[np.isfinite(value)] / _scale(experiment)) for name, value in values.items()}
 
 
