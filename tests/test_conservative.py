@@ -92,6 +92,7 @@ VARIANCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("matrix, wanted", VARIANCES)
 def test_variance_of_a_probe(x64, law, matrix, wanted):
@@ -195,6 +196,7 @@ def batch(process, n=6, d=4):
     return x0, jnp.linspace(0.1, 0.9, n) * process.horizon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ve", "vp", "sub_vp", "straight"])
 def test_the_penalty_is_the_asymmetry_of_the_noise_predictor(x64, name):
     """For s = M x / sigma it is (2 lambda / d) Asym(M) at every time; in all forms and laws, on any process."""
