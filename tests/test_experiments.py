@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import autoencoder, common, orders_on_toys, perturbed_gaussian, processes_on_digits, tune_schedule
+from experiments import (
+    autoencoder,
+    common,
+    conservative_in_the_plane,
+    orders_on_toys,
+    perturbed_gaussian,
+    processes_on_digits,
+    tune_schedule,
+)
 from scoreflow.divergence import asymmetry_exact as exact_asymmetry
 from scoreflow.theory import exact
 from tests import tiny
@@ -196,3 +204,19 @@ def test_descent_on_the_asymmetry_prints_its_measures(tmp_path):
         weights = autoencoder.init(jax.random.key(0))
         assert float(before) == pytest.approx(float(autoencoder.penalty(weights)), rel=0.05)
     assert (tmp_path / "training.png").exists()
+
+
+@pytest.mark.slow
+def test_conservative_scores_in_the_plane_print_what_they_measured(tmp_path):
+    """The network has the published 42,509 numbers, C no asymmetry, and the table what was measured."""
+    net = conservative_in_the_plane.Net(activated=False)
+    with jax.numpy_rank_promotion("allow"):
+        params = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones(1))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 42_509
+    said = run("conservative_in_the_plane", tmp_path)
+    records = json.loads((tmp_path / "runs.json").read_text())
+    found = {key.split(", ")[1]: value for key, value in records.items()}
+    assert found["C"]["asym"] < 1e-9 < found["U"]["asym"]
+    for model, values in found.items():
+        (line,) = re.findall(rf"^8-Gaussian +{model} +(.+)$", said, re.MULTILINE)
+        assert line.split()[:3] == [f"{values[name]:.3g}" for name in ("asym", "nasym", "error")]
