@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import caches, parallel, report, train
-from scoreflow.experiment import TRAIN, Experiment
+from scoreflow.experiment import Experiment
 
 
 def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Namespace:
@@ -30,16 +30,7 @@ def fit(experiment: Experiment, plan: train.TrainPlan, params=None):
     state = train.init_state(experiment, plan.optimiser)
     if params is not None:
         state = state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
-    step = train.make_train_step(
-        experiment.objective,
-        plan.optimiser,
-        experiment.key(TRAIN),
-        ema_decay=plan.ema_decay,
-        accumulate=plan.accumulate,
-        skip=plan.skip,
-    )
-    dispatch = train.compile_dispatch(step, plan.steps_per_dispatch)
-    skipped = 0
+    dispatch, skipped = train.dispatch_of(experiment, plan), 0
     for first, batches in train.batches(experiment, plan, 0):
         state, metrics = dispatch(state, batches)
         skipped = train.check_finite(parallel.gather(metrics), first, allowed=plan.skip, before=skipped)
@@ -56,19 +47,23 @@ class StepCost(NamedTuple):
 
 def step_cost(experiment: Experiment, plan: train.TrainPlan, repeats: int = 10) -> StepCost:
     """Compiles and times the step: gradient, optimiser and average."""
-    step = train.make_train_step(
-        experiment.objective, plan.optimiser, experiment.key(TRAIN), ema_decay=plan.ema_decay, skip=plan.skip
-    )
     plan = plan._replace(steps=repeats + 2, steps_per_dispatch=1)
     batches = (batch for _, batch in train.batches(experiment, plan, 0))
     state, seconds = train.init_state(experiment, plan.optimiser), []
-    compiled = train.compile_dispatch(step, 1).lower(state, next(batches)).compile()
+    compiled = train.dispatch_of(experiment, plan).lower(state, next(batches)).compile()
     for batch in batches:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - began)
     memory = compiled.memory_analysis().temp_size_in_bytes
     return StepCost(compiled.cost_analysis()["flops"], memory, float(np.median(seconds[1:])))
+
+
+def with_error(values, digits: int = 3) -> str:
+    """Mean of a number for each seed in `digits` digits, and its standard error where there is more than one."""
+    values = np.asarray(values)
+    error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}g}{error}"
 
 
 def memo(path: Path, key: str, compute):

@@ -216,11 +216,7 @@ def main() -> None:
         record = common.memo(args.out / "runs.json", f"{name}, {model}, {seed}, {steps} steps, {count} points", compute)
         found.setdefault((name, model), []).append(record)
     for (name, model), records in found.items():
-        words = []
-        for field in Found._fields:
-            values = np.array([record[field] for record in records])
-            error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
-            words.append(f"{values.mean():.3g}{error}")
+        words = [common.with_error([record[field] for record in records]) for field in Found._fields]
         rows.append((name, model, *words, *PUBLISHED[name, model]))
     common.finish(args.out, [f"{len(seeds)} seeds, mean +- standard error", "", report.table(rows)])
 

@@ -105,9 +105,7 @@ def rows_of(found: dict[str, list[dict]], costs: dict[int, list]) -> list[tuple[
             _, memory, seconds = costs[RECIPES[recipe][0]]
             words[2:] = [f"{seconds:.3f}", f"{memory / 2**20:.0f}"]
         for name in names:
-            values = np.array([run[name] for run in runs])
-            error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
-            words.append(f"{values.mean():.4g}{error}")
+            words.append(common.with_error([run[name] for run in runs], 4))
         rows.append(tuple(words))
     return rows
 

@@ -177,9 +177,7 @@ def rows_of(found: dict[tuple[str, str], list[dict]]) -> list[tuple[str, ...]]:
             words = [data, process, "(before)" if recipe == "half" else recipe, str(taken[0].get("steps", ""))]
             words.append(f"{np.mean([run['seconds'] for run in taken]):.0f}" if recipe != "half" else "")
             for name in names:
-                values = np.array([run[name] for run in taken])
-                error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
-                words.append(f"{values.mean():.2g}{error}")
+                words.append(common.with_error([run[name] for run in taken], 2))
             rows.append(tuple(words))
     return rows
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow import times
-from scoreflow.divergence import a1, asymmetry, asymmetry_exact, directional
+from scoreflow.divergence import a1, asymmetry, asymmetry_exact, directional, inner
 from scoreflow.samplers.adaptive import integrate
 from scoreflow.score import ScoreFn, probability_flow
 from scoreflow.sdes import Process, expand
@@ -145,7 +145,7 @@ def parts(
     factor = jnp.where(found[0].ok & found[-1].ok, 0.5 * inv_density * process.diffusion_sq(t), jnp.nan)
 
     def part(a, b):
-        return factor * jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+        return factor * inner(a, b)
 
     j_gap = part(first - network, second - network)
     if true_score is None:

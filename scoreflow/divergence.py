@@ -10,13 +10,18 @@ import jax
 import jax.numpy as jnp
 
 
+def inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products of examples a, b [B, ...]; [B]."""
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+
+
 def hutchinson(fn: Callable, x: jax.Array, probe: jax.Array) -> tuple[jax.Array, jax.Array]:
     """fn(x) and probe^T J probe, [B]: unbiased for the divergence where E[probe probe^T] = I.
 
     One forward-mode product, so about two evaluations of fn; it never builds a reverse pass.
     """
     value, product = jax.jvp(fn, (x,), (probe,))
-    return value, jnp.sum((probe * product).reshape(x.shape[0], -1), axis=1)
+    return value, inner(probe, product)
 
 
 def exact(fn: Callable, x: jax.Array, probe: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -86,24 +91,20 @@ class Products(NamedTuple):
     g: jax.Array
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
-
-
 def a1(p: Products) -> jax.Array:
     """v^T J J^T v - v^T J J v by two reverse products: the published estimator of Asym, [B]; may be negative."""
-    return _dot(p.g, p.g) - _dot(p.v, p.pull(p.g))
+    return inner(p.g, p.g) - inner(p.v, p.pull(p.g))
 
 
 def a2(p: Products) -> jax.Array:
     """The same number as `a1` for every v, by a reverse and a forward product."""
-    return _dot(p.g, p.g) - _dot(p.g, p.push(p.v))
+    return inner(p.g, p.g) - inner(p.g, p.push(p.v))
 
 
 def b(p: Products) -> jax.Array:
     """|(J - J^T) v|^2 / 2, [B]: the same mean, never negative, with noise of the order of Asym alone. Derived here."""
     apart = p.push(p.v) - p.g
-    return 0.5 * _dot(apart, apart)
+    return 0.5 * inner(apart, apart)
 
 
 class Asymmetry(NamedTuple):
@@ -129,7 +130,7 @@ def asymmetry(fn: Callable, x: jax.Array, probes: jax.Array, *, form: Callable =
 
     def one(v):
         g = pull(v)
-        return form(Products(push, pull, v, g)), _dot(g, g)
+        return form(Products(push, pull, v, g)), inner(g, g)
 
     found, size = jax.vmap(one)(probes)
     return Asymmetry(value, found.mean(0), size.mean(0))

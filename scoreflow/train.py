@@ -148,6 +148,13 @@ def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
     return parallel.jit(dispatch, donate_argnums=0, out_shardings=parallel.replicated())
 
 
+def dispatch_of(experiment: Experiment, plan: TrainPlan) -> Callable:
+    """The compiled dispatch of an experiment under a plan."""
+    options = {"ema_decay": plan.ema_decay, "accumulate": plan.accumulate, "skip": plan.skip}
+    step = make_train_step(experiment.objective, plan.optimiser, experiment.key(TRAIN), **options)
+    return compile_dispatch(step, plan.steps_per_dispatch)
+
+
 def batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tuple[int, dict]]:
     """(first step, batches of one dispatch on the devices), for every dispatch from `start` on."""
     for step in range(start, plan.steps, plan.steps_per_dispatch):
@@ -193,15 +200,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         report.say(f"step {start} is there already; raise training.steps to train on")
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
-    step_fn = make_train_step(
-        experiment.objective,
-        plan.optimiser,
-        experiment.key(TRAIN),
-        ema_decay=plan.ema_decay,
-        accumulate=plan.accumulate,
-        skip=plan.skip,
-    )
-    dispatch = compile_dispatch(step_fn, plan.steps_per_dispatch)
+    dispatch = dispatch_of(experiment, plan)
     validate = _validator(experiment, plan)
     draw = sample.make_draw(experiment, plan.sample_batch)
 

@@ -33,16 +33,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from scoreflow.divergence import Directional, directional
+from scoreflow.divergence import Directional, directional, inner
 from scoreflow.losses import Also, LossTerms
 from scoreflow.losses.dsm import Weight, noise_weight
 from scoreflow.score import ScoreFn
 from scoreflow.sdes import Process, expand
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Inner products of examples, [B]."""
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
 
 
 def projected(
@@ -61,14 +56,14 @@ def projected(
     found = directional(fn, x, v, third=third)
     residual = scale * found.value + noise
     target, moved = jax.lax.stop_gradient(residual), scale**2 * found.product + v
-    w = _dot(v, target)
-    second, trace = moved - expand(w, x) * target, _dot(v, moved) - w**2
-    terms = {"order1": _dot(residual, residual), "order2": _dot(second, second), "order2_trace": trace**2}
+    w = inner(v, target)
+    second, trace = moved - expand(w, x) * target, inner(v, moved) - w**2
+    terms = {"order1": inner(residual, residual), "order2": inner(second, second), "order2_trace": trace**2}
     if third:
         held = jax.lax.stop_gradient(moved)
-        pull = expand(w**2 - _dot(v, held), x) * target - 2.0 * expand(w, x) * held
+        pull = expand(w**2 - inner(v, held), x) * target - 2.0 * expand(w, x) * held
         error = scale**3 * found.slope + pull
-        terms["order3"] = _dot(error, error)
+        terms["order3"] = inner(error, error)
     return terms
 
 
@@ -85,8 +80,8 @@ def trace(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: j
     found = directional(fn, x, v, third=False)
     residual = scale * found.value + noise
     target = jax.lax.stop_gradient(residual)
-    error = _dot(v, scale**2 * found.product + v) - _dot(target, target)
-    return {"order1": _dot(residual, residual), "order2_trace": error**2}
+    error = inner(v, scale**2 * found.product + v) - inner(target, target)
+    return {"order1": inner(residual, residual), "order2_trace": error**2}
 
 
 def exact(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
@@ -102,14 +97,14 @@ def exact(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: j
     jacobian = jnp.moveaxis(found.product.reshape(d, n, d), 0, 2)
     moment = sigma[..., None] ** 2 * jacobian + jnp.eye(d, dtype=x.dtype)[None]
     second = moment - target[:, :, None] * target[:, None, :]
-    trace = jnp.trace(moment, axis1=1, axis2=2) - _dot(target, target)
-    terms = {"order1": _dot(residual, residual), "order2": jnp.sum(second**2, axis=(1, 2)), "order2_trace": trace**2}
+    trace = jnp.trace(moment, axis1=1, axis2=2) - inner(target, target)
+    terms = {"order1": inner(residual, residual), "order2": jnp.sum(second**2, axis=(1, 2)), "order2_trace": trace**2}
     if third:
         held = jax.lax.stop_gradient(moment)
-        size = _dot(target, target) - jnp.trace(held, axis1=1, axis2=2)
+        size = inner(target, target) - jnp.trace(held, axis1=1, axis2=2)
         pull = size[:, None] * target - 2.0 * jnp.einsum("bij,bj->bi", held, target)
         error = sigma**3 * found.slope.sum(0).reshape(n, d) + pull
-        terms["order3"] = _dot(error, error)
+        terms["order3"] = inner(error, error)
     return terms
 
 
