@@ -90,6 +90,17 @@ def test_a_variant_works_from_end_to_end(tmp_path):
     _end_to_end(_shrink(config), "configs/digits_processes.py:ve_power", tmp_path)
 
 
+@pytest.mark.slow
+def test_a_constrained_score_works_from_end_to_end(tmp_path):
+    config = tiny.digits(score__energy="noise", eval__draws=1, eval__rtol=1e-2, eval__atol=1e-2)
+    _end_to_end(config, "configs/vp_digits.py", tmp_path)
+    experiment = build.build(config, "energy")
+    params = sample.load_ema(experiment, tmp_path / "run", 8)
+    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jax.numpy.array([0.1, 0.5, 0.9])
+    slope = jax.jit(jax.grad(lambda x: experiment.energy(params)(x, t).sum()))(x)
+    np.testing.assert_allclose(experiment.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
+
+
 def _end_to_end(config, name, tmp_path):
     experiment = build.build(config, name)
     workdir.claim(tmp_path / "run", experiment.config, resume=True)
