@@ -118,6 +118,10 @@ def get_config() -> ConfigDict:
     config.eval.symmetry = 0  # test examples for how far the score is from a gradient, over time; 0 skips it
     config.eval.symmetry_times = 100
     config.eval.symmetry_probes = 16  # 0 for all directions
+    config.eval.score_error = 0  # test examples for the error against the exact score, of data where that is known
+    config.eval.tolerances = 0  # samples on which the adaptive sampler's evaluations are counted; 0 skips it
+    config.eval.rtols = (1e-3, 1e-4, 1e-5)  # with each of atols
+    config.eval.atols = (1e-5, 1e-6)
     config.eval.check = 120  # examples on which the solver's own error is measured
     config.eval.baseline = True  # compare with a Gaussian mixture, up to 256 dimensions
     config.eval.num_samples = 1500  # 0 skips sample metrics

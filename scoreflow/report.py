@@ -239,3 +239,20 @@ def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> Non
         axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
         axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
     figure.savefig(path, dpi=130)
+
+
+def plot_signed(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
+    """Maps [n, n] of a quantity of either sign on [-extent, extent]^2, 0 white, one panel and scale per name."""
+    if not parallel.is_main():
+        return
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
+    for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
+        largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
+        side = (-extent, extent, -extent, extent)
+        shown = axes.imshow(values, origin="lower", extent=side, cmap="RdBu", vmin=-largest, vmax=largest)
+        figure.colorbar(shown, ax=axes, shrink=0.8)
+        axes.set(title=name, xticks=[], yticks=[])
+    figure.savefig(path, dpi=130)

@@ -58,7 +58,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
         parts, nfe = [], []
         for i in range(-(-n // batch_size)):
             key_init, key_path = jax.random.split(jax.random.fold_in(key, i))
-            cond = _labels(experiment, batch_size, i, label)
+            cond = labels(experiment, batch_size, i, label)
             keys = parallel.replicate(key_path[None])
             x, evaluations, finite = parallel.gather(run(params, keys, start(key_init), cond))
             if not finite.all():
@@ -70,7 +70,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
     return draw
 
 
-def _labels(experiment: Experiment, size: int, index: int, label: int):
+def labels(experiment: Experiment, size: int, index: int, label: int):
     """Labels of one batch: those asked for, or all classes in turn; None where there are none."""
     if not experiment.conditional:
         return None

@@ -10,7 +10,7 @@ import pytest
 
 from scoreflow import build, diagnostics, divergence, models, sdes
 from scoreflow import score as scores
-from scoreflow.evaluate import density
+from scoreflow.evaluate import field as field_metrics
 from scoreflow.losses import conservative, dsm
 from scoreflow.models import mlp as mlp_model
 from tests import tiny
@@ -347,8 +347,35 @@ def test_evaluation_prints_and_draws_the_asymmetry(tmp_path):
     score = lambda x, t, cond=None: linear(SKEW)(x) / process.sigma(t)[:, None]
     experiment = experiment._replace(score=lambda params, **_: score)
     plan = build.eval_plan(config, experiment.source, tmp_path)
-    found, curves = density.symmetry_metrics(experiment, plan, None)
+    found, curves = field_metrics.symmetry_metrics(experiment, plan, None)
     assert found["weighted"].value == pytest.approx(6.25, rel=1e-5)
     assert found["nasym"].value == pytest.approx(0.1470588, rel=1e-5)
     np.testing.assert_allclose(curves.t, 1e-5 + (1 - 1e-5) * np.arange(5) / 5)
     np.testing.assert_allclose(curves.values["asym"], 6.25 / process.variance(curves.t), rtol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What goes wrong.
+
+
+def test_cutting_the_inner_product_from_the_gradient_shrinks_a_symmetric_field(x64):
+    """With g held fixed in v.J^T g the mean gradient of `a1` is 2 M - M^T instead of 2 (M - M^T)."""
+
+    def cut(p):
+        return divergence.inner(p.g, p.g) - divergence.inner(p.v, p.pull(jax.lax.stop_gradient(p.g)))
+
+    v = signs(4)
+    for form, wanted in ((cut, 2 * SEVEN - SEVEN.T), (divergence.a1, 2 * (SEVEN - SEVEN.T))):
+        value = lambda m, form=form: jnp.mean(divergence.asymmetry(linear(m), v, v[None], form=form).asym)
+        np.testing.assert_allclose(jax.grad(value)(jnp.asarray(SEVEN)), wanted, atol=1e-12)
+
+
+def test_two_dropout_masks_in_one_estimate_look_like_asymmetry():
+    """Dropout of a half has a diagonal Jacobian: 0 with one mask, d on average where u and g see two."""
+    d, n = 16, 4000
+    x, v = jnp.ones((n, d)), jax.random.rademacher(jax.random.key(0), (n, d), jnp.float32)
+    masks = 2.0 * jax.random.bernoulli(jax.random.key(1), 0.5, (2, n, d))
+    np.testing.assert_array_equal(divergence.asymmetry(lambda x: masks[0] * x, x, v[None]).asym, 0.0)
+    push, pull = (lambda v: masks[0] * v), (lambda v: masks[1] * v)
+    found = np.asarray(divergence.b(divergence.Products(push, pull, v, pull(v))))
+    assert abs(found.mean() - d) < 4 * found.std() / np.sqrt(n)

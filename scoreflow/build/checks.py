@@ -5,7 +5,7 @@ import difflib
 import ml_collections
 import numpy as np
 
-from scoreflow.build.tables import NAMED, SECTIONS, TEXT, TOP, Check, one_of
+from scoreflow.build.tables import LOG_DENSITIES, NAMED, SECTIONS, TEXT, TOP, Check, one_of
 from scoreflow.data import Source
 from scoreflow.errors import UserError
 from scoreflow.sdes import Process
@@ -115,6 +115,11 @@ def check_together(config) -> None:
                 f"eval.{name} = {config.eval[name]} needs data at t = 0, and eval.dequantisation = truncated_normal "
                 f"makes them at t_min; choose uniform, or eval.{name} = 0"
             )
+    if config.eval.score_error and config.data.name not in LOG_DENSITIES:
+        raise UserError(
+            f"eval.score_error = {config.eval.score_error} needs data whose density under noise is known: "
+            f"{', '.join(LOG_DENSITIES)}; not {config.data.name}"
+        )
     if config.sampling.guidance != 1.0 and not config.data.conditional:
         raise UserError(f"sampling.guidance = {config.sampling.guidance} needs data.conditional = True")
     if config.sampling.guidance not in (0.0, 1.0) and not training.label_dropout:

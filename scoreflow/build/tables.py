@@ -48,6 +48,9 @@ INDEX = Check(int, lambda v: v >= -1, "a whole number, 0 or above, or -1")
 FLAG = Check(bool, lambda v: True, "True or False")
 TEXT = Check(str, lambda v: True, "text")
 COUNTS = Check(tuple, lambda v: all(isinstance(x, int) and x > 0 for x in v), "a tuple of whole numbers above 0")
+NUMBERS = Check(
+    tuple, lambda v: len(v) > 0 and all(isinstance(x, float) and x > 0 for x in v), "a tuple of numbers above 0"
+)
 DTYPE = one_of("float32", "bfloat16")
 
 
@@ -354,6 +357,10 @@ SECTIONS = {
         "symmetry": COUNT_OR_0,
         "symmetry_times": COUNT,
         "symmetry_probes": COUNT_OR_0,
+        "score_error": COUNT_OR_0,
+        "tolerances": COUNT_OR_0,
+        "rtols": NUMBERS,
+        "atols": NUMBERS,
         "check": COUNT,
         "baseline": FLAG,
         "num_samples": Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on"),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from scoreflow import report, sample, workdir
-from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, likelihood_metrics, symmetry_metrics
+from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, likelihood_metrics
+from scoreflow.evaluate.field import rotation_maps, score_error_metrics, symmetry_metrics, tolerance_metrics
 from scoreflow.evaluate.samples import sample_metrics
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
@@ -24,6 +25,12 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
         results["symmetry"], curves = symmetry_metrics(experiment, plan, params)
         report.plot_times(out / "symmetry.png", curves.t, {name: curves.values[name] for name in ("weighted", "nasym")})
         results["symmetry_over_time"] = {name: [float(v) for v in values] for name, values in curves.values.items()}
+        if experiment.source.shape == (2,):
+            report.plot_signed(out / "rotation.png", *rotation_maps(experiment, params))
+    if plan.batch_size and plan.score_error:
+        results["score_error"] = score_error_metrics(experiment, plan, params)
+    if plan.tolerances:
+        results["tolerances"] = tolerance_metrics(experiment, plan, params)
     if plan.num_samples:
         results["samples"] = sample_metrics(experiment, plan, params, out)
     report.write_json(out / "metrics.json", _plain(results))
@@ -35,6 +42,8 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
 def _plain(value):
     if isinstance(value, Estimate):
         return value._asdict()
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -69,6 +78,14 @@ def _table(experiment: Experiment, results: dict) -> str:
         rows = [("asymmetry of the score's Jacobian", "")]
         rows += [(k, _words(v)) for k, v in results["symmetry"].items()]
         lines += ["", report.table(rows)]
+    if "score_error" in results:
+        rows = [("half the squared error of the score, over ten times", "")]
+        rows += [(k, _words(v)) for k, v in results["score_error"].items()]
+        lines += ["", report.table(rows)]
+    if "tolerances" in results:
+        found = results["tolerances"]
+        rows = [tuple(found[0]), *(tuple(_words(v) for v in row.values()) for row in found)]
+        lines += ["", "evaluations of the score by the adaptive sampler", report.table(rows)]
     if "samples" in results:
         model, real = results["samples"]["model"], results["samples"]["test_data"]
         rows = [(f"features: {results['samples']['features']}", "model", "test data")]

@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from scoreflow import dequantise, divergence, parallel, report
 from scoreflow.data import Split
-from scoreflow.diagnostics import parts, symmetry
+from scoreflow.diagnostics import parts
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.likelihood import Bound, bound, log_prob
@@ -70,7 +70,7 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
             in_log_snr=plan.in_log_snr,
         )
 
-    return _in_batches(solve, params, plan.batch_size)
+    return in_batches(solve, params, plan.batch_size)
 
 
 def make_bound(experiment: Experiment, plan: EvalPlan, params) -> Callable:
@@ -81,10 +81,10 @@ def make_bound(experiment: Experiment, plan: EvalPlan, params) -> Callable:
         options = {"t_min": experiment.t_min, "num_times": plan.bound_times}
         return bound(process, experiment.score(params), law, keys, x, cond, **options)
 
-    return _in_batches(estimate, params, plan.batch_size)
+    return in_batches(estimate, params, plan.batch_size)
 
 
-def _in_batches(solve: Callable, params, size: int) -> Callable:
+def in_batches(solve: Callable, params, size: int) -> Callable:
     """(keys [N], x [N, ...], cond [N] or None) -> what solve(params, ...) gives, in batches over all devices."""
     mapped = parallel.map_devices(solve, broadcast=(0,))
 
@@ -204,34 +204,12 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
         log_q = jax.vmap(known)(end, process.alpha(horizon), process.sigma(horizon))
         return found, log_q - law.log_prob(end)
 
-    found, end = _in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)
+    found, end = in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)
     values = {name: value for name, value in found._asdict().items() if value is not None}
     if end is not None:
         j_ode = values["j_sm"] + values["j_diff"]
         values |= {"j_ode": j_ode, "kl_end": end, "kl_from_parts": end + j_ode}
     return {name: mean_estimate(value[np.isfinite(value)] / _scale(experiment)) for name, value in values.items()}
-
-
-class Curves(NamedTuple):
-    """Means over examples at times `t` [T], by name [T]."""
-
-    t: np.ndarray
-    values: dict[str, np.ndarray]
-
-
-def symmetry_metrics(experiment: Experiment, plan: EvalPlan, params) -> tuple[dict[str, Estimate], Curves]:
-    """Means over examples and `plan.symmetry_times` even times from t_min on of `diagnostics.symmetry`, and curves."""
-    process, size = experiment.process, plan.symmetry_times
-    data = dequantised(experiment, plan, params, 0).first(plan.symmetry)
-    t = experiment.t_min + (float(process.horizon) - experiment.t_min) * np.arange(size) / size
-
-    def solve(params, keys, x, cond):
-        score = experiment.score(params)
-        return symmetry(process, score, keys[0], x, jnp.asarray(t, x.dtype), cond, num=plan.symmetry_probes)
-
-    found = _in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)._asdict()
-    metrics = {name: mean_estimate(value.mean(1)) for name, value in found.items()}
-    return metrics, Curves(t, {name: value.mean(0) for name, value in found.items()})
 
 
 def baseline_metrics(experiment: Experiment, plan: EvalPlan) -> dict[str, float | int]:

@@ -24,6 +24,10 @@ class EvalPlan(NamedTuple):
       symmetry: test examples for the asymmetry of the score's Jacobian over time; 0 skips it.
       symmetry_times: number of times.
       symmetry_probes: probes for each example and time; 0 for all directions.
+      score_error: test examples for the error against the exact score; 0 skips it.
+      tolerances: samples for the adaptive sampler's evaluations over tolerances; 0 skips it.
+      rtols, atols: the tolerances.
+      t_min: last time of the samplers.
       conditional: whether the network is given the label.
       check: examples on which the solver's error is measured.
       baseline: whether to fit a Gaussian mixture to compare with.
@@ -48,6 +52,11 @@ class EvalPlan(NamedTuple):
     symmetry: int
     symmetry_times: int
     symmetry_probes: int
+    score_error: int
+    tolerances: int
+    rtols: tuple[float, ...]
+    atols: tuple[float, ...]
+    t_min: float
     conditional: bool
     check: int
     baseline: bool
