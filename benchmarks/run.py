@@ -157,7 +157,7 @@ def _host_log_prob(experiment, params, x, probe):
         method="RK45", rtol=1e-5, atol=1e-5,
     )  # fmt: skip
     last = solution.y[:, -1]
-    prior = np.asarray(experiment.terminal.log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32)))
+    prior = np.asarray(experiment.terminal(params).log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32)))
     return prior + last[x.size :], time.perf_counter() - begin, calls
 
 
@@ -183,7 +183,7 @@ def bench_sampler(folder: Path, n: int = 100) -> None:
     _, experiment, params = _trained(folder)
     score = experiment.score(params)
     drift = probability_flow(experiment.process, score)
-    x_init = experiment.terminal.sample(jax.random.key(0), (n, *experiment.source.shape))
+    x_init = experiment.terminal(params).sample(jax.random.key(0), (n, *experiment.source.shape))
     calls = 0
     compiled = parallel.jit(lambda t, x: drift(jnp.full(n, t), x))
 

@@ -60,12 +60,19 @@ def get_config() -> ConfigDict:
     # that predict v, or flow on the straight path), log_normal (mean, std).
     config.times = ConfigDict({"name": "importance"})
 
+    # The law assumed at the horizon: prior, the process's own Gaussian; or fitted to x_T in training: mixture
+    # (components, covariance isotropic, diagonal, low_rank with a rank, or full; fitted_to data, which serves any T,
+    # or end), dirichlet (components, fitted_to), glow (levels, steps, width, learning_rate); or pushforward, diffused
+    # samples of any generator (path of an .npy file, as stored): samples alone, no density.
+    config.terminal = ConfigDict({"name": "prior"})
+
     # Instead of all this, a flow for variational dequantisation, trained on the finished score model of init_from:
     # couplings (couplings, channels, blocks, components, num_heads, context; published: 4, 96, 2, 32, 4, 32).
     config.dequantiser = ConfigDict({"name": "none"})
 
     config.training = ConfigDict()
-    config.training.steps = 1000
+    config.training.learn = "all"  # or terminal: the score of init_from stays, and a terminal law is fitted
+    config.training.steps = 1000  # 0 only fits what needs no steps
     config.training.batch_size = 128
     config.training.accumulate = 1  # parts a batch is cut into
     config.training.steps_per_dispatch = 1  # steps in one compiled program
@@ -95,7 +102,8 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()
     config.sampling.num = 100
     config.sampling.batch_size = 100
-    config.sampling.steps = 40
+    config.sampling.steps = 40  # for a horizon of the process's default
+    config.sampling.scale_steps = True  # a shorter horizon takes its share of them; False: all
     config.sampling.t_min = 1e-3  # last time of the grid
     config.sampling.guidance = 1.0  # 0 ignores labels, 1 follows them, more exaggerates
     config.sampling.label = -1  # class; -1 for all in turn
@@ -118,6 +126,7 @@ def get_config() -> ConfigDict:
     config.eval.symmetry = 0  # test examples for how far the score is from a gradient, over time; 0 skips it
     config.eval.symmetry_times = 100
     config.eval.symmetry_probes = 16  # 0 for all directions
+    config.eval.horizons = ()  # times T at which the path may end: the bound at each, and the best
     config.eval.score_error = 0  # test examples for the error against the exact score, of data where that is known
     config.eval.tolerances = 0  # samples on which the adaptive sampler's evaluations are counted; 0 skips it
     config.eval.rtols = (1e-3, 1e-4, 1e-5)  # with each of atols

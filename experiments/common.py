@@ -80,6 +80,20 @@ def memo(path: Path, key: str, compute):
     return json.loads(path.read_text())[key]
 
 
+def kept(path: Path, experiment: Experiment, compute):
+    """compute(), parameters of `experiment`, or what it returned when it was first asked for with this .npz file."""
+    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.source.shape)))
+    leaves, tree = jax.tree.flatten(template)
+    if not path.exists():
+        found = jax.tree.leaves(compute())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name("scratch.npz")
+        np.savez(scratch, *found)
+        scratch.replace(path)
+    with np.load(path) as content:
+        return tree.unflatten([jnp.asarray(content[f"arr_{i}"]) for i in range(len(leaves))])
+
+
 def finish(out: Path, lines: list[str], name: str = "report.txt") -> None:
     """Prints a report and writes it to a file in `out`, with the versions behind it."""
     text = "\n".join([*lines, "", f"{parallel.describe()}, jax {jax.__version__}"])

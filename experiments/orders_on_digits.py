@@ -82,17 +82,9 @@ def run(recipe: str, seed: int, steps: int, costs: dict[int, list], base, fast: 
 def first_model(out: Path, steps: int, fast: bool):
     """The first model's averaged parameters, from its file if it is there."""
     experiment, plan, _ = make(0, 0, steps, fast=fast)
-    template = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
-    leaves, tree = jax.tree.flatten(template)
-    path = out / f"first_{'fast' if fast else 'full'}.npz"
-    if not path.exists():
-        found = jax.tree.leaves(common.fit(experiment, plan))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name("scratch.npz")
-        np.savez(scratch, *found)
-        scratch.replace(path)
-    with np.load(path) as content:
-        return tree.unflatten([jnp.asarray(content[f"arr_{i}"]) for i in range(len(leaves))])
+    return common.kept(
+        out / f"first_{'fast' if fast else 'full'}.npz", experiment, lambda: common.fit(experiment, plan)
+    )
 
 
 def rows_of(found: dict[str, list[dict]], costs: dict[int, list]) -> list[tuple[str, ...]]:

@@ -99,7 +99,7 @@ class Judge(NamedTuple):
 def judge(data: str, process: str, points: int) -> Judge:
     """The judge of all networks that learn `data` under `process`: the same points, times and noise for all."""
     experiment, _ = make(data, process, 1, 0, CHUNK)
-    forward, law, t_min = experiment.process, experiment.terminal, experiment.t_min
+    forward, law, t_min = experiment.process, experiment.terminal(None), experiment.t_min
     x0 = jnp.asarray(experiment.source.test.x[:points])
     log_q = experiment.log_density
 

@@ -94,7 +94,7 @@ def measure(
     params, how_scored = common.fit(experiment, how), experiment.config["score"]
     draw = sampler(experiment.network.apply, how_scored["kind"])
     key_init, key_path = jax.random.split(experiment.key(SAMPLE))
-    x_init = experiment.terminal.sample(key_init, (samples, *experiment.source.shape))
+    x_init = experiment.terminal(params).sample(key_init, (samples, *experiment.source.shape))
 
     def distance(times):
         x = draw(experiment.process, params, how_scored["data_rms"], key_path, x_init, times)

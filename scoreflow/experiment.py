@@ -20,7 +20,11 @@ class Experiment(NamedTuple):
       source: the data set.
       process: the forward SDE.
       t_min: the time at which training and likelihood begin.
-      terminal: the law assumed at the horizon.
+      terminal: (params) -> the law assumed at the horizon.
+      terminal_at: (params, t) -> the law that would be assumed if the path ended at t; None where it is fitted to the
+        horizon alone.
+      fit_terminal: (key) -> {TERMINAL: parameters} fitted to the training data, from which training begins; None where
+        nothing is fitted.
       network: `init` and `apply`.
       conditional: whether the network is given labels.
       score: (params, *, train=False, key=None) -> score function.
@@ -41,7 +45,9 @@ class Experiment(NamedTuple):
     source: Source
     process: Process
     t_min: float
-    terminal: object
+    terminal: Callable
+    terminal_at: Callable | None
+    fit_terminal: Callable | None
     network: Network
     conditional: bool
     score: Callable

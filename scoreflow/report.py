@@ -213,17 +213,20 @@ def plot_steps(
     figure.savefig(path, dpi=130)
 
 
-def plot_times(path: Path, t: np.ndarray, curves: dict[str, np.ndarray]) -> None:
-    """Positive curves over time, each on a logarithmic panel of its own."""
+def plot_times(path: Path, t: np.ndarray, panels: dict[str, dict[str, np.ndarray]]) -> None:
+    """Positive curves over time, logarithmic: a panel per title, a curve per name."""
     if not parallel.is_main():
         return
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(4.4 * len(curves), 3.4), layout="constrained")
-    for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items()):
-        axes.semilogy(t, np.maximum(values, np.finfo(np.float32).tiny))
-        axes.set(title=name, xlabel="t")
+    figure = Figure(figsize=(4.4 * len(panels), 3.4), layout="constrained")
+    for axes, (title, curves) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
+        for name, values in curves.items():
+            axes.semilogy(t, np.where(np.asarray(values) > 0, values, np.nan), label=name)
+        axes.set(title=title, xlabel="t")
+        if len(curves) > 1:
+            axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -239,6 +242,18 @@ def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> Non
         axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
         axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
     figure.savefig(path, dpi=130)
+
+
+def plot_errors(path: Path, curves: dict[str, np.ndarray], xlabel: str, ylabel: str) -> None:
+    """Points with error bars: of each curve x, y and the error of y, [3, N]."""
+
+    def draw(axes):
+        for name, (x, y, error) in curves.items():
+            axes.errorbar(x, y, error, marker=".", capsize=2, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False)
+
+    _figure(path, draw)
 
 
 def plot_signed(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:

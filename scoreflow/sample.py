@@ -52,7 +52,9 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
         return experiment.decode(result.x), result.nfe, jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
 
     run = parallel.map_devices(run, broadcast=(0, 1)) if experiment.per_device else parallel.jit(run)
-    start = jax.jit(lambda key: experiment.terminal.sample(key, shape), out_shardings=parallel.split())
+    start = parallel.jit(
+        lambda params, key: experiment.terminal(params).sample(key, shape), out_shardings=parallel.split()
+    )
 
     def draw(params, key, n):
         parts, nfe = [], []
@@ -60,7 +62,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
             key_init, key_path = jax.random.split(jax.random.fold_in(key, i))
             cond = labels(experiment, batch_size, i, label)
             keys = parallel.replicate(key_path[None])
-            x, evaluations, finite = parallel.gather(run(params, keys, start(key_init), cond))
+            x, evaluations, finite = parallel.gather(run(params, keys, start(params, key_init), cond))
             if not finite.all():
                 report.warn(f"{np.sum(~finite)} of {batch_size} samples are not finite: the solver or the score failed")
             parts.append(x)
@@ -106,7 +108,8 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
         return
     points = experiment.source.shape == (2,)
     num = 1000 if points else 10
-    x_init = parallel.shard(experiment.terminal.sample(key, (num * parallel.device_count(), *experiment.source.shape)))
+    shape = (num * parallel.device_count(), *experiment.source.shape)
+    x_init = parallel.shard(np.asarray(experiment.terminal(params).sample(key, shape)))
 
     def run(params, key, x_init):
         return experiment.sampler(experiment.score(params), key, x_init, None, trajectory=True).trajectory
@@ -162,7 +165,7 @@ def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -
 
     run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else parallel.jit(run)
     known = parallel.shard(np.asarray(experiment.encode(key_encode, stored)))
-    x_init = parallel.shard(np.asarray(experiment.terminal.sample(key_init, stored.shape)))
+    x_init = parallel.shard(np.asarray(experiment.terminal(params).sample(key_init, stored.shape)))
     filled = parallel.gather(run(params, x_init, known))
     kept = np.where(plan.mask == 1, stored, np.zeros_like(stored))
     return np.stack([stored, kept, filled], axis=1)[: plan.num].reshape(-1, *stored.shape[1:])

@@ -14,9 +14,10 @@ from scoreflow import checkpoint, data, parallel, report, sample, workdir
 from scoreflow.errors import RunError
 from scoreflow.evaluate.density import error_by_level
 from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
-from scoreflow.models import count_params
+from scoreflow.models import TERMINAL, count_params
 
-# What a part that is learnt on top of a finished score model must have in common with it.
+# What a part that is learnt on top of a finished score model must have in common with it; but its horizon may be
+# shorter, since the network knows times by their log-SNR.
 _OF_A_SCORE = ("process.", "score.", "model.", "t_min", "data.name", "data.centred", "data.levels", "data.conditional")
 
 
@@ -125,7 +126,9 @@ def make_train_step(
         grads, terms = gradients(state.params, jax.random.fold_in(key, state.step), batch, state.step)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema_decay_at(state.step, ema_decay))
+        pace = 1.0 - ema_decay_at(state.step, ema_decay)
+        # a number that never moves stays the same to the last digit, as it would not in a weighted sum
+        ema_params = jax.tree.map(lambda ema, new: ema + pace * (new - ema), state.ema_params, params)
         after, metrics = (params, ema_params, opt_state), {**terms, "grad_norm": optax.tree.norm(grads)}
         if skip:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -190,6 +193,8 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         report.say(f"resuming at step {start}")
     elif plan.init_from is not None:
         state = _warm_start(experiment, state, plan.init_from, plan.init_part)
+    if start is None and experiment.fit_terminal is not None:
+        state = _fit_terminal(experiment, state)
     start = start or 0
     log = report.Log(folder, start)
     report.say(
@@ -238,6 +243,9 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         if step < plan.steps and _due(plan.sample_every, step, plan.steps):
             show(state.ema_params, step)
 
+    if plan.steps == 0 and start == 0:  # all there was to learn was fitted
+        checkpoint.save(checkpoints, 0, state, keep=plan.keep)
+
     # --- what a person looks at, also where the run was killed after its last checkpoint ------------------------------
     last = max(start, plan.steps)
     show(state.ema_params, last)
@@ -271,11 +279,20 @@ def _warm_start(experiment: Experiment, state: TrainState, folder: Path, part: s
     """
     step = workdir.newest(folder)
     if part is not None:
-        workdir.check_same(folder, experiment.config, _OF_A_SCORE)
+        workdir.check_same(folder, experiment.config, _OF_A_SCORE, at_most=("process.horizon",))
     found = workdir.averaged(folder, step, state.params if part is None else state.params[part])
     params = found if part is None else {**state.params, part: found}
     report.say(f"beginning with the averaged parameters of {folder}, step {step}")
     return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+
+
+def _fit_terminal(experiment: Experiment, state: TrainState) -> TrainState:
+    """The state with the terminal law fitted to the training data, or with where its training begins."""
+    began = time.monotonic()
+    found = parallel.replicate(experiment.fit_terminal(jax.random.fold_in(experiment.key(INIT), 1)))
+    report.say(f"fitted the terminal law in {time.monotonic() - began:.1f} s")
+    params = {**state.params, TERMINAL: found}
+    return state._replace(params=params, ema_params={**state.ema_params, TERMINAL: jax.tree.map(jnp.copy, found)})
 
 
 def _mean_of_finite(values: np.ndarray) -> float:

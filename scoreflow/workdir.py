@@ -5,6 +5,8 @@ import json
 import platform
 from pathlib import Path
 
+import numpy as np
+
 from scoreflow import checkpoint, parallel, report
 from scoreflow.errors import UserError
 
@@ -51,14 +53,18 @@ def _settings(workdir: Path) -> dict:
         raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
 
 
-def check_same(workdir: Path, config: dict, settings: tuple[str, ...]) -> None:
+def check_same(workdir: Path, config: dict, settings: tuple[str, ...], at_most: tuple[str, ...] = ()) -> None:
     """Refuses to build on a run that had other values of `settings`, given by what their dotted names begin with.
+
+    Numbers of `at_most` may also be lower than there.
 
     Raises:
       UserError: naming the first difference.
     """
     before, now = _settings(workdir), _flat(json.loads(json.dumps(config)))
     for name in sorted(before.keys() | now.keys()):
+        if name in at_most and name in before and now.get(name, np.inf) <= before[name]:
+            continue
         if name.startswith(settings) and before.get(name) != now.get(name):
             raise UserError(
                 f"{workdir} was trained with {name} = {before.get(name)!r}, not {now.get(name)!r}, and what is learnt "

@@ -16,7 +16,7 @@ from tests.test_data import made  # noqa: F401  (a fixture)
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py") if path.stem != "default")
 VARIANTS = [
     f"{name}:{variant}"
-    for name in ("digits_processes", "cifar10_processes", "digits_orders", "digits_velocity")
+    for name in ("digits_processes", "cifar10_processes", "digits_orders", "digits_velocity", "digits_conservative")
     for variant in tiny.module(tiny.ROOT / "configs" / f"{name}.py").VARIANTS
 ]
 
@@ -68,7 +68,7 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     experiment = build.build(config, name)
     params = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
     batch = {"x": experiment.source.train.x[:8]}
-    x_init = experiment.terminal.sample(jax.random.key(2), (2, *experiment.source.shape))
+    x_init = experiment.terminal(params).sample(jax.random.key(2), (2, *experiment.source.shape))
 
     @jax.jit
     def everything(params):
@@ -76,7 +76,7 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
         score, x = experiment.score(params), experiment.encode(jax.random.key(4), batch["x"][:2])
         draw = experiment.sampler(score, jax.random.key(3), x_init, None).x
         options = {"t_min": experiment.t_min, "rtol": 1e-2, "atol": 1e-2}
-        law = experiment.terminal
+        law = experiment.terminal(params)
         density = likelihood.log_prob(experiment.process, score, law, jax.random.key(5), x, **options).logp
         return jax.value_and_grad(loss)(params), draw, density
 
@@ -269,6 +269,6 @@ def test_every_row_of_every_table_builds():
             if section in ("process", "weight", "times"):
                 assert np.isfinite(experiment.objective(params, jax.random.key(0), batch, train=True)[0])
             if section in ("process", "grid", "sampler"):
-                x = experiment.terminal.sample(jax.random.key(1), (2, 8, 8, 1))
+                x = experiment.terminal(params).sample(jax.random.key(1), (2, 8, 8, 1))
                 result = jax.jit(lambda x, e=experiment, p=params: e.sampler(e.score(p), jax.random.key(2), x, None))(x)
                 assert np.isfinite(result.x).all()

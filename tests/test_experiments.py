@@ -220,3 +220,17 @@ def test_conservative_scores_in_the_plane_print_what_they_measured(tmp_path):
     for model, values in found.items():
         (line,) = re.findall(rf"^8-Gaussian +{model} +(.+)$", said, re.MULTILINE)
         assert line.split()[:3] == [f"{values[name]:.3g}" for name in ("asym", "nasym", "error")]
+
+
+@pytest.mark.slow
+def test_conservative_scores_on_digits_print_what_they_measured(tmp_path):
+    """A gradient has no antisymmetric part, and both tables say what was kept."""
+    said = run("conservative_on_digits", tmp_path)
+    records = json.loads((tmp_path / "runs.json").read_text())
+    found = {key.split(", ")[0]: value for key, value in records.items() if "seed" in key}
+    assert found["C"]["nasym"] < 1e-6 < found["U"]["nasym"]
+    for model, values in found.items():
+        (line,) = re.findall(rf"^{model} +(.+)$", said, re.MULTILINE)
+        assert f"{values['bits_per_dim']:.4g}" in line and f"{values['nasym']:.4g}" in line
+    assert re.search(rf"1e-02 +1e-03 +{found['U']['tolerances'][1][2]:.4g} +{found['C']['tolerances'][1][2]:.4g}", said)
+    assert (tmp_path / "asymmetry.png").exists() and (tmp_path / "first_fast.npz").exists()

@@ -4,6 +4,7 @@
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scoreflow import dequantise, experiment, likelihood, metrics, parallel, sco
 from scoreflow.build.checks import check, check_process, check_source
 from scoreflow.build.tables import (
     ADAPTIVE,
+    BY_GRADIENT,
     DEQUANTISERS,
     DIVERGENCES,
     ENERGIES,
@@ -31,8 +33,10 @@ from scoreflow.build.tables import (
     PENALTIES,
     PROCESSES,
     SAMPLERS,
+    TERMINALS,
     TIMES,
     TRANSITIONS,
+    UNFITTED,
     WEIGHTS,
     Choice,
 )
@@ -40,11 +44,14 @@ from scoreflow.data import Source, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import EvalPlan
 from scoreflow.metrics import digits as digit_metrics
-from scoreflow.models import DEQUANTISER, MAIN, Network, beside, layers, network
+from scoreflow.models import DEQUANTISER, MAIN, TERMINAL, Network, beside, layers, network
 from scoreflow.plan import PlanPlan
 from scoreflow.sample import SamplePlan
 from scoreflow.samplers import adaptive, grids, guide
+from scoreflow.terminal import families
 from scoreflow.train import TrainPlan
+
+_FITTED = 50_000  # training examples that a terminal law is fitted to
 
 
 def _make(table: dict[str, Choice], section):
@@ -84,16 +91,20 @@ def process(config) -> sdes.Process:
     return made
 
 
+def _loops(config) -> bool:
+    """Whether gradients are taken inside a compiled loop."""
+    return config.training.steps_per_dispatch > 1 or config.training.accumulate > 1
+
+
 def model(config, found: Source) -> Network:
-    """The network. Convolutions inside a compiled training loop get the lowering that is fast there."""
+    """The network. Convolutions whose gradient is taken inside a compiled loop, where a constrained score also takes
+    one, get the lowering that is fast there."""
     options = {key: value for key, value in config.model.items() if key not in ("name", "dtype")}
     options["dtype"] = jnp.bfloat16 if config.model.dtype == "bfloat16" else None
     options["num_classes"] = found.num_classes if config.data.conditional else 0
-    in_loop = config.training.steps_per_dispatch > 1 or config.training.accumulate > 1 or config.score.energy != "none"
-    if config.model.name == "unet" and in_loop:  # a gradient is taken there: by the parameters, or as the score
+    if config.model.name == "unet" and (_loops(config) or config.score.energy != "none"):
         options["conv"] = layers.conv3x3_in_loop
-    net, flow = network(MODELS[config.model.name].make(**options)), _make(FLOWS, config.dequantiser)
-    return net if flow is None else beside(net, **{DEQUANTISER: flow})
+    return network(MODELS[config.model.name].make(**options))
 
 
 def bins(config, found: Source) -> dequantise.Bins | None:
@@ -108,6 +119,21 @@ def _encode(config, grid: dequantise.Bins | None) -> Callable:
         return lambda key, x: jnp.asarray(x, jnp.float32)
     rule = DEQUANTISERS[config.data.dequantisation]
     return lambda key, x: rule(key, x, grid).x
+
+
+def family(config, found: Source, encode: Callable) -> families.Family:
+    """The kind of terminal law.
+
+    Raises:
+      UserError: where its file of samples is missing or of another shape.
+    """
+    options = {key: value for key, value in config.terminal.items() if key not in ("name", "learning_rate")}
+    if config.terminal.name == "pushforward":
+        pool = load.samples(options.get("path", ""), found.shape, found.levels)
+        return families.pushforward(encode(jax.random.key(config.seed), pool))
+    if config.terminal.name == "glow" and _loops(config):
+        options["conv"] = layers.conv3x3_in_loop
+    return TERMINALS[config.terminal.name].make(**options)
 
 
 def _flow_objective(config, forward: sdes.Process, score_of: Callable, grid: dequantise.Bins) -> Callable:
@@ -128,7 +154,7 @@ def _flow_objective(config, forward: sdes.Process, score_of: Callable, grid: deq
     return objective
 
 
-def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
+def _score_objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
     loss_at, weight, law = _make(LOSSES, config.loss), _make(WEIGHTS, config.weight), _make(TIMES, config.times)
     penalty_at = _make(PENALTIES, config.penalty)
     conditional, label_dropout, t_min = config.data.conditional, config.training.label_dropout, config.t_min
@@ -153,6 +179,23 @@ def _objective(config, forward: sdes.Process, score_of: Callable, encode: Callab
     return objective
 
 
+def _with_terminal(config, forward: sdes.Process, objective: Callable, encode: Callable, loss: Callable) -> Callable:
+    """`objective` and nats per dimension of a terminal law on draws of x_T; they share no parameters."""
+    alone = config.training.learn == "terminal"
+
+    def both(params, key, batch, *, train, step=None):
+        key_score, key_x, key_noise = jax.random.split(key, 3)
+        x0 = encode(key_x, batch["x"])
+        xt = forward.perturb(key_noise, x0, jnp.full(x0.shape[0], forward.horizon, x0.dtype)).xt
+        nats = jnp.mean(loss(params[TERMINAL], xt)) / x0[0].size
+        if alone:
+            return nats, {"loss": nats, "terminal": nats}
+        total, terms = objective(params, key_score, batch, train=train, step=step)
+        return total + nats, {**terms, "loss": total + nats, "terminal": nats}
+
+    return both
+
+
 def _sampler(config, forward: sdes.Process) -> tuple[Callable, bool]:
     options, guidance = config.sampler, config.sampling.guidance
 
@@ -167,12 +210,20 @@ def _sampler(config, forward: sdes.Process) -> tuple[Callable, bool]:
 
         return solve, True
     run, make_grid = _make(SAMPLERS, options), _make(GRIDS, config.grid)
-    grid = make_grid(forward, config.sampling.steps, t_min=config.sampling.t_min)
+    grid = make_grid(forward, steps_to(config), t_min=config.sampling.t_min)
 
     def draw(score_fn, key, x_init, cond, *, trajectory=False):
         return run(forward, guided(score_fn), key, x_init, grid, cond, trajectory=trajectory)
 
     return draw, False
+
+
+def steps_to(config) -> int:
+    """Steps of a fixed grid: those configured are for the process's default horizon."""
+    if not config.sampling.scale_steps:
+        return config.sampling.steps
+    usual = inspect.signature(PROCESSES[config.process.name].make).parameters["horizon"].default
+    return max(1, round(config.sampling.steps * config.process.horizon / usual))
 
 
 def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment:
@@ -187,7 +238,16 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
     """
     check(config)
     found, forward = source(config), process(config)
-    net = model(config, found)
+    grid = bins(config, found)
+    encode = _encode(config, grid)
+    law = family(config, found, encode)
+
+    def clean(key):
+        return np.asarray(encode(key, np.asarray(found.train.x[:_FITTED])))
+
+    others = {DEQUANTISER: _make(FLOWS, config.dequantiser), TERMINAL: law if law.init else None}
+    others = {name: part for name, part in others.items() if part is not None}
+    net = beside(model(config, found), **others) if others else model(config, found)
     kind, data_rms = PARAMETERISATIONS[config.score.kind], config.score.data_rms
 
     def free_score(params, *, train=False, key=None):
@@ -199,12 +259,13 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         energy = lambda params, **options: score.energy_fn(forward, free_score(params, **options), power)
         score_of = lambda params, **options: score.constrained(energy(params, **options))
 
-    grid = bins(config, found)
-    encode = _encode(config, grid)
     if config.dequantiser.name == "none":
-        objective = _objective(config, forward, score_of, encode, found)
+        objective = _score_objective(config, forward, score_of, encode, found)
     else:
         objective = _flow_objective(config, forward, score_of, grid)
+    if law.loss:
+        objective = _with_terminal(config, forward, objective, encode, law.loss)
+    part = (lambda params: params[TERMINAL]) if law.init else (lambda params: None)
     sampler, per_device = _sampler(config, forward)
     return experiment.Experiment(
         name=name,
@@ -212,7 +273,9 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         source=found,
         process=forward,
         t_min=config.t_min,
-        terminal=terminal.prior(forward),
+        terminal=lambda params: law.law(part(params), forward, forward.horizon),
+        terminal_at=(lambda params, t: law.law(part(params), forward, t)) if law.anywhere else None,
+        fit_terminal=functools.partial(law.fit, clean=clean, process=forward) if law.fit else None,
         network=net,
         conditional=config.data.conditional,
         score=score_of,
@@ -231,16 +294,25 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
 def optimiser(config) -> optax.GradientTransformation:
     """Clipping by global norm, warm-up, then a cosine to 0 or a constant rate."""
     plan = config.training
-    rate = plan.learning_rate
+    rate, steps = plan.learning_rate, max(plan.steps, plan.warmup + 1)
     if plan.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(0.0 if plan.warmup else rate, rate, plan.warmup, plan.steps)
+        schedule = optax.warmup_cosine_decay_schedule(0.0 if plan.warmup else rate, rate, plan.warmup, steps)
     else:
         schedule = optax.linear_schedule(0.0, rate, plan.warmup) if plan.warmup else rate
     clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
     chain = optax.chain(clip, OPTIMISERS[plan.optimiser](schedule, plan))
-    if config.dequantiser.name == "none":
+    if config.dequantiser.name != "none":
+        return optax.partition({"learn": chain, "hold": optax.set_to_zero()}, {MAIN: "hold", DEQUANTISER: "learn"})
+    if config.terminal.name in UNFITTED:
         return chain
-    return optax.partition({"learn": chain, "hold": optax.set_to_zero()}, {MAIN: "hold", DEQUANTISER: "learn"})
+    # as the flow was published
+    rate = optax.linear_schedule(0.0, config.terminal.get("learning_rate", 1e-3), 100)
+    rules = {
+        "score": chain if plan.learn == "all" else optax.set_to_zero(),
+        "flow": optax.chain(optax.clip_by_global_norm(50.0), optax.adamax(rate)),
+        "hold": optax.set_to_zero(),
+    }
+    return optax.partition(rules, {MAIN: "score", TERMINAL: "flow" if config.terminal.name in BY_GRADIENT else "hold"})
 
 
 def train_plan(config) -> TrainPlan:
@@ -252,7 +324,7 @@ def train_plan(config) -> TrainPlan:
         accumulate=plan.accumulate,
         skip=plan.skip,
         init_from=Path(config.init_from) if config.init_from else None,
-        init_part=None if config.dequantiser.name == "none" else MAIN,
+        init_part=MAIN if config.dequantiser.name != "none" or config.terminal.name not in UNFITTED else None,
         steps_per_dispatch=plan.steps_per_dispatch,
         optimiser=optimiser(config),
         ema_decay=plan.ema_decay,
@@ -314,6 +386,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         symmetry=plan.symmetry,
         symmetry_times=plan.symmetry_times,
         symmetry_probes=plan.symmetry_probes,
+        horizons=plan.horizons,
         score_error=plan.score_error,
         tolerances=plan.tolerances,
         rtols=plan.rtols,

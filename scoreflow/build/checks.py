@@ -5,7 +5,7 @@ import difflib
 import ml_collections
 import numpy as np
 
-from scoreflow.build.tables import LOG_DENSITIES, NAMED, SECTIONS, TEXT, TOP, Check, one_of
+from scoreflow.build.tables import BY_GRADIENT, LOG_DENSITIES, NAMED, SECTIONS, TEXT, TOP, UNFITTED, Check, one_of
 from scoreflow.data import Source
 from scoreflow.errors import UserError
 from scoreflow.sdes import Process
@@ -97,7 +97,7 @@ def check_together(config) -> None:
             f"training.checkpoint_every = {training.checkpoint_every} must be a multiple of training.log_every = "
             f"{training.log_every}, or a resumed run would log other averages"
         )
-    if training.warmup >= training.steps:
+    if training.warmup >= training.steps > 0:
         raise UserError(f"training.warmup = {training.warmup} must be below training.steps = {training.steps}")
     flow = config.dequantiser.name != "none"
     if flow and not config.init_from:
@@ -109,12 +109,32 @@ def check_together(config) -> None:
         raise UserError("eval.dequantisation = variational needs a flow: choose dequantiser.name and train it")
     if config.loss.name == "high_order" and config.loss.get("method") == "trace" and config.loss.get("order", 2) != 2:
         raise UserError(f"loss.method = trace has no order {config.loss.order}; choose loss.order = 2, or projected")
-    for name in ("bound_times", "diagnose"):
+    for name in ("bound_times", "diagnose", "horizons"):
         if config.eval[name] and config.eval.dequantisation == "truncated_normal":
             raise UserError(
                 f"eval.{name} = {config.eval[name]} needs data at t = 0, and eval.dequantisation = truncated_normal "
-                f"makes them at t_min; choose uniform, or eval.{name} = 0"
+                f"makes them at t_min; choose uniform, or leave eval.{name} out"
             )
+    fitted = config.terminal.name not in UNFITTED
+    if flow and fitted:
+        raise UserError(
+            f"terminal.name = {config.terminal.name} and dequantiser.name = {config.dequantiser.name} need runs of "
+            "their own; choose one"
+        )
+    if training.learn == "terminal" and not (fitted and config.init_from):
+        raise UserError(
+            "training.learn = terminal needs terminal.name = mixture, dirichlet or glow, and init_from, the folder of "
+            "the score model's run"
+        )
+    if training.steps == 0 and (training.learn == "all" or config.terminal.name in BY_GRADIENT):
+        raise UserError("training.steps = 0 fits a mixture or dirichlet alone: it needs training.learn = terminal")
+    if config.terminal.name == "pushforward" and config.eval.likelihood:
+        raise UserError("terminal.name = pushforward has samples but no density: set eval.likelihood = False")
+    if not all(config.t_min < t <= process.horizon for t in config.eval.horizons):
+        raise UserError(
+            f"eval.horizons = {config.eval.horizons} must lie above t_min = {config.t_min} and not beyond "
+            f"process.horizon = {process.horizon}"
+        )
     if config.eval.score_error and config.data.name not in LOG_DENSITIES:
         raise UserError(
             f"eval.score_error = {config.eval.score_error} needs data whose density under noise is known: "
@@ -162,6 +182,13 @@ def check_source(config, found: Source) -> None:
         if any(config.model.channels * m % config.model.num_heads for m in config.model.multipliers):
             raise UserError(
                 f"model.num_heads = {config.model.num_heads} must divide model.channels times each multiplier"
+            )
+    if config.terminal.name == "glow":
+        sides = 2 ** config.terminal.get("levels", 2)
+        if not image or found.shape[0] % sides or found.shape[1] % sides:
+            raise UserError(
+                f"terminal.levels = {config.terminal.get('levels', 2)} needs images whose sides {sides} divides; "
+                f"{found.name} has examples of shape {found.shape}"
             )
     if config.dequantiser.name != "none" and not (image and found.levels):
         raise UserError(

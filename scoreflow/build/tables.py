@@ -19,6 +19,7 @@ from scoreflow.models import dequantiser
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
 from scoreflow.samplers import affine, grids, ode
+from scoreflow.terminal import families
 from scoreflow.theory import exact, processes
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -270,6 +271,24 @@ FLOWS = {
         },
     ),
 }
+_FITTED_TO = {"fitted_to": one_of("data", "end")}
+# What is assumed about x_T: each makes a `families.Family`; pushforward is given the samples, not their file.
+TERMINALS = {
+    "prior": Choice(families.prior),
+    "mixture": Choice(
+        families.gaussian_mixture,
+        {
+            "components": COUNT,
+            "covariance": one_of("isotropic", "diagonal", "low_rank", "full"),
+            "rank": COUNT,
+            **_FITTED_TO,
+        },
+    ),
+    "dirichlet": Choice(families.dirichlet, {"components": COUNT, **_FITTED_TO}),
+    "glow": Choice(families.glow, {**dict.fromkeys(("levels", "steps", "width"), COUNT), "learning_rate": POSITIVE}),
+    "pushforward": Choice(families.pushforward, {"path": TEXT}),
+}
+UNFITTED, BY_GRADIENT = ("prior", "pushforward"), ("glow",)  # terminal laws without parameters; learnt with the score
 DEQUANTISERS = {
     "uniform": dequantise.uniform,
     "truncated_normal": dequantise.truncated_normal,  # of evaluation alone
@@ -311,7 +330,8 @@ SECTIONS = {
     },
     "score": {"kind": one_of(*PARAMETERISATIONS), "data_rms": POSITIVE, "energy": one_of(*ENERGIES)},
     "training": {
-        "steps": COUNT,
+        "learn": one_of("all", "terminal"),
+        "steps": COUNT_OR_0,
         "batch_size": COUNT,
         "accumulate": COUNT,
         "steps_per_dispatch": COUNT,
@@ -337,6 +357,7 @@ SECTIONS = {
         "batch_size": COUNT,
         "t_min": POSITIVE,
         "steps": COUNT,
+        "scale_steps": FLAG,
         "guidance": NON_NEGATIVE,
         "label": INDEX,
         "inpaint": one_of(*MASKS),
@@ -357,6 +378,7 @@ SECTIONS = {
         "symmetry": COUNT_OR_0,
         "symmetry_times": COUNT,
         "symmetry_probes": COUNT_OR_0,
+        "horizons": Check(tuple, lambda v: not v or NUMBERS.holds(v), "a tuple of numbers above 0, or ()"),
         "score_error": COUNT_OR_0,
         "tolerances": COUNT_OR_0,
         "rtols": NUMBERS,
@@ -377,6 +399,7 @@ SECTIONS["plan"] = {
 NAMED = {
     "process": {name: choice.parameters for name, choice in PROCESSES.items()},
     "model": {name: choice.parameters for name, choice in MODELS.items()},
+    "terminal": {name: choice.parameters for name, choice in TERMINALS.items()},
     "dequantiser": {name: choice.parameters for name, choice in FLOWS.items()},
     "loss": {name: choice.parameters for name, choice in LOSSES.items()},
     "penalty": {name: choice.parameters for name, choice in PENALTIES.items()},

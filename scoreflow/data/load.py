@@ -82,6 +82,29 @@ def arrays(path: str, *, test_fraction: float = 0.1, levels: int = 256) -> Sourc
     return Source(Path(path).stem, train, test, levels if train.x.dtype == np.uint8 else 0, classes)
 
 
+def samples(path: str, shape: tuple[int, ...], levels: int) -> np.ndarray:
+    """What a generator made, [N, *shape]: an `.npy` file as `--mode=sample` writes it, uint8 where `levels` > 0.
+
+    Raises:
+      DataError: if it is missing, unreadable or of another shape or kind.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"terminal.path = {path!r}: there is no such file of samples")
+    try:
+        x = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npy file: {str(error).splitlines()[0]}") from error
+    kind = "uint8" if levels else "float"
+    if (
+        not isinstance(x, np.ndarray)
+        or x.shape[1:] != tuple(shape)
+        or not len(x)
+        or (x.dtype == np.uint8) != bool(levels)
+    ):
+        raise DataError(f"{path} must hold {kind} examples [N, {', '.join(map(str, shape))}]")
+    return x
+
+
 def _labels(label: np.ndarray | None) -> np.ndarray | None:
     return None if label is None else label.astype(np.int32)
 

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from scoreflow import report, sample, workdir
 from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, likelihood_metrics
 from scoreflow.evaluate.field import rotation_maps, score_error_metrics, symmetry_metrics, tolerance_metrics
+from scoreflow.evaluate.horizons import best, horizon_metrics
 from scoreflow.evaluate.samples import sample_metrics
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
@@ -23,12 +26,16 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
         results["divergence"] = diagnostic_metrics(experiment, plan, params)
     if plan.batch_size and plan.symmetry:
         results["symmetry"], curves = symmetry_metrics(experiment, plan, params)
-        report.plot_times(out / "symmetry.png", curves.t, {name: curves.values[name] for name in ("weighted", "nasym")})
+        panels = {name: {"": curves.values[name]} for name in ("weighted", "nasym")}
+        report.plot_times(out / "symmetry.png", curves.t, panels)
         results["symmetry_over_time"] = {name: [float(v) for v in values] for name, values in curves.values.items()}
         if experiment.source.shape == (2,):
             report.plot_signed(out / "rotation.png", *rotation_maps(experiment, params))
     if plan.batch_size and plan.score_error:
         results["score_error"] = score_error_metrics(experiment, plan, params)
+    if plan.batch_size and plan.horizons:
+        results["horizons"] = horizon_metrics(experiment, plan, params)
+        _draw_horizons(out / "horizons.png", experiment, results["horizons"])
     if plan.tolerances:
         results["tolerances"] = tolerance_metrics(experiment, plan, params)
     if plan.num_samples:
@@ -63,6 +70,27 @@ def _verdict(error: Estimate, noise: float) -> str:
     return f"the solver's error is NOT shown to be below a tenth of the standard error {noise:.2g}: {remedy}"
 
 
+_LAWS = {"prior": "the process's Gaussian", "fitted": "the fitted law"}
+
+
+def _horizons(experiment: Experiment, rows: list[dict]) -> list[str]:
+    """The table over horizons, and which is best under each law."""
+    unit = "bits/dim" if experiment.bins else "nats"
+    names = list(max(rows, key=len))
+    table = [tuple(name.replace("_", " ") for name in names)]
+    table += [tuple(_words(row[name]) if name in row else "" for name in names) for row in rows]
+    lines = [f"bound over horizons T, {unit}", report.table(table)]
+    return lines + [f"T* = {t:g} with {words}" for name, words in _LAWS.items() if (t := best(rows, name)) is not None]
+
+
+def _draw_horizons(path: Path, experiment: Experiment, rows: list[dict]) -> None:
+    curves = {}
+    for name, words in _LAWS.items():
+        if points := [(row["T"], row[name].value, row[name].stderr) for row in rows if name in row]:
+            curves[words] = np.array(points).T
+    report.plot_errors(path, curves, "T", "bound, bits/dim" if experiment.bins else "bound, nats")
+
+
 def _table(experiment: Experiment, results: dict) -> str:
     lines = [f"{experiment.name}, step {results['step']} (mean +- standard error)"]
     if "likelihood" in results:
@@ -82,6 +110,8 @@ def _table(experiment: Experiment, results: dict) -> str:
         rows = [("half the squared error of the score, over ten times", "")]
         rows += [(k, _words(v)) for k, v in results["score_error"].items()]
         lines += ["", report.table(rows)]
+    if "horizons" in results:
+        lines += ["", *_horizons(experiment, results["horizons"])]
     if "tolerances" in results:
         found = results["tolerances"]
         rows = [tuple(found[0]), *(tuple(_words(v) for v in row.values()) for row in found)]

@@ -58,7 +58,7 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
         return log_prob(
             experiment.process,
             experiment.score(params),
-            experiment.terminal,
+            experiment.terminal(params),
             keys,
             x,
             cond,
@@ -77,7 +77,7 @@ def make_bound(experiment: Experiment, plan: EvalPlan, params) -> Callable:
     """(keys [N], x [N, ...], cond [N] or None) -> Bound of host arrays."""
 
     def estimate(params, keys, x, cond):
-        process, law = experiment.process, experiment.terminal
+        process, law = experiment.process, experiment.terminal(params)
         options = {"t_min": experiment.t_min, "num_times": plan.bound_times}
         return bound(process, experiment.score(params), law, keys, x, cond, **options)
 
@@ -126,13 +126,13 @@ def dequantised(experiment: Experiment, plan: EvalPlan, params, draw: int) -> Ex
     return Examples(keys, np.asarray(found.x), np.asarray(found.log_q), cond)
 
 
-def _units(experiment: Experiment, logp: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+def units(experiment: Experiment, logp: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """Bits/dim of integer data, nats of continuous data, [N] float64."""
     logp, size = np.asarray(logp, np.float64), int(np.prod(experiment.source.shape))
     return dequantise.bits_per_dim(logp, log_q, size, experiment.bins) if experiment.bins else -logp
 
 
-def _scale(experiment: Experiment) -> float:
+def scale_of(experiment: Experiment) -> float:
     """Nats in one unit of `_units`."""
     return float(np.prod(experiment.source.shape) * np.log(2.0)) if experiment.bins else 1.0
 
@@ -145,10 +145,10 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     for draw in report.progress(range(plan.draws), total=plan.draws, unit="likelihood draw"):
         data = dequantised(experiment, plan, params, draw)
         results.append(solver(data.keys, data.x, data.cond))
-        scores.append(_units(experiment, results[-1].logp, data.log_q))
+        scores.append(units(experiment, results[-1].logp, data.log_q))
     seconds = time.monotonic() - began
 
-    name, scale = "bits_per_dim" if experiment.bins else "nats", _scale(experiment)
+    name, scale = "bits_per_dim" if experiment.bins else "nats", scale_of(experiment)
     per_example = np.mean(scores, axis=0)
     ok = np.stack([r.ok for r in results]).all(0) & np.isfinite(per_example)
     metrics = {name: mean_estimate(per_example[ok])}
@@ -156,7 +156,7 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     part = data.first(plan.check)
     tight = make_log_prob(experiment, plan, params, rtol=plan.rtol / _TIGHTER, atol=plan.atol / _TIGHTER)
     reference = tight(part.keys, part.x, part.cond)
-    difference = scores[0][: len(part.x)] - _units(experiment, reference.logp, part.log_q)
+    difference = scores[0][: len(part.x)] - units(experiment, reference.logp, part.log_q)
     metrics["solver_error"] = mean_estimate(difference[np.isfinite(difference)])
     metrics["prior_term"] = float(-np.mean([r.prior[ok] for r in results]) / scale)
     metrics["integral_term"] = float(-np.mean([r.integral[ok] for r in results]) / scale)
@@ -177,9 +177,9 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
 
 def _bound_metrics(experiment: Experiment, found: Bound, log_q: np.ndarray) -> dict[str, Estimate | float]:
     """The SDE model's bound in bits/dim or nats, and its terms before the change of units."""
-    names, scale = ("prior", "diffusion", "offset"), _scale(experiment)
+    names, scale = ("prior", "diffusion", "offset"), scale_of(experiment)
     terms = {f"bound_{name}": float(np.mean(getattr(found, name)) / scale) for name in names}
-    return {"bound": mean_estimate(_units(experiment, -found.total, log_q)), **terms}
+    return {"bound": mean_estimate(units(experiment, -found.total, log_q)), **terms}
 
 
 def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[str, Estimate]:
@@ -188,14 +188,15 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     `j_gap` always. Where the law of the data under noise is known, `j_sm`, `j_diff`, their sum `j_ode`, `j_f`, the
     divergence at T (`kl_end`) and with it that at t_min (`kl_from_parts`), which is of noised data.
     """
-    process, law, known = experiment.process, experiment.terminal, experiment.log_density
+    process, known = experiment.process, experiment.log_density
     data = dequantised(experiment, plan, params, 0).first(plan.diagnose)
     true_score = None if known is None else score_of(process, known)
     options = {"t_min": experiment.t_min, "true_score": true_score, "exact": plan.divergence is divergence.exact}
 
     def solve(params, keys, x, cond):
         key_parts, key_end = jax.random.split(keys[0])
-        score, tolerance = experiment.score(params), {"rtol": plan.rtol, "atol": plan.atol, "max_steps": plan.max_steps}
+        score, law = experiment.score(params), experiment.terminal(params)
+        tolerance = {"rtol": plan.rtol, "atol": plan.atol, "max_steps": plan.max_steps}
         found = parts(process, score, law, key_parts, x, cond, **options, **tolerance)
         if known is None:
             return found, None
@@ -209,7 +210,7 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     if end is not None:
         j_ode = values["j_sm"] + values["j_diff"]
         values |= {"j_ode": j_ode, "kl_end": end, "kl_from_parts": end + j_ode}
-    return {name: mean_estimate(value[np.isfinite(value)] / _scale(experiment)) for name, value in values.items()}
+    return {name: mean_estimate(value[np.isfinite(value)] / scale_of(experiment)) for name, value in values.items()}
 
 
 def baseline_metrics(experiment: Experiment, plan: EvalPlan) -> dict[str, float | int]:

@@ -24,6 +24,7 @@ class EvalPlan(NamedTuple):
       symmetry: test examples for the asymmetry of the score's Jacobian over time; 0 skips it.
       symmetry_times: number of times.
       symmetry_probes: probes for each example and time; 0 for all directions.
+      horizons: times at which the path may end; none skips the bound over them.
       score_error: test examples for the error against the exact score; 0 skips it.
       tolerances: samples for the adaptive sampler's evaluations over tolerances; 0 skips it.
       rtols, atols: the tolerances.
@@ -52,6 +53,7 @@ class EvalPlan(NamedTuple):
     symmetry: int
     symmetry_times: int
     symmetry_probes: int
+    horizons: tuple[float, ...]
     score_error: int
     tolerances: int
     rtols: tuple[float, ...]

@@ -36,12 +36,12 @@ def network(module: nn.Module) -> Network:
     return Network(init, apply)
 
 
-MAIN, DEQUANTISER = "score", "dequantiser"
+MAIN, DEQUANTISER, TERMINAL = "score", "dequantiser", "terminal"
 """Names of the parts in the parameters of `beside`."""
 
 
 def beside(net: Network, **others) -> Network:
-    """`net` with other networks whose parameters live in the same tree: {MAIN: of net, name: of another}."""
+    """`net` with others whose parameters live in the same tree: {MAIN: of net, name: of another, by its `init`}."""
 
     def init(key, x_shape):
         keys = jax.random.split(key, 1 + len(others))

@@ -1,0 +1,317 @@
+"""Terminal laws: densities that integrate to 1, draws that follow them, transport, fits, flows, and where they enter."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from sklearn.mixture import GaussianMixture
+
+from scoreflow import likelihood, terminal
+from scoreflow.errors import UserError
+from scoreflow.horizon import elbo_profile
+from scoreflow.models import glow
+from scoreflow.samplers import affine, grids
+from scoreflow.terminal import mixture
+from scoreflow.terminal.flow import Flow
+from scoreflow.theory import horizon as hz
+from scoreflow.transitions import exponential_sde
+from tests.test_horizon import field
+from tests.truth import Mixture as LineScore
+from tests.truth import process64
+
+FORMS = {
+    "isotropic": mixture.ISOTROPIC,
+    "diagonal": mixture.DIAGONAL,
+    "low_rank": mixture.low_rank(2),
+    "full": mixture.FULL,
+}
+RNG = np.random.default_rng(0)
+
+
+def blobs(n=300, d=4, k=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.concatenate(
+        [rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) * 0.5 + 5 * rng.standard_normal(d) for _ in range(k)]
+    )
+
+
+def covariances(law):
+    """[K, d, d], by the definition."""
+    out = []
+    for basis, along, rest in zip(*(np.asarray(a) for a in (law.basis, law.along, law.rest))):
+        beside = np.eye(len(rest)) - basis @ basis.T
+        out.append(basis @ np.diag(along) @ basis.T + beside @ np.diag(rest))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_density_and_draws_of_a_mixture(x64, form):
+    """Against SciPy's multivariate normal; draws have the moments of the law."""
+    law = mixture.fit(blobs(), components=3, covariance=FORMS[form], floor=1e-3).law
+    x, covs, weights = blobs(20, seed=1), covariances(law), np.exp(np.asarray(law.log_weights))
+    wanted = sum(w * multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, np.asarray(law.means), covs))
+    np.testing.assert_allclose(law.log_prob(jnp.asarray(x)), np.log(wanted), rtol=1e-8)
+    n = 100_000
+    draws = np.asarray(law.sample(jax.random.key(0), (n, 2, 2))).reshape(n, 4)
+    mean = weights @ np.asarray(law.means)
+    apart = np.asarray(law.means) - mean
+    cov = np.einsum("k,kij->ij", weights, covs + apart[:, :, None] * apart[:, None])
+    assert (np.abs(draws.mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all()
+    np.testing.assert_allclose(np.cov(draws.T), cov, atol=0.05 * np.abs(cov).max())
+
+
+@pytest.mark.parametrize("form, name", [("full", "full"), ("diagonal", "diag"), ("isotropic", "spherical")])
+def test_a_fit_is_as_likely_as_that_of_scikit_learn(x64, form, name):
+    x = blobs()
+    found = mixture.fit(x, components=3, covariance=FORMS[form], floor=1e-9, tol=1e-9)
+    other = GaussianMixture(3, covariance_type=name, reg_covar=0.0, tol=1e-9, max_iter=1000, random_state=0).fit(x)
+    assert found.converged and found.log_prob[-1] == pytest.approx(other.score(x), abs=1e-6)
+    assert (np.diff(found.log_prob) > -1e-9).all()
+
+
+def test_one_component_is_the_best_gaussian_of_its_class(x64):
+    """KL to the true Gaussian of each class (section of restricted covariances), in place of a fit to endless data."""
+    cov = float(process64("vp").alpha(0.2)) ** 2 * field() + float(process64("vp").variance(0.2)) * np.eye(64)
+    root = np.linalg.cholesky(cov)
+    x = RNG.standard_normal((400, 64))
+    x = (
+        (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T, bias=True))).T @ root.T
+    )  # exactly that covariance
+    for form, wanted in (
+        (mixture.ISOTROPIC, 7.11531),
+        (mixture.DIAGONAL, 7.11531),
+        (mixture.low_rank(4), 0.28486),
+        (mixture.FULL, 0.0),
+    ):
+        law = mixture.fit(x, covariance=form, floor=1e-9).law
+        found = covariances(law)[0]
+        kl = 0.5 * (
+            np.trace(np.linalg.solve(found, cov)) - 64 + np.linalg.slogdet(found)[1] - np.linalg.slogdet(cov)[1]
+        )
+        assert kl == pytest.approx(wanted, abs=6e-6)
+        entropy = 0.5 * (64 * np.log(2 * np.pi * np.e) + np.linalg.slogdet(cov)[1])
+        assert -float(law.log_prob(jnp.asarray(x)).mean()) == pytest.approx(entropy + kl, abs=1e-8)
+    assert entropy == pytest.approx(61.91220, abs=1e-5)
+
+
+def test_no_variance_falls_below_the_floor_and_no_component_stays_empty(x64):
+    """Thirty copies of two points and a far one: without a floor the likelihood has no bound."""
+    x = np.concatenate([np.zeros((30, 3)), np.ones((30, 3)), [[50.0, 50.0, 50.0]]])
+    found = mixture.fit(x, components=3, covariance=mixture.FULL, floor=0.01)
+    assert min(np.linalg.eigvalsh(c).min() for c in covariances(found.law)) >= 0.01 - 1e-12
+    assert np.isfinite(found.log_prob).all()
+    spread = blobs(200, 2, 2, seed=3)
+    law = mixture.fit(spread, components=6, covariance=mixture.FULL, floor=1e-3).law
+    shares = jax.nn.softmax(law.log_weights[None] + mixture.component_log_prob(law, jnp.asarray(spread)), axis=1).sum(0)
+    assert (np.asarray(shares) > 1.0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["vp", "ve", "sub_vp"])
+def test_transport_is_what_the_forward_process_does(x64, form, name):
+    """Mean and covariance of every component: alpha mean and alpha^2 cov + sigma^2."""
+    process, t = process64(name), 0.3
+    law = mixture.fit(blobs(), components=2, covariance=FORMS[form], floor=1e-3).law
+    later = mixture.transported(law, process.alpha(t), process.variance(t))
+    np.testing.assert_allclose(later.means, float(process.alpha(t)) * np.asarray(law.means))
+    wanted = float(process.alpha(t)) ** 2 * covariances(law) + float(process.variance(t)) * np.eye(4)
+    np.testing.assert_allclose(covariances(later), wanted, atol=1e-9 * np.abs(wanted).max())
+
+
+def test_the_dirichlet_mixture_integrates_to_one_and_its_own_score_does_not(x64):
+    from sklearn.mixture import BayesianGaussianMixture
+
+    x = np.random.default_rng(0).standard_normal((50, 1))
+    law = mixture.fit_dirichlet(x, components=5)
+    line = np.linspace(-30, 30, 6001)
+    assert np.trapezoid(np.exp(np.asarray(law.log_prob(jnp.asarray(line[:, None])))), line) == pytest.approx(
+        1, abs=1e-9
+    )
+    theirs = BayesianGaussianMixture(
+        n_components=5, weight_concentration_prior_type="dirichlet_process", random_state=0
+    ).fit(x)
+    assert np.trapezoid(np.exp(theirs.score_samples(line[:, None])), line) < 0.98
+    two = np.concatenate([x - 8, x + 8])
+    assert mixture.active(mixture.fit_dirichlet(two, components=8)) == 2
+
+
+def test_a_pushforward_has_draws_and_no_density():
+    law = terminal.Pushforward(jnp.full((5, 2, 2, 1), 3.0), 0.5, 0.1)
+    draws = np.asarray(law.sample(jax.random.key(0), (20_000, 2, 2, 1)))
+    assert draws.mean() == pytest.approx(1.5, abs=4 * 0.1 / np.sqrt(80_000)) and draws.std() == pytest.approx(
+        0.1, rel=0.02
+    )
+    with pytest.raises(UserError, match="density"):
+        law.log_prob(jnp.zeros((1, 2, 2, 1)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The flow.
+
+
+@pytest.mark.parametrize(
+    "shape, levels, steps, width, wanted",
+    [
+        ((32, 32, 3), 3, 32, 512, 44_703_060), ((64, 64, 3), 4, 32, 512, 75_431_940), ((32, 32, 3), 3, 8, 128, 1_739_796),
+        ((28, 28, 1), 2, 16, 256, 2_875_044), ((28, 28, 1), 2, 8, 64, 167_012),
+    ],
+)  # fmt: skip
+@pytest.mark.slow
+def test_published_sizes_of_the_flow(shape, levels, steps, width, wanted):
+    module = glow.Glow(levels, steps, width)
+    with jax.numpy_rank_promotion("allow"):
+        found = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(found["params"])) == wanted
+
+
+def small_flow(shape=(8, 8, 2), levels=2, steps=2, width=16, noise=0.05, batch=4):
+    """A flow whose parameters were moved off where it begins, and points."""
+    module = glow.Glow(levels, steps, width)
+    x = jax.random.normal(jax.random.key(1), (batch, *shape))
+    params = module.init(jax.random.key(0), x)
+    leaves, tree = jax.tree.flatten(params["params"])
+    moved = [
+        leaf + noise * jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)
+    ]
+    return module, {**params, "params": tree.unflatten(moved)}, x
+
+
+@pytest.mark.slow
+def test_the_flow_inverts_and_knows_its_determinant(x64):
+    with jax.numpy_rank_promotion("allow"):
+        module, params, x = small_flow()
+        noise, log_det = jax.jit(module.apply)(params, x)
+        back, log_det_back = jax.jit(functools.partial(module.apply, method=glow.Glow.invert))(params, noise)
+        np.testing.assert_allclose(back, x, atol=1e-9)
+        np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-9)
+        assert [part.shape for part in noise] == module.shapes(x.shape)
+
+        def flat(x):
+            return jnp.concatenate([part.ravel() for part in module.apply(params, x.reshape(1, 8, 8, 2))[0]])
+
+        jacobian = jax.jit(jax.jacobian(flat))(x[0].ravel())
+        assert np.linalg.slogdet(jacobian)[1] == pytest.approx(float(log_det[0]), abs=1e-8)
+
+
+def test_squeeze_and_the_first_batch():
+    """Squeeze: channel slowest, as published; after the first batch every channel is standard."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 6, 2))
+    np.testing.assert_array_equal(glow.unsqueeze(glow.squeeze(x)), x)
+    np.testing.assert_array_equal(glow.squeeze(x)[0, 1, 2, 4:8], x[0, 2:4, 4:6, 1].ravel())
+    norm = glow.ActNorm()
+    y = 3.0 + 2.0 * x
+    (out, _), _ = norm.init_with_output(jax.random.key(0), y)
+    np.testing.assert_allclose(out.mean((0, 1, 2)), 0.0, atol=1e-6)
+    np.testing.assert_allclose(out.std((0, 1, 2)), 1.0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_density_of_the_flow_where_it_begins():
+    """All actnorms at 0: log p(0) = -d/2 log 2 pi + log sigmoid(2) K sum_l c_l / 2 h_l w_l, for any width."""
+    module = glow.Glow(3, 2, 4)
+    with jax.numpy_rank_promotion("allow"):
+        params = module.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (2, 32, 32, 3)))
+        flat = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.zeros_like(leaf) if "ActNorm" in str(path) else leaf, params["params"]
+        )
+        forward = lambda p, y: module.apply(p, y)
+        law = Flow({**params, "params": flat}, 0.0, 1.0, forward, forward, module.shapes)
+        assert float(law.log_prob(jnp.zeros((1, 32, 32, 3)))[0]) == pytest.approx(-3505.344, abs=2e-2)
+
+
+@pytest.mark.slow
+def test_density_of_a_scaled_flow_integrates_to_one(x64):
+    """Importance sampling of an image of 2 x 2: E[p(x) / q(x)] = 1 under a wider Gaussian q."""
+    with jax.numpy_rank_promotion("allow"):
+        module, params, _ = small_flow((2, 2, 1), levels=1, steps=2, width=4)
+        forward, inverse = (lambda p, y: module.apply(p, y)), (lambda p, z: module.apply(p, z, method=glow.Glow.invert))
+        law = Flow(params, 3.0, 0.5, forward, inverse, module.shapes)
+        draws = law.sample(jax.random.key(0), (20_000, 2, 2, 1))
+        flat = np.asarray(draws).reshape(-1, 4)
+        wide = multivariate_normal(flat.mean(0), 2.0 * np.cov(flat.T))
+        x = wide.rvs(40_000, random_state=0)
+        ratio = np.exp(np.asarray(law.log_prob(jnp.asarray(x.reshape(-1, 2, 2, 1)))) - wide.logpdf(x))
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(x))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The bound over horizons.
+
+
+def line_law(process, line):
+    """t -> the transported mixture of the line as a terminal law."""
+    clean = mixture.of_covariances(line.weights, line.means[:, None], line.variances[:, None, None])
+    return lambda t: mixture.transported(clean, process.alpha(t), process.variance(t))
+
+
+@pytest.mark.slow
+def test_the_profile_is_the_laboratory_s(x64):
+    """TWO_PEAKS, score off by 0.3: bound = entropy of p_eps + KL + G for both laws at every T, gain and slopes too."""
+    process, data, delta, eps, n = process64("vp"), hz.TWO_PEAKS, 0.3, 1e-3, 40_000
+    true = LineScore(data.weights, data.means, data.variances).score(process)
+    score = lambda x, t, cond=None: true(x, t) + delta
+    matched = lambda t: line_law(process, data.matched())(t)
+    laws = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t)), "bridge": matched}
+    rng = np.random.default_rng(0)
+    k = rng.choice(2, n, p=data.weights)
+    x0 = (data.means[k] + np.sqrt(data.variances[k]) * rng.standard_normal(n))[:, None]
+    horizons = np.array([0.1, 0.2, 0.4, 0.6, 1.0])
+    run = jax.jit(
+        lambda key, x: elbo_profile(
+            process, score, laws, key, x, t_min=eps, horizons=jnp.asarray(horizons), num_times=50
+        )
+    )
+    found = run(jax.random.key(0), jnp.asarray(x0))
+    first = data.at(process, eps)
+    for name, start in (("prior", hz.STANDARD), ("bridge", None)):
+
+        def kl(t, start=start):
+            last = data.at(process, t)
+            return hz.line_kl(last, last.matched() if start is None else start)
+
+        for i, t in enumerate(horizons):
+            gap = float(hz.constant_error_gap(process, delta, t) - hz.constant_error_gap(process, delta, eps))
+            total = np.asarray(found.end[name][:, i] + found.path[:, i])
+            assert abs(total.mean() - hz.line_entropy(first) - gap - kl(t)) < 4 * total.std() / np.sqrt(n), (name, t)
+            slope, step = np.asarray(found.slope[name][:, i]), 1e-3
+            wanted = (kl(t + step) - kl(t - step)) / (2 * step) + 0.5 * float(process.diffusion_sq(t)) * delta**2
+            assert abs(slope.mean() - wanted) < 4 * slope.std() / np.sqrt(n) + 1e-3 * abs(wanted), (name, t)
+    gain = np.asarray(found.end["prior"] - found.end["bridge"])
+    wanted = [
+        hz.line_kl(data.at(process, t), hz.STANDARD) - hz.line_kl(data.at(process, t), data.at(process, t).matched())
+        for t in horizons
+    ]
+    assert (np.abs(gain.mean(0) - wanted) < 4 * gain.std(0) / np.sqrt(n)).all()
+
+
+@pytest.mark.slow
+def test_a_bridge_in_the_likelihood_and_in_the_sampler(x64):
+    """TWO_PEAKS at T = 0.6 and its exact score. The ODE's divergence from the data is that of p_T from the terminal law,
+    0.0755, and none with p_T itself; the SDE from the matched Gaussian at T = 0.2 makes 2.39716 +- 1.00405."""
+    data, n = hz.TWO_PEAKS, 4000
+    process = dataclasses.replace(process64("vp"), horizon=jnp.asarray(0.6))
+    score = LineScore(data.weights, data.means, data.variances).score(process)
+    rng = np.random.default_rng(0)
+    k = rng.choice(2, n, p=data.weights)
+    x = jnp.asarray((data.means[k] + np.sqrt(data.variances[k]) * rng.standard_normal(n))[:, None])
+    known = data.at(process, 1e-6).log_density(np.asarray(x)[:, 0])
+    for law, kl in ((terminal.prior(process), 0.0755), (line_law(process, data)(0.6), 0.0)):
+        run = jax.jit(
+            lambda x, law=law: (
+                likelihood.log_prob(process, score, law, jax.random.key(0), x, t_min=1e-6, rtol=1e-7, atol=1e-7).logp
+            )
+        )
+        apart = known - np.asarray(run(x))
+        assert abs(apart.mean() - kl) < 4 * apart.std() / np.sqrt(n) + 1e-4
+    assert np.abs(apart).max() < 1e-3  # p_T itself: point by point
+    short = dataclasses.replace(process64("vp"), horizon=jnp.asarray(0.2))
+    start = line_law(short, data.matched())(0.2).sample(jax.random.key(1), (40_000, 1))
+    grid = grids.uniform(short, 400, t_min=1e-4)
+    made = jax.jit(
+        lambda x: affine.affine(short, score, jax.random.key(2), x, grid, transition=exponential_sde, denoise=False).x
+    )(start)
+    assert abs(float(made.mean()) - 2.39716) < 4 * 1.004 / 200 + 2e-3 and abs(float(made.std()) - 1.00405) < 0.015
