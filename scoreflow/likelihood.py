@@ -41,6 +41,7 @@ class LogProb(NamedTuple):
       integral: int div h dt, [B].
       nfe: evaluations of the drift (each with its divergence), [B] int32.
       ok: whether the solve reached T, [B] bool.
+      last: x(T), like x: under another terminal law, log p is that law's density there + `integral`.
     """
 
     logp: jax.Array
@@ -48,6 +49,7 @@ class LogProb(NamedTuple):
     integral: jax.Array
     nfe: jax.Array
     ok: jax.Array
+    last: jax.Array
 
 
 def _check_continuous(x: jax.Array) -> None:
@@ -118,7 +120,7 @@ def log_prob(
     )
     prior = terminal.log_prob(x_last)
     integral = size * integral
-    return LogProb(jnp.where(ok, prior + integral, jnp.nan), prior, integral, nfe, ok)
+    return LogProb(jnp.where(ok, prior + integral, jnp.nan), prior, integral, nfe, ok, x_last)
 
 
 class Bound(NamedTuple):

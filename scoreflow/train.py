@@ -192,7 +192,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         state = checkpoint.restore(checkpoints, start, state)
         report.say(f"resuming at step {start}")
     elif plan.init_from is not None:
-        state = _warm_start(experiment, state, plan.init_from, plan.init_part)
+        state = _warm_start(experiment, state, plan)
     if start is None and experiment.fit_terminal is not None:
         state = _fit_terminal(experiment, state)
     start = start or 0
@@ -271,14 +271,15 @@ def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     return validate
 
 
-def _warm_start(experiment: Experiment, state: TrainState, folder: Path, part: str | None) -> TrainState:
+def _warm_start(experiment: Experiment, state: TrainState, plan: TrainPlan) -> TrainState:
     """The state with the averaged parameters of another run's newest checkpoint, as parameters and as their average.
 
     Raises:
       UserError: if there is none, its network is another, or, for a part that stays as it is, its process is another.
     """
+    folder, part = plan.init_from, plan.init_part
     step = workdir.newest(folder)
-    if part is not None:
+    if part is not None or plan.steps == 0:
         workdir.check_same(folder, experiment.config, _OF_A_SCORE, at_most=("process.horizon",))
     found = workdir.averaged(folder, step, state.params if part is None else state.params[part])
     params = found if part is None else {**state.params, part: found}

@@ -209,7 +209,7 @@ def test_descent_on_the_asymmetry_prints_its_measures(tmp_path):
 @pytest.mark.slow
 def test_conservative_scores_in_the_plane_print_what_they_measured(tmp_path):
     """The network has the published 42,509 numbers, C no asymmetry, and the table what was measured."""
-    net = conservative_in_the_plane.Net(activated=False)
+    net = conservative_in_the_plane.Net()
     with jax.numpy_rank_promotion("allow"):
         params = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones(1))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 42_509

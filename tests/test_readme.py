@@ -36,6 +36,7 @@ def test_every_choice_is_in_its_table():
         "the same by the theory's letters": dict.fromkeys(theory),
         "network predicts": tables.PARAMETERISATIONS,
         "loss": tables.LOSSES,
+        "terminal law": tables.TERMINALS,
         "weight": tables.WEIGHTS,
         "law of t": tables.TIMES,
         "grids": tables.GRIDS,

@@ -64,7 +64,7 @@ LAYERS = [
     {"sdes", "divergence", "models", "parallel", "metrics", "data", "dequantise"},
     {"score", "times", "terminal", "transitions", "report", "checkpoint"},
     {"losses", "samplers", "theory", "workdir"},
-    {"likelihood", "diagnostics"},
+    {"likelihood", "diagnostics", "horizon"},
     {"sample", "plan"},
     {"evaluate"},
     {"train"},

@@ -121,13 +121,13 @@ def check_together(config) -> None:
             f"terminal.name = {config.terminal.name} and dequantiser.name = {config.dequantiser.name} need runs of "
             "their own; choose one"
         )
-    if training.learn == "terminal" and not (fitted and config.init_from):
+    if training.learn == "terminal" and not config.init_from:
+        raise UserError("training.learn = terminal needs init_from, the folder of the score model's run")
+    if (training.learn == "terminal" and config.terminal.name not in BY_GRADIENT) != (training.steps == 0):
         raise UserError(
-            "training.learn = terminal needs terminal.name = mixture, dirichlet or glow, and init_from, the folder of "
-            "the score model's run"
+            f"training.steps = {training.steps} must be 0 where training.learn = terminal and terminal.name = "
+            f"{config.terminal.name} is fitted without steps, and above 0 everywhere else"
         )
-    if training.steps == 0 and (training.learn == "all" or config.terminal.name in BY_GRADIENT):
-        raise UserError("training.steps = 0 fits a mixture or dirichlet alone: it needs training.learn = terminal")
     if config.terminal.name == "pushforward" and config.eval.likelihood:
         raise UserError("terminal.name = pushforward has samples but no density: set eval.likelihood = False")
     if not all(config.t_min < t <= process.horizon for t in config.eval.horizons):

@@ -55,7 +55,7 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
     """(keys [N], x [N, ...], cond [N] or None) -> LogProb of host arrays, each device solving its share."""
 
     def solve(params, keys, x, cond):
-        return log_prob(
+        found = log_prob(
             experiment.process,
             experiment.score(params),
             experiment.terminal(params),
@@ -69,6 +69,7 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
             max_steps=plan.max_steps,
             in_log_snr=plan.in_log_snr,
         )
+        return found._replace(last=None)
 
     return in_batches(solve, params, plan.batch_size)
 
