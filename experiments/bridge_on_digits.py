@@ -32,6 +32,7 @@ from scoreflow.evaluate.horizons import horizon_metrics
 from scoreflow.experiment import INIT
 from scoreflow.metrics import mean_estimate
 from scoreflow.models import MAIN, TERMINAL
+from scoreflow.terminal import mixture
 
 HORIZONS = (0.1, 0.2, 0.4, 0.6, 1.0)
 LAWS = tuple(digits_bridge.VARIANTS)
@@ -115,6 +116,9 @@ def reused(t: float, score, laws, fast: bool, out: Path) -> dict[str, dict]:
     found = densities(models)
     for law, model in models.items():
         found[law] |= bound(model) | samples(model, out / f"{law}_{t:g}")
+    if "dirichlet" in models:
+        params, experiment, _, _ = models["dirichlet"]
+        found["dirichlet"]["active"] = mixture.active(experiment.terminal(params))
     if "mixture" in models:
         params, experiment, how, _ = models["mixture"]
         drawn = experiment.terminal_at(params, 0.0).sample(jax.random.key(7), (2000, *experiment.source.shape))
@@ -167,7 +171,12 @@ def main() -> None:
     for case, compute in report.progress(cases.items(), total=len(cases), unit="horizon"):
         found[case] = common.memo(records, f"{case[0]}, T = {case[1]}, {size}", compute)
     draw(args.out / "bits_per_dim.png", found)
-    common.finish(args.out, ["360 test digits, one training run", "", report.table(rows_of(found))])
+    lines = ["360 test digits, one training run", "", report.table(rows_of(found))]
+    active = [(t, laws["dirichlet"]["active"]) for (_, t), laws in found.items() if "dirichlet" in laws]
+    if active:
+        words = ", ".join(f"{count} at T = {t:g}" for t, count in active)
+        lines += ["", f"components of the Dirichlet mixture with a weight above 0.01: {words}"]
+    common.finish(args.out, lines)
 
 
 def draw(path: Path, found: dict) -> None:

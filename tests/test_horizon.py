@@ -180,6 +180,17 @@ def test_a_wrong_mixture_carried_along_comes_no_further(x64):
     assert (np.diff(found) < 0).all()
 
 
+def test_quadrature_is_the_closed_form_where_there_is_one(x64):
+    """One Gaussian: KL to N(0, 1) to 1e-8; and p_T itself as terminal law costs nothing."""
+    process = process64("vp")
+    data = hz.Line(np.ones(1), np.ones(1), np.array([4.0]))
+    for t in (0.1, 0.4, 0.8):
+        last = data.at(process, t)
+        wanted = float(hz.gaussian_kl(process, ends(1.0, 4.0), t, 1.0))
+        assert hz.line_kl(last, hz.STANDARD) == pytest.approx(wanted, abs=1e-8)
+        assert abs(hz.line_kl(hz.TWO_PEAKS.at(process, t), hz.TWO_PEAKS.at(process, t))) < 1e-8
+
+
 def test_the_slope_of_the_divergence_is_the_distance_of_the_scores(x64):
     """d KL / dT = -g^2 / 2 E |grad log p_T - grad log nu|^2, by differences and quadrature."""
     process, data, t, step = process64("vp"), hz.TWO_PEAKS, 0.4, 1e-4
