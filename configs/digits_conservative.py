@@ -27,6 +27,6 @@ def get_config(variant: str = "qc"):
         config.init_from = "runs/vp_digits"
         config.training.update({"steps": STEPS, "learning_rate": 3e-4, "warmup": 50, "ema_decay": 0.99})
     if variant == "qc":
-        config.penalty = ConfigDict({"name": "quasi_conservative", "coefficient": 0.01})
+        config.penalty = ConfigDict({"name": "quasi_conservative", "coefficient": 10.0})
     config.eval.update({"symmetry": 120, "symmetry_times": 20, "tolerances": 40})
     return config

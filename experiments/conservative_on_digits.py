@@ -29,7 +29,7 @@ from scoreflow.evaluate import likelihood_metrics, sample_metrics
 from scoreflow.evaluate.field import symmetry_metrics, tolerance_metrics
 
 # variant of the config, and lambda
-RECIPES = {"U": ("u", 0.0), "QC 0.001": ("qc", 0.001), "QC 0.1": ("qc", 0.1), "C": ("c", 0.0)}
+RECIPES = {"U": ("u", 0.0), "QC 0.001": ("qc", 0.001), "QC 10": ("qc", 10.0), "C": ("c", 0.0)}
 SEEDS = (0, 1)
 NAMES = ("bits_per_dim", "nfe", "weighted", "nasym", "frechet", "precision", "recall", "confidence", "sample_seconds")
 

@@ -14,6 +14,7 @@ import pytest
 
 from experiments import (
     autoencoder,
+    bridge_on_the_line,
     common,
     conservative_in_the_plane,
     orders_on_toys,
@@ -234,3 +235,54 @@ def test_conservative_scores_on_digits_print_what_they_measured(tmp_path):
         assert f"{values['bits_per_dim']:.4g}" in line and f"{values['nasym']:.4g}" in line
     assert re.search(rf"1e-02 +1e-03 +{found['U']['tolerances'][1][2]:.4g} +{found['C']['tolerances'][1][2]:.4g}", said)
     assert (tmp_path / "asymmetry.png").exists() and (tmp_path / "first_fast.npz").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Diffusion times.
+
+
+@pytest.mark.slow
+def test_the_laboratory_of_diffusion_times_prints_its_table(tmp_path):
+    said = run("diffusion_time", tmp_path)
+    for t, row in {
+        "0.2": "1.92003 +0.0239146 +0.01881 +-2.7908",
+        "0.3": "1.14374 +0.00228523 +0.0416475 +-2.03735",
+    }.items():
+        assert re.search(rf"^{re.escape(t)} +{row}", said, re.MULTILINE)
+    assert re.search(r"0.3 +0.64151 +0.232150 +0.24113 +0.036629", said)
+    assert re.search(r"^0.2 +13.94188 +7.11531 +1.63414 +0.28486 +0.01286 +7.11531", said, re.MULTILINE)
+    assert (tmp_path / "bound.png").exists()
+
+
+@pytest.mark.slow
+def test_networks_on_the_line_are_judged_by_quadrature(tmp_path):
+    """The gap of a network that says 0 is known: half the integral of E |E[noise | x]|^2 = sigma^2 E |score|^2."""
+    process, data, t = bridge_on_the_line.PROCESS, bridge_on_the_line.DATA, 0.4
+    zero = jax.tree.map(jnp.zeros_like, bridge_on_the_line.NET.init(jax.random.key(0), jnp.zeros(1), jnp.zeros(1)))
+    levels = np.linspace(float(process.log_snr(t)), float(process.log_snr(1e-3)), 400)
+    values = []
+    for level in levels:
+        law = data.at(process, float(process.inverse_log_snr(level)))
+        x = law.points()
+        p = np.exp(law.log_density(x))
+        values.append(np.trapezoid(np.gradient(p, x) ** 2 / np.maximum(p, 1e-300), x) / (1 + np.exp(level)))
+    with jax.numpy_rank_promotion("allow"):
+        found = bridge_on_the_line.gap(zero, t)
+    assert found == pytest.approx(0.5 * np.trapezoid(values, levels), rel=2e-3)
+    said = run("bridge_on_the_line", tmp_path)
+    records = json.loads((tmp_path / "runs.json").read_text())
+    gaps = [value for key, value in records.items() if key.startswith("T = 1.0")]
+    assert re.search(rf"^1 +{np.median(gaps):.3f} +{min(gaps):.3f}", said, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_bridges_on_digits_print_what_they_measured(tmp_path):
+    """An untrained score needs its bridge, and the table says what was kept."""
+    said = run("bridge_on_digits", tmp_path)
+    records = json.loads((tmp_path / "runs.json").read_text())
+    found = records["T = 1, T = 0.2, fast"]
+    assert found["mixture"]["bits"] < found["prior"]["bits"]
+    (line,) = re.findall(r"^T = 1 +0.2 +mixture  +(.+)$", said, re.MULTILINE)
+    assert line.startswith(f"{found['mixture']['bits']:.3f} +- {found['mixture']['bits_error']:.3f}")
+    assert found["mixture, 40 steps"]["sample_nfe"] > 3 * found["mixture"]["sample_nfe"]
+    assert "bits" not in found["pushforward"] and (tmp_path / "bits_per_dim.png").exists()

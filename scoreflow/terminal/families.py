@@ -135,7 +135,8 @@ def glow(levels: int = 2, steps: int = 8, width: int = 64, conv: Callable | None
         return Flow(params["flow"], mean, std, forward, inverse, module.shapes)
 
     def init(key, shape):
-        return {"flow": module.init(key, jnp.zeros((1, *shape[1:]))), "mean": jnp.zeros(()), "std": jnp.ones(())}
+        batch = jax.random.normal(key, (8, *shape[1:]))  # any that varies: scales are its own until `fit`
+        return {"flow": module.init(key, batch), "mean": jnp.zeros(()), "std": jnp.ones(())}
 
     def fit(key, clean, process):
         key_x, key_noise, key_init = jax.random.split(key, 3)
