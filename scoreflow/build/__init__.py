@@ -1,6 +1,7 @@
 """From a config to the parts of an experiment: the only reader of ConfigDict.
 
-`tables` holds what can be chosen, `checks` refuses what cannot work, and this file puts the parts together.
+`values` says what a setting's value must be and `tables` what can be chosen, `checks` refuses what cannot work,
+`objectives` is what training minimises, and this file puts the parts together.
 """
 
 import functools
@@ -14,8 +15,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from scoreflow import dequantise, experiment, likelihood, metrics, parallel, score, sdes, terminal, transitions
+from scoreflow import dequantise, experiment, metrics, parallel, score, sdes, transitions
 from scoreflow.build.checks import check, check_process, check_source
+from scoreflow.build.objectives import encoder, of_noise, of_score, with_terminal
 from scoreflow.build.tables import (
     ADAPTIVE,
     BY_GRADIENT,
@@ -25,21 +27,17 @@ from scoreflow.build.tables import (
     FLOWS,
     GRIDS,
     LOG_DENSITIES,
-    LOSSES,
     MASKS,
     MODELS,
     OPTIMISERS,
     PARAMETERISATIONS,
-    PENALTIES,
     PROCESSES,
     SAMPLERS,
     TERMINALS,
-    TIMES,
     TRANSITIONS,
     UNFITTED,
-    WEIGHTS,
-    Choice,
 )
+from scoreflow.build.values import make
 from scoreflow.data import Source, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import EvalPlan
@@ -52,11 +50,6 @@ from scoreflow.terminal import families
 from scoreflow.train import TrainPlan
 
 _FITTED = 50_000  # training examples that a terminal law is fitted to
-
-
-def _make(table: dict[str, Choice], section):
-    options = {key: value for key, value in section.items() if key != "name"}
-    return table[section.name].make(**options)
 
 
 def source(config) -> Source:
@@ -86,7 +79,7 @@ def process(config) -> sdes.Process:
     Raises:
       UserError: where its horizon leaves no signal.
     """
-    made = _make(PROCESSES, config.process)
+    made = make(PROCESSES, config.process)
     check_process(config, made)
     return made
 
@@ -114,13 +107,6 @@ def bins(config, found: Source) -> dequantise.Bins | None:
     return dequantise.Bins(found.levels) if config.data.centred else dequantise.Bins(found.levels, 0.0, 1.0)
 
 
-def _encode(config, grid: dequantise.Bins | None) -> Callable:
-    if grid is None:
-        return lambda key, x: jnp.asarray(x, jnp.float32)
-    rule = DEQUANTISERS[config.data.dequantisation]
-    return lambda key, x: rule(key, x, grid).x
-
-
 def family(config, found: Source, encode: Callable) -> families.Family:
     """The kind of terminal law.
 
@@ -136,66 +122,6 @@ def family(config, found: Source, encode: Callable) -> families.Family:
     return TERMINALS[config.terminal.name].make(**options)
 
 
-def _flow_objective(config, forward: sdes.Process, score_of: Callable, grid: dequantise.Bins) -> Callable:
-    """Bits/dim of the SDE model's bound at one time for each example: what the flow of the noise can lower."""
-    flow, law, t_min = _make(FLOWS, config.dequantiser), terminal.prior(forward), config.t_min
-
-    def objective(params, key, batch, *, train, step=None):
-        del step
-        key_noise, key_bound = jax.random.split(key)
-        sample_flow = functools.partial(flow.apply, params[DEQUANTISER])
-        x, log_q = dequantise.variational(key_noise, batch["x"], grid, flow=sample_flow)
-        score, cond = score_of(jax.lax.stop_gradient(params)), batch["label"] if config.data.conditional else None
-        found = likelihood.bound(forward, score, law, key_bound, x, cond, t_min=t_min, num_times=1)
-        size = x[0].size
-        bits = jnp.mean(dequantise.bits_per_dim(-found.total, log_q, size, grid))
-        return bits, {"loss": bits, "noise": jnp.mean(log_q) / (size * np.log(2.0))}
-
-    return objective
-
-
-def _score_objective(config, forward: sdes.Process, score_of: Callable, encode: Callable, found: Source) -> Callable:
-    loss_at, weight, law = _make(LOSSES, config.loss), _make(WEIGHTS, config.weight), _make(TIMES, config.times)
-    penalty_at = _make(PENALTIES, config.penalty)
-    conditional, label_dropout, t_min = config.data.conditional, config.training.label_dropout, config.t_min
-
-    def objective(params, key, batch, *, train, step=None):
-        key_x, key_t, key_noise, key_label, key_network = jax.random.split(key, 5)
-        x0 = encode(key_x, batch["x"])
-        cond = None
-        if conditional:
-            cond = batch["label"]
-            if train and label_dropout:
-                dropped = jax.random.bernoulli(key_label, label_dropout, cond.shape)
-                cond = jnp.where(dropped, found.num_classes, cond)
-        t, inv_density = law(forward, key_t, x0.shape[0], t_min=t_min)
-        network_score = score_of(params, train=train, key=key_network)
-        also = penalty_at(step)
-        terms = loss_at(step)(forward, network_score, key_noise, x0, t, cond, weight=weight, also=also)
-        means = {name: jnp.mean(inv_density * term) for name, term in terms.items()}
-        loss = sum(means.values())
-        return loss, {"loss": loss, **means}
-
-    return objective
-
-
-def _with_terminal(config, forward: sdes.Process, objective: Callable, encode: Callable, loss: Callable) -> Callable:
-    """`objective` and nats per dimension of a terminal law on draws of x_T; they share no parameters."""
-    alone = config.training.learn == "terminal"
-
-    def both(params, key, batch, *, train, step=None):
-        key_score, key_x, key_noise = jax.random.split(key, 3)
-        x0 = encode(key_x, batch["x"])
-        xt = forward.perturb(key_noise, x0, jnp.full(x0.shape[0], forward.horizon, x0.dtype)).xt
-        nats = jnp.mean(loss(params[TERMINAL], xt)) / x0[0].size
-        if alone:
-            return nats, {"loss": nats, "terminal": nats}
-        total, terms = objective(params, key_score, batch, train=train, step=step)
-        return total + nats, {**terms, "loss": total + nats, "terminal": nats}
-
-    return both
-
-
 def _sampler(config, forward: sdes.Process) -> tuple[Callable, bool]:
     options, guidance = config.sampler, config.sampling.guidance
 
@@ -209,7 +135,7 @@ def _sampler(config, forward: sdes.Process) -> tuple[Callable, bool]:
             return adaptive.adaptive_ode(forward, guided(score_fn), x_init, cond, t_min=config.sampling.t_min, **chosen)
 
         return solve, True
-    run, make_grid = _make(SAMPLERS, options), _make(GRIDS, config.grid)
+    run, make_grid = make(SAMPLERS, options), make(GRIDS, config.grid)
     grid = make_grid(forward, steps_to(config), t_min=config.sampling.t_min)
 
     def draw(score_fn, key, x_init, cond, *, trajectory=False):
@@ -239,13 +165,13 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
     check(config)
     found, forward = source(config), process(config)
     grid = bins(config, found)
-    encode = _encode(config, grid)
+    encode = encoder(config, grid)
     law = family(config, found, encode)
 
     def clean(key):
         return np.asarray(encode(key, np.asarray(found.train.x[:_FITTED])))
 
-    others = {DEQUANTISER: _make(FLOWS, config.dequantiser), TERMINAL: law if law.init else None}
+    others = {DEQUANTISER: make(FLOWS, config.dequantiser), TERMINAL: law if law.init else None}
     others = {name: part for name, part in others.items() if part is not None}
     net = beside(model(config, found), **others) if others else model(config, found)
     kind, data_rms = PARAMETERISATIONS[config.score.kind], config.score.data_rms
@@ -260,11 +186,11 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
         score_of = lambda params, **options: score.constrained(energy(params, **options))
 
     if config.dequantiser.name == "none":
-        objective = _score_objective(config, forward, score_of, encode, found)
+        objective = of_score(config, forward, score_of, encode, found)
     else:
-        objective = _flow_objective(config, forward, score_of, grid)
+        objective = of_noise(config, forward, score_of, grid)
     if law.loss:
-        objective = _with_terminal(config, forward, objective, encode, law.loss)
+        objective = with_terminal(config, forward, objective, encode, law.loss)
     part = (lambda params: params[TERMINAL]) if law.init else (lambda params: None)
     sampler, per_device = _sampler(config, forward)
     return experiment.Experiment(
@@ -348,7 +274,7 @@ def _dequantiser(config, found: Source) -> Callable:
         rule = functools.partial(rule, alpha=alpha, sigma=sigma)
     if rule is not dequantise.variational:
         return lambda params, key, image: rule(key, image, grid)
-    flow, size = _make(FLOWS, config.dequantiser), config.eval.batch_size
+    flow, size = make(FLOWS, config.dequantiser), config.eval.batch_size
 
     @parallel.jit
     def run(params, key, image):  # in batches, which a network needs and the other rules do not
@@ -410,7 +336,7 @@ def planning(config) -> PlanPlan:
     return PlanPlan(
         processes={**named, chosen: process(config)},
         chosen=chosen,
-        grids={"uniform": grids.uniform, config.grid.name: _make(GRIDS, config.grid)},
+        grids={"uniform": grids.uniform, config.grid.name: make(GRIDS, config.grid)},
         rule=rule,
         t_min=config.sampling.t_min,
         accuracy=config.plan.accuracy,

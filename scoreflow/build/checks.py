@@ -5,7 +5,8 @@ import difflib
 import ml_collections
 import numpy as np
 
-from scoreflow.build.tables import BY_GRADIENT, LOG_DENSITIES, NAMED, SECTIONS, TEXT, TOP, UNFITTED, Check, one_of
+from scoreflow.build.tables import BY_GRADIENT, LOG_DENSITIES, NAMED, SECTIONS, TOP, UNFITTED
+from scoreflow.build.values import TEXT, Check, one_of
 from scoreflow.data import Source
 from scoreflow.errors import UserError
 from scoreflow.sdes import Process
