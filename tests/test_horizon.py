@@ -1,11 +1,14 @@
 """Diffusion times against the closed-form laboratory: divergences, gaps, optima and what the exact reverse process makes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import sdes
+from scoreflow import sdes, transitions
+from scoreflow.theory import exact
 from scoreflow.theory import horizon as hz
 from scoreflow.theory.exact import Law
 from tests.truth import process64
@@ -189,6 +192,65 @@ def test_quadrature_is_the_closed_form_where_there_is_one(x64):
         wanted = float(hz.gaussian_kl(process, ends(1.0, 4.0), t, 1.0))
         assert hz.line_kl(last, hz.STANDARD) == pytest.approx(wanted, abs=1e-8)
         assert abs(hz.line_kl(hz.TWO_PEAKS.at(process, t), hz.TWO_PEAKS.at(process, t))) < 1e-8
+
+
+def test_bounds_on_the_divergence(x64):
+    """VP: log-Sobolev, KL(p_data) exp(-B), and one that is finite for any data; VE: E|x_0|^2 / (2 sigma^2)."""
+    process, data = process64("vp"), hz.TWO_PEAKS
+    mean, var = data.moments()
+    square = mean**2 + var
+    first = hz.line_kl(data, hz.STANDARD)
+    for t in (0.05, 0.2, 0.5, 0.9):
+        kl, m2 = hz.line_kl(data.at(process, t), hz.STANDARD), float(process.alpha(t)) ** 2
+        assert kl <= first * m2 * (1 + 1e-9)
+        assert kl <= 0.5 * (m2 * (square - 1) - np.log(1 - m2))
+    process = process64("ve")
+    for t in (0.4, 0.7, 1.0):
+        v = float(process.variance(t))
+        start = hz.Line(np.ones(1), np.zeros(1), np.array([v]))
+        assert hz.line_kl(data.at(process, t), start) <= square / (2 * v)
+
+
+def test_only_the_log_snr_at_the_end_counts(x64):
+    """VP with another clock: the same divergence and gap of the noise where log-SNR is the same; the usual clock's values."""
+    usual, other, data = process64("vp"), process64("vp_constant"), hz.TWO_PEAKS
+    for t, wanted in ((0.2, 0.656), (0.4, -1.414), (0.6, -3.615), (1.0, -10.05)):
+        level = usual.log_snr(t)
+        assert float(level) == pytest.approx(wanted, abs=6e-4 * max(1, abs(wanted)))
+        when = float(other.inverse_log_snr(level))
+        found = [hz.line_kl(data.at(p, s), hz.STANDARD) for p, s in ((usual, t), (other, when))]
+        assert found[0] == pytest.approx(found[1], rel=1e-7)
+        starts = [float(p.inverse_log_snr(8.0)) for p in (usual, other)]
+        gaps = [
+            hz.noise_error_gap(p, 0.2, s, start) for p, s, start in ((usual, t, starts[0]), (other, when, starts[1]))
+        ]
+        assert float(gaps[0]) == pytest.approx(float(gaps[1]), rel=1e-9)
+
+
+def test_the_entropy_at_the_cut_off(x64):
+    """Bounds that begin at t = 1e-4 are of that law; with the exact score they are -0.927575 and -0.854404."""
+    process, data = process64("vp"), hz.TWO_PEAKS
+    first = -hz.line_entropy(data.at(process, 1e-4))
+    assert first == pytest.approx(-0.852119, abs=1e-6)
+    assert first - hz.line_kl(data.at(process, 0.6), hz.STANDARD) == pytest.approx(-0.927575, abs=1e-6)
+    last = data.at(process, 0.3)
+    assert first - hz.line_kl(last, last.matched()) == pytest.approx(-0.854404, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "t, true, bound", [(0.3, 0.093214, 0.244425), (0.4, 0.056303, 0.135946), (0.5, 0.089682, 0.126361), (0.6, 0.144763, 0.165358),
+                       (1.0, 0.257499, 0.452250)],
+)  # fmt: skip
+def test_the_truth_and_the_bound_under_an_error_of_the_score(x64, t, true, bound):
+    """N(0, 4), a score that is off by 0.3, reverse SDE from N(0, 1): what the sampler in fine steps really makes."""
+    process = dataclasses.replace(process64("vp"), horizon=jnp.asarray(t))
+    grid = jnp.linspace(t, 0.0, 4001)
+    start = Law(jnp.zeros(1), jnp.ones(1))
+    found = exact.gaussian_law(process, grid, transitions.euler_maruyama, ends(0.0, 4.0), bias=0.3, start=start)
+    mean, variance = float(found.mean[0]), float(found.variance[0])
+    assert 0.5 * (np.log(variance / 4) + (4 + mean**2) / variance - 1) == pytest.approx(true, rel=5e-3)
+    total = hz.gaussian_kl(process, ends(0.0, 4.0), t, 1.0) + hz.constant_error_gap(process, 0.3, t)
+    assert float(total) == pytest.approx(bound, abs=6e-7)
 
 
 def test_the_slope_of_the_divergence_is_the_distance_of_the_scores(x64):
