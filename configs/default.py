@@ -57,7 +57,8 @@ def get_config() -> ConfigDict:
     # With what weight: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
     config.weight = ConfigDict({"name": "likelihood"})
     # With what law of t: uniform, stratified, importance (for the likelihood weight), velocity (the same for networks
-    # that predict v, or flow on the straight path), log_normal (mean, std).
+    # that predict v, or flow on the straight path), log_normal (mean, std); for data close to N(0, I)
+    # normal_likelihood, normal_unweighted (of vp_linear alone), and variance_uniform for a weight g^2.
     config.times = ConfigDict({"name": "importance"})
 
     # The law assumed at the horizon: prior, the process's own Gaussian; or fitted to x_T in training: mixture

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scoreflow.sdes import Process
+from scoreflow.sdes import VP, Process
 
 
 class Times(NamedTuple):
@@ -85,3 +85,72 @@ def velocity(process: Process, key: jax.Array, n: int, *, t_min: float, cells: i
     log_snr = top - step * cell - (drawn - mass[cell]) / rate[cell]
     t = jnp.clip(process.inverse_log_snr(log_snr), t_min, process.horizon)
     return Times(t, mass[-1] / rate[cell] * process.variance(t) / process.diffusion_sq(t))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where what is diffused is close to N(0, I) itself, as in the latent space of a VAE (Vahdat et al. 2021, arXiv
+# 2106.05931, section 3.4). With v the variance of x_t for such data, the best noise prediction errs by 1 - sigma^2 / v
+# in every dimension, and a law proportional to weight (1 - sigma^2 / v) leaves no variance over t.
+
+
+def normal_variance(process: Process, t: jax.Array) -> jax.Array:
+    """v: the variance of x_t where that of x_0 with its first noise is 1."""
+    return process.alpha(t) ** 2 * (1.0 - process.variance(0.0)) + process.variance(t)
+
+
+def _excess(process: Process, t: jax.Array) -> jax.Array:
+    """log(sigma^2 / v), from 0 down; written in log-SNR, which keeps its digits at both ends."""
+    return -jax.nn.softplus(process.log_snr(t) + jnp.log1p(-process.variance(0.0)))
+
+
+def _at_excess(process: Process, excess: jax.Array) -> jax.Array:
+    """t with that log(sigma^2 / v)."""
+    return process.inverse_log_snr(jnp.log(jnp.expm1(-excess)) - jnp.log1p(-process.variance(0.0)))
+
+
+def normal_likelihood(process: Process, key: jax.Array, n: int, *, t_min: float) -> Times:
+    """Proportional to g^2 / sigma^2 (1 - sigma^2 / v) = d log(sigma^2 / v) / dt, evenly spread; for any process.
+
+    The best law for the likelihood weight. One rule for every linear SDE (derived here): log(sigma^2 / v) is uniform.
+    """
+    low, high = _excess(process, t_min), _excess(process, process.horizon)
+    excess = low + (high - low) * _unit_cells(key, n)
+    t = jnp.clip(_at_excess(process, excess), t_min, process.horizon)
+    rate = process.diffusion_sq(t) / process.variance(t) * -jnp.expm1(excess)
+    return Times(t, (high - low) / rate)
+
+
+def variance_uniform(process: Process, key: jax.Array, n: int, *, t_min: float) -> Times:
+    """sigma^2 uniform, evenly spread: the best law for the weight g^2 under a process that keeps the variance (VP).
+
+    For any process whose sigma^2 grows; of others than VP and VE the time is found by bisection.
+    """
+    low, high = process.variance(t_min), process.variance(process.horizon)
+    level = low + (high - low) * _unit_cells(key, n)
+
+    def halve(_, ends):
+        left, right = ends
+        middle = 0.5 * (left + right)
+        below = process.variance(middle) < level
+        return jnp.where(below, middle, left), jnp.where(below, right, middle)
+
+    ends = (jnp.full_like(level, t_min), jnp.full_like(level, process.horizon))
+    left, right = jax.lax.fori_loop(0, jnp.finfo(level.dtype).nmant + 3, halve, ends)
+    t = 0.5 * (left + right)
+    rate = 2.0 * process.drift_coeff(t) * process.variance(t) + process.diffusion_sq(t)
+    return Times(t, (high - low) / rate)
+
+
+def normal_unweighted(process: VP, key: jax.Array, n: int, *, t_min: float) -> Times:
+    """Proportional to 1 - sigma^2 of a linear VP process, evenly spread: the best law for weight 1.
+
+    With beta = b0 + 2 c t and b = b0 / (2 c), int beta = c (t + b)^2 - c b^2, so the law is a piece of a Gaussian.
+    The published code has exp(b / 2) for exp(b0 b / 2) in its normaliser; none is needed here but the ends' difference.
+    """
+    c, b = 0.5 * process.beta.slope, process.beta.start / process.beta.slope
+    root = jnp.sqrt(c)
+    low, high = (jax.scipy.special.erf(root * (end + b)) for end in (jnp.asarray(t_min), jnp.asarray(process.horizon)))
+    t = jax.scipy.special.erfinv(low + (high - low) * _unit_cells(key, n)) / root - b
+    t = jnp.clip(t, t_min, process.horizon)
+    mass = jnp.exp(c * b**2) * jnp.sqrt(jnp.pi / (4.0 * c)) * (high - low)  # int exp(-int beta)
+    return Times(t, mass * jnp.exp(process.beta.integral(0.0, t)))

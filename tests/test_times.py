@@ -137,3 +137,90 @@ def test_importance_works_for_a_process_without_a_closed_inverse():
 def test_stratified_batches_are_evenly_spread():
     t = np.sort(times.stratified(PROCESSES["vp"], jax.random.key(5), 100, t_min=0.0).t)
     np.testing.assert_allclose(np.diff(t), 0.01, atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Near N(0, I).
+
+NORMAL = {"ll": times.normal_likelihood, "re": times.variance_uniform, "un": times.normal_unweighted}
+WEIGHTS = {
+    "ll": lambda p, t: p.diffusion_sq(t) / p.variance(t),
+    "re": lambda p, t: p.diffusion_sq(t),
+    "un": lambda p, t: jnp.ones_like(t),
+}
+# linear VP from t = 0.01: t at levels .1, .25, .5, .75, .9 of the law; int weight / 2 (1 - sigma^2) dt
+PUBLISHED = {
+    "ll": ((0.0149490408, 0.0262437553, 0.0629096614, 0.1495038986, 0.2731910446), 3.1090326881),
+    "re": ((0.0989665458, 0.1656707322, 0.2593315251, 0.3685237666, 0.4762255458), 0.4989819015),
+    "un": ((0.0368242708, 0.0783564235, 0.1557359729, 0.2602579844, 0.3696264231), 0.1330018511),
+}
+
+
+def quantiles(monkeypatch, law, process, levels, t_min=0.01):
+    """t and inverse density at given levels of a law."""
+    monkeypatch.setattr(times, "_unit_cells", lambda key, n: jnp.asarray(levels))
+    return law(process, jax.random.key(0), len(levels), t_min=t_min)
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_laws_near_a_normal_have_the_tabled_quantiles_and_totals(x64, monkeypatch, name):
+    """The weighted error of the best prediction has no variance left: every draw gives the total."""
+    process = process64("vp")
+    wanted, total = PUBLISHED[name]
+    found = quantiles(monkeypatch, NORMAL[name], process, [0.1, 0.25, 0.5, 0.75, 0.9])
+    np.testing.assert_allclose(found.t, wanted, rtol=4e-9)
+    each = 0.5 * WEIGHTS[name](process, found.t) * (1 - process.variance(found.t)) * found.inv_density
+    np.testing.assert_allclose(each, total, rtol=1e-9)
+    density = {"ll": 2.9045731008, "re": 1.8770517708, "un": 3.3694349239}[name]
+    fine = quantiles(monkeypatch, NORMAL[name], process, np.linspace(0, 1, 20001))
+    assert np.interp(0.1, fine.t, 1 / np.asarray(fine.inv_density)) == pytest.approx(density, rel=1e-6)
+
+
+def test_the_rule_for_sub_vp(x64, monkeypatch):
+    process = process64("sub_vp")
+    found = quantiles(monkeypatch, times.normal_likelihood, process, [0.1, 0.5, 0.9])
+    np.testing.assert_allclose(found.t, (0.0149401164, 0.0621931509, 0.2459146343), rtol=1e-8)
+    weight = 0.5 * found.inv_density * process.diffusion_sq(found.t) / process.variance(found.t)
+    np.testing.assert_allclose(weight, (6.2171772585, 6.2295190580, 8.7365849826), rtol=1e-9)
+    share = 1 - process.variance(found.t) / times.normal_variance(process, found.t)
+    np.testing.assert_allclose(weight * share, 6.2170914585, rtol=1e-9)
+
+
+def test_the_geometric_process_needs_no_law(x64, monkeypatch):
+    """There log sigma^2 is linear in t, so that the best law for the likelihood weight is uniform; and a linear VP under
+    its own law has the same noise levels and weights."""
+    growth = float(np.log(0.999 / 3e-5))
+    process = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_geometric(3e-5, 0.999))
+    levels = np.array([0.0, 0.3, 0.8])
+    found = quantiles(monkeypatch, times.normal_likelihood, process, levels, t_min=0.0)
+    np.testing.assert_allclose(found.t, levels, atol=1e-9)
+    each = 0.5 * process.diffusion_sq(found.t) / process.variance(found.t) * (1 - process.variance(found.t))
+    np.testing.assert_allclose(each, growth / 2, rtol=1e-6)
+    linear = process64("vp")
+    ends = [float(linear.variance(t)) for t in (0.01, 1.0)]
+    other = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_geometric(*ends))
+    levels = np.array([0.1, 0.5, 0.9])
+    first = quantiles(monkeypatch, times.normal_likelihood, linear, levels)
+    second = quantiles(monkeypatch, times.uniform, other, levels, t_min=0.0)
+    np.testing.assert_allclose(linear.variance(first.t), other.variance(jnp.asarray(levels)), rtol=1e-9)
+    weight = lambda p, t, inv: 0.5 * inv * p.diffusion_sq(t) / p.variance(t)
+    np.testing.assert_allclose(
+        weight(linear, first.t, first.inv_density), weight(other, jnp.asarray(levels), second.inv_density), rtol=1e-7
+    )
+
+
+@pytest.mark.parametrize("process", ["vp", "sub_vp", "ve", "vp_geometric"])
+@pytest.mark.parametrize("name", ["ll", "re"])
+def test_laws_near_a_normal_are_unbiased_under_every_process(x64, name, process):
+    """E[inv_density f(t)] = int f, in 100,000 strata."""
+    process = process64(process)
+    found = NORMAL[name](process, jax.random.key(0), 100_000, t_min=1e-2)
+    grid = np.linspace(1e-2, 1.0, 200_001)
+    share = lambda t: 1 - process.variance(t) / times.normal_variance(process, t)
+    rates = {
+        "ll": lambda t: process.diffusion_sq(t) / process.variance(t) * share(t),
+        "re": lambda t: 2 * process.drift_coeff(t) * process.variance(t) + process.diffusion_sq(t),
+    }
+    f = lambda t: rates[name](t) * jnp.cos(3 * t)
+    wanted = np.trapezoid(np.asarray(f(jnp.asarray(grid))), grid)
+    assert float(jnp.mean(found.inv_density * f(found.t))) == pytest.approx(wanted, rel=2e-3)

@@ -136,6 +136,11 @@ def check_together(config) -> None:
             f"eval.horizons = {config.eval.horizons} must lie above t_min = {config.t_min} and not beyond "
             f"process.horizon = {process.horizon}"
         )
+    if config.times.name == "normal_unweighted" and config.process.name != "vp_linear":
+        raise UserError(
+            f"times.name = normal_unweighted has a closed form for process.name = vp_linear alone, not for "
+            f"{config.process.name}; choose normal_likelihood or variance_uniform"
+        )
     if config.eval.score_error and config.data.name not in LOG_DENSITIES:
         raise UserError(
             f"eval.score_error = {config.eval.score_error} needs data whose density under noise is known: "

@@ -198,6 +198,9 @@ TIMES = {
     "stratified": Choice(lambda: times.stratified),
     "importance": Choice(lambda: times.importance),
     "velocity": Choice(lambda: times.velocity),
+    "normal_likelihood": Choice(lambda: times.normal_likelihood),
+    "normal_unweighted": Choice(lambda: times.normal_unweighted),
+    "variance_uniform": Choice(lambda: times.variance_uniform),
     "log_normal": Choice(
         lambda **options: functools.partial(times.log_normal, **options), {"mean": ANY_NUMBER, "std": POSITIVE}
     ),
