@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.sdes import Process, expand
+from scoreflow.times import normal_variance
 
 ScoreFn = Callable[..., jax.Array]
 """score(x [B, ...], t [B], cond [B] or None) -> [B, ...]."""
@@ -180,3 +181,24 @@ def probability_flow(process: Process, score: ScoreFn) -> Callable[..., jax.Arra
         return f * x - 0.5 * g2 * score(x, t, cond)
 
     return drift
+
+
+def mixed(process: Process, score: ScoreFn, logits: jax.Array) -> ScoreFn:
+    """The score of a product N(0, I)^(1 - a) p^a at every t, a = sigmoid(logits): -(1 - a) x / v + a score.
+
+    Vahdat et al. 2021, arXiv 2106.05931, section 3.2. Where the data are close to N(0, I) a starts near 0, and at large
+    t, where weights are largest, the Normal part is exact. v is the variance of x_t for x_0 of unit variance, the first
+    noise included. The product need not be the law of any data under the process: this is a way to write a score.
+
+    Args:
+      process: the forward SDE.
+      score: that of p.
+      logits: [C], one for each channel, shared over pixels.
+    """
+    share = jax.nn.sigmoid(logits)
+
+    def mixture(x, t, cond=None):
+        a = share.reshape((1,) * (x.ndim - 1) + share.shape)
+        return -(1.0 - a) * x / expand(normal_variance(process, t), x) + a * score(x, t, cond)
+
+    return mixture

@@ -61,7 +61,7 @@ def test_every_process_gives_every_quantity():
 
 LAYERS = [
     {"errors", "experiment", "caches", "rates"},
-    {"sdes", "divergence", "models", "parallel", "metrics", "data", "dequantise"},
+    {"sdes", "divergence", "models", "parallel", "metrics", "data", "dequantise", "decoders"},
     {"score", "times", "terminal", "transitions", "report", "checkpoint"},
     {"losses", "samplers", "theory", "workdir"},
     {"likelihood", "diagnostics", "horizon"},
