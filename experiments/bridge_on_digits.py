@@ -4,12 +4,12 @@
 
 One model of `configs/vp_digits.py`, trained to T = 1, is used as it is at T = 0.1, 0.2, 0.4, 0.6 and 1 with the
 terminal laws of `configs/digits_bridge.py`, and with a generator without a density (2,000 draws of the mixture, stored
-as images and diffused to T). Beside it stands a network trained to T = 0.2 alone, for as many steps.
+as images and diffused to T).
 
     bits/dim    of the ODE, uniform dequantisation, 360 test digits; bound: of the SDE, by the profile over T
     NFE         of the likelihood's solver; of the sampler 40 T steps, and where it says so 40
     frechet     of 1,000 samples, with precision and recall
-    fit, s      seconds of fitting or training the law, and for networks of their own of training them
+    fit, s      seconds of fitting or training the law
 
 Standard errors are over test digits, of one training run.
 """
@@ -34,7 +34,7 @@ from scoreflow.metrics import mean_estimate
 from scoreflow.models import MAIN, TERMINAL
 from scoreflow.terminal import mixture
 
-HORIZONS, OWN = (0.1, 0.2, 0.4, 0.6, 1.0), (0.2,)
+HORIZONS = (0.1, 0.2, 0.4, 0.6, 1.0)
 LAWS = tuple(digits_bridge.VARIANTS)
 METRICS, RATED = ("frechet", "precision", "recall"), ("bits", "bound")
 
@@ -134,26 +134,13 @@ def reused(t: float, score, laws, fast: bool, out: Path) -> dict[str, dict]:
     return found
 
 
-def own(t: float, fast: bool, out: Path) -> dict[str, dict]:
-    """A network trained to T alone, without and with a mixture."""
-    experiment, plan, _ = make("prior", t, fast=fast, alone=False)
-    began = time.monotonic()
-    score = common.fit(experiment, plan)
-    seconds = time.monotonic() - began
-    models = {law: with_law(law, t, score, fast) for law in ("prior", "mixture")}
-    found = densities(models)
-    for law, model in models.items():
-        found[law] |= bound(model) | samples(model, out / f"own_{law}_{t:g}") | {"fit_seconds": seconds + model[3]}
-    return found
-
-
 def rows_of(found: dict) -> list[tuple[str, ...]]:
-    """One row for each network, T and law."""
-    rows = [("network", "T", "law", "bits/dim", "bound", "NFE", *METRICS, "sample NFE", "fit, s")]
-    for (network, t), laws in found.items():
+    """One row for each T and law."""
+    rows = [("T", "law", "bits/dim", "bound", "NFE", *METRICS, "sample NFE", "fit, s")]
+    for t, laws in found.items():
         for law, values in laws.items():
             rated = [f"{values[k]:.3f} +- {values[k + '_error']:.3f}" if k in values else "-" for k in RATED]
-            words = [network, f"{t:g}", law, *rated, f"{values['nfe']:.0f}" if "nfe" in values else "-"]
+            words = [f"{t:g}", law, *rated, f"{values['nfe']:.0f}" if "nfe" in values else "-"]
             words += [f"{values['frechet']:.2f}", *(f"{values[k]:.3f}" for k in METRICS[1:])]
             rows.append((*words, f"{values['sample_nfe']:.0f}", f"{values['fit_seconds']:.0f}"))
     return rows
@@ -165,14 +152,13 @@ def main() -> None:
     records, size = args.out / "runs.json", "fast" if args.fast else "full"
     experiment, plan, _ = make("prior", 1.0, fast=args.fast, alone=False)
     base = common.kept(args.out / f"first_{size}.npz", experiment, lambda: common.fit(experiment, plan))
-    cases = {("T = 1", t): functools.partial(reused, t, base, laws, args.fast, args.out) for t in horizons}
-    cases |= {("own", t): functools.partial(own, t, args.fast, args.out) for t in horizons if t in OWN}
+    cases = {t: functools.partial(reused, t, base, laws, args.fast, args.out) for t in horizons}
     found = {}
-    for case, compute in report.progress(cases.items(), total=len(cases), unit="horizon"):
-        found[case] = common.memo(records, f"{case[0]}, T = {case[1]}, {size}", compute)
+    for t, compute in report.progress(cases.items(), total=len(cases), unit="horizon"):
+        found[t] = common.memo(records, f"T = {t}, {size}", compute)
     draw(args.out / "bits_per_dim.png", found)
     lines = ["360 test digits, one training run", "", report.table(rows_of(found))]
-    active = [(t, laws["dirichlet"]["active"]) for (_, t), laws in found.items() if "dirichlet" in laws]
+    active = [(t, laws["dirichlet"]["active"]) for t, laws in found.items() if "dirichlet" in laws]
     if active:
         words = ", ".join(f"{count} at T = {t:g}" for t, count in active)
         lines += ["", f"components of the Dirichlet mixture with a weight above 0.01: {words}"]
@@ -186,10 +172,9 @@ def draw(path: Path, found: dict) -> None:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     curves = {}
-    for (network, t), laws in found.items():
+    for t, laws in found.items():
         for law, values in laws.items():
-            if network == "T = 1":
-                curves.setdefault(law, []).append((t, values.get("bits", np.nan), values["frechet"]))
+            curves.setdefault(law, []).append((t, values.get("bits", np.nan), values["frechet"]))
     for marker, (law, points) in zip("os^Dv<>x*", curves.items()):
         t, bits, frechet = np.array(points).T
         left.plot(t, bits, marker=marker, fillstyle="none", label=law)

@@ -290,7 +290,7 @@ def _warm_start(experiment: Experiment, state: TrainState, plan: TrainPlan) -> T
 def _fit_terminal(experiment: Experiment, state: TrainState) -> TrainState:
     """The state with the terminal law fitted to the training data, or with where its training begins."""
     began = time.monotonic()
-    found = parallel.replicate(experiment.fit_terminal(jax.random.fold_in(experiment.key(INIT), 1)))
+    found = parallel.replicate(jax.device_get(experiment.fit_terminal(jax.random.fold_in(experiment.key(INIT), 1))))
     report.say(f"fitted the terminal law in {time.monotonic() - began:.1f} s")
     params = {**state.params, TERMINAL: found}
     return state._replace(params=params, ema_params={**state.ema_params, TERMINAL: jax.tree.map(jnp.copy, found)})
