@@ -4,7 +4,9 @@
     python main.py --config=configs/digits_conservative.py:qc --mode=train       4 minutes on 2 CPU cores
     python main.py --config=configs/digits_conservative.py:qc --mode=eval
 
-`--mode=eval` also prints how far the score is from a gradient field. See docs/experiments.md for what to expect.
+`--mode=eval` also prints how far the score is from a gradient field, and at what cost a solver follows it. Expect, from
+one run each, a weighted asymmetry of 1.56 and 1.93 bits/dim of u, and 0.41 and 2.00 of qc at this coefficient, which is
+large; at 0.001 qc is u. c takes four times as long to train, and some ten times as long to evaluate.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The digits with a constrained, a free and a quasi-conservative score.
 
-    python -m experiments.conservative_on_digits          about 35 minutes on 2 CPU cores
+    python -m experiments.conservative_on_digits          about 40 minutes on 2 CPU cores
 
 By the settings of `configs/digits_conservative.py`: one model of `configs/vp_digits.py` is trained and fine-tuned with
 each of two seeds, as it was (U) and with the penalty at two weights (QC, with its lambda); C, the gradient of an
@@ -45,7 +45,8 @@ def make(recipe: str | None, seed: int, *, fast: bool):
             config.penalty.coefficient = coefficient
     config.seed, config.init_from = seed, ""
     config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
-    config.eval.update({"draws": 2, "num_samples": 1000, "baseline": False})
+    config.eval.update({"draws": 1, "check": 24, "num_samples": 1000, "baseline": False})
+    config.eval.update({"symmetry": 40, "symmetry_probes": 4, "tolerances": 20})
     if fast:
         config.model = ConfigDict({"name": "mlp", "width": 32, "depth": 2, "dropout": 0.0, "dtype": "float32"})
         config.training.update({"steps": 8, "warmup": 2, "batch_size": 16})
@@ -60,7 +61,8 @@ def run(recipe: str, seed: int, base, fast: bool, out: Path) -> dict:
     """Trains and measures; plain numbers."""
     experiment, plan, how = make(recipe, seed, fast=fast)
     start = None if RECIPES[recipe][0] == "c" else jax.tree.map(jnp.copy, base)
-    params = common.fit(experiment, plan, params=start)
+    kept = out / f"{recipe.replace(' ', '_')}_{seed}_{'fast' if fast else 'full'}.npz"
+    params = common.kept(kept, experiment, lambda: common.fit(experiment, plan, params=start))
     found = likelihood_metrics(experiment, how, params)
     averages, curves = symmetry_metrics(experiment, how, params)
     model = sample_metrics(experiment, how, params, out / recipe.replace(" ", "_"))["model"]
