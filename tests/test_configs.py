@@ -50,15 +50,12 @@ def _shrink(config: ConfigDict) -> ConfigDict:
     config.sampling.update({"num": 8, "batch_size": 8, "steps": 3})
     config.eval.update({"draws": 1, "num_test": 8, "batch_size": 8, "check": 4, "num_samples": 100, "baseline": False})
     config.eval.update({"rtol": 1e-2, "atol": 1e-2, "features": "pixels", "max_steps": 200})
-    if config.eval.tolerances:
-        config.eval.update({"symmetry": 8, "symmetry_times": 2, "symmetry_probes": 2, "tolerances": 4})
-        config.eval.update({"rtols": (1e-2,), "atols": (1e-2,)})
     return config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if not name.endswith(("_processes", "_dequantiser", "_bridge"))]
+    "name", [name for name in CONFIGS if not name.endswith(("_processes", "_dequantiser", "_bridge", "_conservative"))]
 )
 def test_every_config_works_from_end_to_end(name, tmp_path, request):
     config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
@@ -69,7 +66,11 @@ def test_every_config_works_from_end_to_end(name, tmp_path, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("digits_bridge")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in VARIANTS if not name.startswith(("digits_bridge", "cifar10"))]
+    + ["cifar10_processes:ve_geometric", "cifar10_processes:edm"],  # the rest are the digits' processes, other data
+)
 def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     """All finite, as configured, with an MLP, since the network is the same for all; CIFAR-10 from an archive."""
     stem, variant = name.split(":")
@@ -209,7 +210,7 @@ BAD = [
     ({"model__dtype": "float16"}, "model.dtype = 'float16' must be one of float32, bfloat16"),
     ({"weight__name": "vdm"}, "weight.name = 'vdm' must be one of"),
     ({"times": ConfigDict({"name": "log_normal", "std": 0.0})}, "times.std = 0.0 must be a number above 0"),
-    ({"training": ConfigDict({"steps": 3})}, "training.batch_size is missing: it must be a whole number"),
+    ({"training": ConfigDict({"learn": "all", "steps": 3})}, "training.batch_size is missing: it must be a whole number"),
     ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
     ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
     ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, centre"),
