@@ -1,5 +1,6 @@
 """What a run tells: console, JSON lines, TensorBoard events, image grids, plots. Silent in all processes but one."""
 
+import contextlib
 import json
 import math
 import sys
@@ -213,35 +214,35 @@ def plot_steps(
     figure.savefig(path, dpi=130)
 
 
-def plot_times(path: Path, t: np.ndarray, panels: dict[str, dict[str, np.ndarray]]) -> None:
-    """Positive curves over time, logarithmic: a panel per title, a curve per name."""
-    if not parallel.is_main():
-        return
+@contextlib.contextmanager
+def _panels(path: Path, count: int, width: float, height: float) -> Iterator[np.ndarray]:
+    """The axes of `count` panels in a row, written to `path` when they are drawn."""
     from matplotlib.figure import Figure
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(4.4 * len(panels), 3.4), layout="constrained")
-    for axes, (title, curves) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
-        for name, values in curves.items():
-            axes.semilogy(t, np.where(np.asarray(values) > 0, values, np.nan), label=name)
-        axes.set(title=title, xlabel="t")
-        if len(curves) > 1:
-            axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    yield np.atleast_1d(figure.subplots(1, count))
+    if parallel.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def plot_times(path: Path, t: np.ndarray, panels: dict[str, dict[str, np.ndarray]]) -> None:
+    """Positive curves over time, logarithmic: a panel per title, a curve per name."""
+    with _panels(path, len(panels), 4.4, 3.4) as row:
+        for axes, (title, curves) in zip(row, panels.items()):
+            for name, values in curves.items():
+                axes.semilogy(t, np.where(np.asarray(values) > 0, values, np.nan), label=name)
+            axes.set(title=title, xlabel="t")
+            if len(curves) > 1:
+                axes.legend(frameon=False)
 
 
 def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
     """Scatter plots of points in the plane [N, 2], one panel per name, on [-extent, extent]^2."""
-    if not parallel.is_main():
-        return
-    from matplotlib.figure import Figure
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
-    for axes, (name, points) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
-        axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
-        axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
-    figure.savefig(path, dpi=130)
+    with _panels(path, len(panels), 3.2, 3.4) as row:
+        for axes, (name, points) in zip(row, panels.items()):
+            axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
+            axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
 
 
 def plot_errors(path: Path, curves: dict[str, np.ndarray], xlabel: str, ylabel: str) -> None:
@@ -258,16 +259,10 @@ def plot_errors(path: Path, curves: dict[str, np.ndarray], xlabel: str, ylabel: 
 
 def plot_signed(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
     """Maps [n, n] of a quantity of either sign on [-extent, extent]^2, 0 white, one panel and scale per name."""
-    if not parallel.is_main():
-        return
-    from matplotlib.figure import Figure
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
-    for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
-        largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
-        side = (-extent, extent, -extent, extent)
-        shown = axes.imshow(values, origin="lower", extent=side, cmap="RdBu", vmin=-largest, vmax=largest)
-        figure.colorbar(shown, ax=axes, shrink=0.8)
-        axes.set(title=name, xticks=[], yticks=[])
-    figure.savefig(path, dpi=130)
+    side = (-extent, extent, -extent, extent)
+    with _panels(path, len(panels), 3.6, 3.2) as row:
+        for axes, (name, values) in zip(row, panels.items()):
+            largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
+            shown = axes.imshow(values, origin="lower", extent=side, cmap="RdBu", vmin=-largest, vmax=largest)
+            axes.figure.colorbar(shown, ax=axes, shrink=0.8)
+            axes.set(title=name, xticks=[], yticks=[])

@@ -35,7 +35,7 @@ from scoreflow.models import dequantiser
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
 from scoreflow.samplers import affine, grids, ode
-from scoreflow.terminal import families
+from scoreflow.terminal import families, mixture
 from scoreflow.theory import exact, processes
 
 _HORIZON = {"horizon": POSITIVE}
@@ -77,11 +77,8 @@ MODELS = {
     "unet": Choice(
         UNet,
         {
-            "channels": COUNT,
-            "multipliers": COUNTS,
-            "blocks": COUNT,
-            "attention": COUNTS,
-            "num_heads": COUNT,
+            **dict.fromkeys(("channels", "blocks", "num_heads"), COUNT),
+            **dict.fromkeys(("multipliers", "attention"), COUNTS),
             "remat": FLAG,
             **_NET,
         },
@@ -247,20 +244,36 @@ FLOWS = {
         },
     ),
 }
+COVARIANCES = {
+    "isotropic": lambda rank: mixture.ISOTROPIC,
+    "diagonal": lambda rank: mixture.DIAGONAL,
+    "low_rank": mixture.low_rank,
+    "full": lambda rank: mixture.FULL,
+}
 _FITTED_TO = {"fitted_to": one_of("data", "end")}
+
+
+def _mixture(components: int = 1, covariance: str = "full", rank: int = 16, fitted_to: str = "data") -> families.Family:
+    return families.gaussian_mixture(components, COVARIANCES[covariance](rank), transport=fitted_to == "data")
+
+
+def _dirichlet(components: int = 20, fitted_to: str = "end") -> families.Family:
+    return families.dirichlet(components, transport=fitted_to == "data")
+
+
 # What is assumed about x_T: each makes a `families.Family`; pushforward is given the samples, not their file.
 TERMINALS = {
     "prior": Choice(families.prior),
     "mixture": Choice(
-        families.gaussian_mixture,
+        _mixture,
         {
             "components": COUNT,
-            "covariance": one_of("isotropic", "diagonal", "low_rank", "full"),
+            "covariance": one_of(*COVARIANCES),
             "rank": COUNT,
             **_FITTED_TO,
         },
     ),
-    "dirichlet": Choice(families.dirichlet, {"components": COUNT, **_FITTED_TO}),
+    "dirichlet": Choice(_dirichlet, {"components": COUNT, **_FITTED_TO}),
     "glow": Choice(families.glow, {**dict.fromkeys(("levels", "steps", "width"), COUNT), "learning_rate": POSITIVE}),
     "pushforward": Choice(families.pushforward, {"path": TEXT}),
 }

@@ -91,32 +91,31 @@ def _mixtures(components: int, covariance: mixture.Covariance, fit_to: Callable,
     return Family(law, init, fit, anywhere=transport)
 
 
-def gaussian_mixture(components: int = 1, covariance: str = "full", rank: int = 16, fitted_to: str = "data") -> Family:
+def gaussian_mixture(
+    components: int = 1, covariance: mixture.Covariance = mixture.FULL, *, transport: bool = True
+) -> Family:
     """A Gaussian (1 component) or a mixture, by expectation maximisation.
 
     Args:
       components: number of them.
-      covariance: isotropic, diagonal, low_rank or full.
-      rank: of low_rank.
-      fitted_to: data, transported to any T in closed form; or end, x_T itself.
+      covariance: their form.
+      transport: fit clean data and carry the law to any T in closed form; else fit x_T itself.
     """
-    forms = {"isotropic": mixture.ISOTROPIC, "diagonal": mixture.DIAGONAL, "full": mixture.FULL}
-    form = forms.get(covariance, mixture.low_rank(rank))
 
     def fit_to(x, seed, floor):
-        return mixture.fit(x, components=components, covariance=form, floor=floor, seed=seed).law
+        return mixture.fit(x, components=components, covariance=covariance, floor=floor, seed=seed).law
 
-    return _mixtures(components, form, fit_to, fitted_to == "data")
+    return _mixtures(components, covariance, fit_to, transport)
 
 
-def dirichlet(components: int = 20, fitted_to: str = "end") -> Family:
+def dirichlet(components: int = 20, *, transport: bool = False) -> Family:
     """scikit-learn's Dirichlet-process mixture with at most that many components, full covariances."""
 
     def fit_to(x, seed, floor):
         del floor  # its prior keeps covariances from collapsing
         return mixture.fit_dirichlet(x, components=components, seed=seed)
 
-    return _mixtures(components, mixture.FULL, fit_to, fitted_to == "data")
+    return _mixtures(components, mixture.FULL, fit_to, transport)
 
 
 def glow(levels: int = 2, steps: int = 8, width: int = 64, conv: Callable | None = None) -> Family:
