@@ -193,15 +193,15 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         report.say(f"resuming at step {start}")
     elif plan.init_from is not None:
         state = _warm_start(experiment, state, plan)
-    if start is None and experiment.fit_terminal is not None:
+    fresh, start = start is None, start or 0
+    if fresh and experiment.fit_terminal is not None:
         state = _fit_terminal(experiment, state)
-    start = start or 0
     log = report.Log(folder, start)
     report.say(
         f"{experiment.name}: {len(experiment.source.train.x)} training examples of shape {experiment.source.shape}, "
         f"{count_params(state.params):,} parameters, {parallel.describe()}"
     )
-    if start >= plan.steps:
+    if start >= plan.steps and not fresh:
         report.say(f"step {start} is there already; raise training.steps to train on")
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         if step < plan.steps and _due(plan.sample_every, step, plan.steps):
             show(state.ema_params, step)
 
-    if plan.steps == 0 and start == 0:  # all there was to learn was fitted
+    if plan.steps == 0 and fresh:  # all there was to learn was fitted
         checkpoint.save(checkpoints, 0, state, keep=plan.keep)
 
     # --- what a person looks at, also where the run was killed after its last checkpoint ------------------------------

@@ -55,6 +55,10 @@ def test_a_law_fitted_to_a_finished_score(finished, tmp_path, capsys):
     first = build.build(tiny.digits(process__horizon=0.5), "first")
     same(params[MAIN], sample.load_ema(first, finished, workdir.newest(finished)))
     assert config.training.steps == 0 and workdir.newest(tmp_path) == 0
+    assert "raise training.steps" not in capsys.readouterr().out
+    again = run(tmp_path, terminal=law, init_from=str(finished), **ALONE)[2]  # the same command again
+    same(again, params)
+    assert "step 0 is there already" in capsys.readouterr().out
     config.eval.update({"horizons": (0.05, 0.2), "bound_times": 10})
     plan = build.eval_plan(config, experiment.source, tmp_path)
     found = evaluate.evaluate(experiment, plan, tmp_path)
