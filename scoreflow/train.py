@@ -202,7 +202,8 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         f"{count_params(state.params):,} parameters, {parallel.describe()}"
     )
     if start >= plan.steps and not fresh:
-        report.say(f"step {start} is there already; raise training.steps to train on")
+        advice = "; raise training.steps to train on" if plan.steps else ""
+        report.say(f"step {start} is there already{advice}")
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
     dispatch = dispatch_of(experiment, plan)
@@ -334,10 +335,13 @@ def check_finite(
 
 def _finish(experiment: Experiment, params, folder: Path, step: int, log: report.Log, seconds: float) -> None:
     """Plots, and the words a run ends with."""
-    report.plot_loss(folder / "loss.png", report.read_metrics(folder))
-    report.plot_levels(folder / "loss_by_log_snr.png", *error_by_level(experiment, params))
+    plots = folder / "loss_by_log_snr.png"
+    report.plot_levels(plots, *error_by_level(experiment, params))
+    if records := report.read_metrics(folder):
+        plots = folder / "loss.png"
+        report.plot_loss(plots, records)
     sample.write_trajectory(experiment, params, folder / "trajectory.png", experiment.key(SAMPLE))
     log.close()
     report.say(f"trained to step {step} in {seconds:.0f} s")
-    report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {folder / 'loss.png'} and beside it")
+    report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {plots} and beside it")
     report.say(f"next:    python main.py --config={experiment.name} --workdir={folder} --mode=eval")
