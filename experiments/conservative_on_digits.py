@@ -98,7 +98,7 @@ def tolerance_rows(found: dict[str, list[dict]]) -> list[tuple[str, ...]]:
 
 def main() -> None:
     args = common.arguments(__doc__, "conservative_on_digits")
-    recipes, seeds = (("U", "C"), (0,)) if args.fast else (tuple(RECIPES), SEEDS)
+    recipes, seeds = (("U", "QC 10"), (0,)) if args.fast else (tuple(RECIPES), SEEDS)
     records, size = args.out / "runs.json", "fast" if args.fast else "full"
     costs = {}
     for variant in sorted({RECIPES[recipe][0] for recipe in recipes}):

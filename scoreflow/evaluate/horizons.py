@@ -37,9 +37,9 @@ def horizon_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[dict
     rows = []
     for k, t in enumerate(horizons):
         here = {"T": float(t), "log_snr": float(process.log_snr(t)), "alpha_sq": float(process.alpha(t)) ** 2}
-        for name, end in found.end.items():
-            if name == "prior" or everywhere or t == np.float32(process.horizon):
-                total = end[:, k] + found.path[:, k] + found.offset
+        for name in ("prior", "fitted"):
+            if name in found.end and (name == "prior" or everywhere or t == np.float32(process.horizon)):
+                total = found.end[name][:, k] + found.path[:, k] + found.offset
                 here[name] = mean_estimate(units(experiment, -total, data.log_q))
                 here[f"slope_{name}"] = mean_estimate(found.slope[name][:, k] / scale_of(experiment))
         if "fitted" in here:
