@@ -183,7 +183,7 @@ def bench_sampler(folder: Path, n: int = 100) -> None:
     _, experiment, params = _trained(folder)
     score = experiment.score(params)
     drift = probability_flow(experiment.process, score)
-    x_init = experiment.terminal(params).sample(jax.random.key(0), (n, *experiment.source.shape))
+    x_init = experiment.terminal(params).sample(jax.random.key(0), (n, *experiment.shape))
     calls = 0
     compiled = parallel.jit(lambda t, x: drift(jnp.full(n, t), x))
 

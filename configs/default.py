@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
     config.data.centred = True  # integer data in [-1, 1]; False for [0, 1]
     config.data.dequantisation = "uniform"  # of training data: uniform, or none (bin centres)
     config.data.conditional = False  # give the network the labels
+    config.data.binarised = False  # for a decoder: 0 or 1 at every access, with the level's share of the top as chance
+    config.data.bits = 0  # for a decoder: of the levels that are kept; 0 for all
 
     # The forward SDE, all with a horizon: vp_linear, vp_constant, vp_exponential, sub_vp_linear (beta_min, beta_max),
     # vp_power (and rho), vp_cosine (offset), vp_geometric (variance_min, variance_max); ve_geometric, ve_constant,
@@ -31,8 +33,10 @@ def get_config() -> ConfigDict:
     config.process = ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0})
 
     # What the network predicts (noise, x0, v, flow, score, edm), and the root mean square of the data.
+    # mixed: with N(0, I), for latents; mixed_logit: that of the network's share at first.
     # energy: none for a free score; noise, paper or code for the gradient of an energy made of it (score.energy_fn).
     config.score = ConfigDict({"kind": "v", "data_rms": 1.0, "energy": "none"})
+    config.score.update({"mixed": False, "mixed_logit": -3.0})
 
     # The network: mlp (width, depth) or unet.
     config.model = ConfigDict()
@@ -54,7 +58,7 @@ def get_config() -> ConfigDict:
     # To which is added: none, or quasi_conservative (coefficient; form a1, a2, b; law rademacher, gaussian, sphere, or
     # exact in few dimensions; num of probes; weight noise, likelihood; every so many steps; part of the batch).
     config.penalty = ConfigDict({"name": "none"})
-    # With what weight: noise, likelihood, edm (data_rms), min_snr (gamma), sigmoid (bias).
+    # With what weight: noise, likelihood, diffusion (g^2), edm (data_rms), min_snr (gamma), sigmoid (bias).
     config.weight = ConfigDict({"name": "likelihood"})
     # With what law of t: uniform, stratified, importance (for the likelihood weight), velocity (the same for networks
     # that predict v, or flow on the straight path), log_normal (mean, std); for data close to N(0, I)
@@ -67,6 +71,18 @@ def get_config() -> ConfigDict:
     # samples of any generator (path of an .npy file, as stored): samples alone, no density.
     config.terminal = ConfigDict({"name": "prior"})
 
+    # A latent space: encoder and decoder conv (channels, multipliers, blocks, latents), mlp (width, depth, latents) or
+    # hierarchical (channels, multipliers, scales, per_scale, latents, cells, outer_cells, inverted, pad), each with a
+    # dtype; and what is said of data given latents: bernoulli, categorical, logistic_mixture (components).
+    config.vae = ConfigDict({"name": "none"})
+    config.decoder = ConfigDict({"name": "none"})
+    # What is learnt there: alone, the VAE with N(0, I) as prior (balance of its groups); joint, with a score model
+    # (algorithm 1, 2 or 3; learning_rate, learning_rate_end, eps and weight_decay of the VAE; spectral_score; and
+    # drop_inactive for channels that say nothing), or frozen, the score model alone (drop_inactive). Of the divergence
+    # a coefficient, from coefficient_min after `hold` steps to coefficient_max over `ramp` steps; closed_entropy;
+    # spectral_weight.
+    config.latent = ConfigDict({"name": "none"})
+
     # Instead of all this, a flow for variational dequantisation, trained on the finished score model of init_from:
     # couplings (couplings, channels, blocks, components, num_heads, context; published: 4, 96, 2, 32, 4, 32).
     config.dequantiser = ConfigDict({"name": "none"})
@@ -77,13 +93,15 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 128
     config.training.accumulate = 1  # parts a batch is cut into
     config.training.steps_per_dispatch = 1  # steps in one compiled program
-    config.training.optimiser = "adamw"  # or adam
+    config.training.optimiser = "adamw"  # or adam, adamax
     config.training.learning_rate = 1e-3
-    config.training.schedule = "cosine"  # to 0 at the last step; or constant
+    config.training.schedule = "cosine"  # to learning_rate_end at the last step; or constant
+    config.training.learning_rate_end = 0.0
     config.training.warmup = 100  # steps
     config.training.beta1 = 0.9
     config.training.beta2 = 0.999
-    config.training.weight_decay = 0.0  # adamw only
+    config.training.eps = 1e-8
+    config.training.weight_decay = 0.0  # decoupled; not of adam
     config.training.clip = 1.0  # global gradient norm; 0 for none
     config.training.ema_decay = 0.999
     config.training.label_dropout = 0.0  # share of labels hidden, for guidance
@@ -112,6 +130,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.likelihood = True
+    config.eval.t_min = 0.0  # time at which the likelihood's ODE begins; 0 for t_min
     # Must be chosen for integer data: uniform, truncated_normal (set t_min for it), variational (needs a dequantiser).
     config.eval.dequantisation = ""
     config.eval.draws = 5  # dequantisations per test example, averaged; importance-weighted too if divergence is exact

@@ -64,10 +64,10 @@ def make(law: str, t: float, *, fast: bool, alone: bool = True, scale_steps: boo
 def with_law(law: str, t: float, score, fast: bool):
     """(parameters of the score with the fitted law's, experiment, evaluation plan, seconds of the fit)."""
     experiment, plan, how = make(law, t, fast=fast)
-    if experiment.fit_terminal is None:
+    if not experiment.fits:
         return score, experiment, how, 0.0
     began = time.monotonic()
-    fitted = experiment.fit_terminal(jax.random.fold_in(experiment.key(INIT), 1))
+    fitted = experiment.fits[TERMINAL](None, jax.random.fold_in(experiment.key(INIT), 1))
     params = {MAIN: score, TERMINAL: jax.block_until_ready(fitted)}
     if plan.steps:
         params = common.fit(experiment, plan, params=jax.tree.map(jnp.copy, params))
@@ -121,9 +121,9 @@ def reused(t: float, score, laws, fast: bool, out: Path) -> dict[str, dict]:
         found["dirichlet"]["active"] = mixture.active(experiment.terminal(params))
     if "mixture" in models:
         params, experiment, how, _ = models["mixture"]
-        drawn = experiment.terminal_at(params, 0.0).sample(jax.random.key(7), (2000, *experiment.source.shape))
+        drawn = experiment.terminal_at(params, 0.0).sample(jax.random.key(7), (2000, *experiment.shape))
         law = terminal.Pushforward(
-            experiment.encode(jax.random.key(8), experiment.decode(drawn)),
+            experiment.encode(params, jax.random.key(8), experiment.decode(params, jax.random.key(9), drawn)),
             experiment.process.alpha(t),
             experiment.process.sigma(t),
         )

@@ -82,7 +82,7 @@ def memo(path: Path, key: str, compute):
 
 def kept(path: Path, experiment: Experiment, compute):
     """compute(), parameters of `experiment`, or what it returned when it was first asked for with this .npz file."""
-    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.source.shape)))
+    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.shape)))
     leaves, tree = jax.tree.flatten(template)
     if not path.exists():
         found = jax.tree.leaves(compute())

@@ -71,7 +71,7 @@ def cost(data: str, order: int) -> float:
 
     def count(order):
         experiment, plan = make(data, "VP", order, 0, CHUNK)
-        params = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
+        params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
         batch = {"x": jnp.asarray(experiment.source.train.x[: plan.batch_size])}
         loss = lambda params: experiment.objective(params, jax.random.key(0), batch, train=True)[0]
         return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]

@@ -94,11 +94,11 @@ def measure(
     params, how_scored = common.fit(experiment, how), experiment.config["score"]
     draw = sampler(experiment.network.apply, how_scored["kind"])
     key_init, key_path = jax.random.split(experiment.key(SAMPLE))
-    x_init = experiment.terminal(params).sample(key_init, (samples, *experiment.source.shape))
+    x_init = experiment.terminal(params).sample(key_init, (samples, *experiment.shape))
 
     def distance(times):
         x = draw(experiment.process, params, how_scored["data_rms"], key_path, x_init, times)
-        return judge(np.asarray(experiment.decode(x)))
+        return judge(np.asarray(experiment.decode(params, jax.random.key(1), x)))
 
     return {grid: [distance(times_of(experiment, grid, k)) for k in counts] for grid, counts in steps.items()}
 
@@ -106,7 +106,7 @@ def measure(
 def theory(experiment: Experiment, steps: dict[str, tuple[int, ...]]) -> dict[str, list[float]]:
     """Exact W2 of the same sampler, from the same start, for the digits' Gaussian."""
     with jax.enable_x64(True):
-        data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, 10_000))
+        data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, 10_000))
         variance = experiment.process.prior_std() ** 2
         start = exact.Law(jnp.zeros_like(data.mean), jnp.full_like(data.variance, variance))
 

@@ -124,6 +124,14 @@ def set_aside(directory: Path, newest: int | None) -> None:
             _seal_path(directory, step).unlink(missing_ok=True)
 
 
+def names(directory: Path, step: int, of: str) -> set[str]:
+    """Names under `of` in the tree of a step."""
+    import orbax.checkpoint as ocp
+
+    found = ocp.StandardCheckpointer().metadata(directory.resolve() / str(step) / "default")
+    return set(found.item_metadata.tree[of])
+
+
 def restore(directory: Path, step: int, template):
     """Reads a step back onto the present devices, however many there were when it was written.
 

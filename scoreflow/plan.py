@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import report
+from scoreflow import report, workdir
 from scoreflow.experiment import EVALUATE, Experiment
+from scoreflow.sample import load_ema
 from scoreflow.sdes import Process
 from scoreflow.theory import exact, wasserstein
 
@@ -74,9 +75,9 @@ class Row(NamedTuple):
     grids: dict[str, Needed]
 
 
-def fit_gaussian(experiment: Experiment, num: int) -> exact.Law:
-    """Mean and variance of training data in the principal axes of their covariance, float64, [d] each."""
-    x = np.asarray(experiment.encode(experiment.key(EVALUATE), np.asarray(experiment.source.train.x[:num])))
+def fit_gaussian(experiment: Experiment, params, num: int) -> exact.Law:
+    """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each."""
+    x = np.asarray(experiment.encode(params, experiment.key(EVALUATE), np.asarray(experiment.source.train.x[:num])))
     x = x.reshape(len(x), -1).astype(np.float64)
     values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
     return exact.Law(axes.T @ x.mean(0), np.maximum(values, 0.0))
@@ -134,8 +135,9 @@ def examine(
 def plan(experiment: Experiment, plan: PlanPlan, folder: Path) -> list[Row]:
     """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`."""
     out = folder / "plan"
+    params = None if experiment.latent is None else load_ema(experiment, folder, workdir.newest(folder))
     with jax.enable_x64(True):
-        data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, plan.num))
+        data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, plan.num))
         accuracy = plan.accuracy * math.sqrt(float(data.variance.sum()))
         end = float(plan.processes[plan.chosen].log_snr(plan.t_min))
         target = target_of(data)

@@ -45,11 +45,12 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
       UserError: if the devices do not divide the batch.
     """
     parallel.check_divides(batch_size, "sampling.batch_size")
-    shape = (batch_size, *experiment.source.shape)
+    shape = (batch_size, *experiment.shape)
 
     def run(params, keys, x_init, cond):
         result = experiment.sampler(experiment.score(params), keys[0], x_init, cond)
-        return experiment.decode(result.x), result.nfe, jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
+        decoded = experiment.decode(params, jax.random.fold_in(keys[0], 1), result.x)
+        return decoded, result.nfe, jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
 
     run = parallel.map_devices(run, broadcast=(0, 1)) if experiment.per_device else parallel.jit(run)
     start = parallel.jit(
@@ -101,14 +102,15 @@ def write_picture(experiment: Experiment, x: np.ndarray, path: Path) -> None:
 def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array, columns: int = 10) -> None:
     """Draws samples as they form, at `columns` of the sampler's times from noise to data.
 
-    Images: ten rows, each time at its own scale, since noise of a large sigma would leave nothing else to see. Points
+    Images: ten rows, each time at its own scale, since noise of a large sigma would leave nothing else to see, or as
+    the decoder sees it. Points
     in the plane: one panel per time. An adaptive sampler keeps no trajectory, and gets no picture.
     """
     if experiment.per_device:
         return
     points = experiment.source.shape == (2,)
     num = 1000 if points else 10
-    shape = (num * parallel.device_count(), *experiment.source.shape)
+    shape = (num * parallel.device_count(), *experiment.shape)
     x_init = parallel.shard(np.asarray(experiment.terminal(params).sample(key, shape)))
 
     def run(params, key, x_init):
@@ -120,10 +122,12 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
     if points:
         panels = {f"{i + 1}/{columns}": x / extent for i, (x, extent) in enumerate(zip(shown, extents))}
         report.plot_points(path, panels, 1.05)
-    elif experiment.source.levels and shown.ndim == 5:
-        images = np.asarray(experiment.decode(jnp.asarray(shown / extents[:, None, None, None, None]))).swapaxes(0, 1)
-        flat = images.reshape(-1, *images.shape[2:])
-        report.save_png(path, report.grid(flat, experiment.source.levels, columns=columns))
+    elif experiment.source.levels and len(experiment.source.shape) == 3:
+        if experiment.latent is None:
+            shown = shown / extents[:, None, None, None, None]
+        flat = shown.swapaxes(0, 1).reshape(-1, *experiment.shape)
+        images = np.asarray(experiment.decode(params, key, jnp.asarray(flat)))
+        report.save_png(path, report.grid(images, experiment.source.levels, columns=columns))
 
 
 def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
@@ -149,7 +153,7 @@ def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
 
 def load_ema(experiment: Experiment, folder: Path, step: int):
     """The averaged parameters of a checkpoint, on all devices."""
-    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.source.shape)))
+    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.shape)))
     return workdir.averaged(folder, step, template)
 
 
@@ -161,10 +165,10 @@ def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -
 
     def run(params, x_init, known):
         score = inpaint(experiment.process, experiment.score(params), known, plan.mask, data_rms=plan.data_rms)
-        return experiment.decode(experiment.sampler(score, key_path, x_init, None).x)
+        return experiment.decode(params, key_path, experiment.sampler(score, key_path, x_init, None).x)
 
     run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else parallel.jit(run)
-    known = parallel.shard(np.asarray(experiment.encode(key_encode, stored)))
+    known = parallel.shard(np.asarray(experiment.encode(params, key_encode, stored)))
     x_init = parallel.shard(np.asarray(experiment.terminal(params).sample(key_init, stored.shape)))
     filled = parallel.gather(run(params, x_init, known))
     kept = np.where(plan.mask == 1, stored, np.zeros_like(stored))

@@ -183,6 +183,11 @@ def probability_flow(process: Process, score: ScoreFn) -> Callable[..., jax.Arra
     return drift
 
 
+def normal(process: Process) -> ScoreFn:
+    """The exact score of N(0, I), the first noise included, under the process."""
+    return lambda x, t, cond=None: -x / expand(normal_variance(process, t), x)
+
+
 def mixed(process: Process, score: ScoreFn, logits: jax.Array) -> ScoreFn:
     """The score of a product N(0, I)^(1 - a) p^a at every t, a = sigmoid(logits): -(1 - a) x / v + a score.
 
@@ -195,10 +200,10 @@ def mixed(process: Process, score: ScoreFn, logits: jax.Array) -> ScoreFn:
       score: that of p.
       logits: [C], one for each channel, shared over pixels.
     """
-    share = jax.nn.sigmoid(logits)
+    share, of_normal = jax.nn.sigmoid(logits), normal(process)
 
     def mixture(x, t, cond=None):
         a = share.reshape((1,) * (x.ndim - 1) + share.shape)
-        return -(1.0 - a) * x / expand(normal_variance(process, t), x) + a * score(x, t, cond)
+        return (1.0 - a) * of_normal(x, t) + a * score(x, t, cond)
 
     return mixture

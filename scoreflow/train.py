@@ -14,11 +14,7 @@ from scoreflow import checkpoint, data, parallel, report, sample, workdir
 from scoreflow.errors import RunError
 from scoreflow.evaluate.density import error_by_level
 from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
-from scoreflow.models import TERMINAL, count_params
-
-# What a part that is learnt on top of a finished score model must have in common with it; but its horizon may be
-# shorter, since the network knows times by their log-SNR.
-_OF_A_SCORE = ("process.", "score.", "model.", "t_min", "data.name", "data.centred", "data.levels", "data.conditional")
+from scoreflow.models import MAIN, count_params
 
 
 class TrainPlan(NamedTuple):
@@ -30,10 +26,11 @@ class TrainPlan(NamedTuple):
       accumulate: parts that a batch is cut into, to fit memory.
       skip: steps in a row that may be skipped because their loss or gradient is not finite; 0 stops at the first.
       init_from: folder of a run whose averaged parameters training begins with; None for the network's own.
-      init_part: the part of the parameters that these are; None for all of them.
+      init_same: settings, by what their names begin with, that must be the same there.
       steps_per_dispatch: steps inside one compiled program.
       optimiser: the optax transformation, with clipping and schedule.
       ema_decay: of the averaged parameters that evaluation and sampling use.
+      followed: parts of the parameters that are not averaged: the newest are used.
       flip: mirror training images at random.
       log_every, validate_every, checkpoint_every, sample_every: intervals; 0 for never (and always at the end).
       keep: checkpoints that stay.
@@ -46,10 +43,11 @@ class TrainPlan(NamedTuple):
     accumulate: int
     skip: int
     init_from: Path | None
-    init_part: str | None
+    init_same: tuple[str, ...]
     steps_per_dispatch: int
     optimiser: optax.GradientTransformation
     ema_decay: float
+    followed: tuple[str, ...]
     flip: bool
     log_every: int
     validate_every: int
@@ -73,7 +71,7 @@ def init_state(experiment: Experiment, optimiser: optax.GradientTransformation) 
     """The state before the first step, on all devices."""
 
     def make(key):
-        params = experiment.network.init(key, (1, *experiment.source.shape))
+        params = experiment.network.init(key, (1, *experiment.shape))
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
 
     return parallel.jit(make, once=True, out_shardings=parallel.replicated())(experiment.key(INIT))
@@ -90,6 +88,7 @@ def make_train_step(
     key: jax.Array,
     *,
     ema_decay: float,
+    followed: tuple[str, ...] = (),
     accumulate: int = 1,
     skip: int = 0,
 ) -> Callable:
@@ -129,6 +128,7 @@ def make_train_step(
         pace = 1.0 - ema_decay_at(state.step, ema_decay)
         # a number that never moves stays the same to the last digit, as it would not in a weighted sum
         ema_params = jax.tree.map(lambda ema, new: ema + pace * (new - ema), state.ema_params, params)
+        ema_params |= {name: params[name] for name in followed if name in params}
         after, metrics = (params, ema_params, opt_state), {**terms, "grad_norm": optax.tree.norm(grads)}
         if skip:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -153,7 +153,8 @@ def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
 
 def dispatch_of(experiment: Experiment, plan: TrainPlan) -> Callable:
     """The compiled dispatch of an experiment under a plan."""
-    options = {"ema_decay": plan.ema_decay, "accumulate": plan.accumulate, "skip": plan.skip}
+    options = {"ema_decay": plan.ema_decay, "followed": plan.followed}
+    options |= {"accumulate": plan.accumulate, "skip": plan.skip}
     step = make_train_step(experiment.objective, plan.optimiser, experiment.key(TRAIN), **options)
     return compile_dispatch(step, plan.steps_per_dispatch)
 
@@ -194,8 +195,8 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     elif plan.init_from is not None:
         state = _warm_start(experiment, state, plan)
     fresh, start = start is None, start or 0
-    if fresh and experiment.fit_terminal is not None:
-        state = _fit_terminal(experiment, state)
+    if fresh:
+        state = _fit(experiment, state)
     log = report.Log(folder, start)
     report.say(
         f"{experiment.name}: {len(experiment.source.train.x)} training examples of shape {experiment.source.shape}, "
@@ -275,26 +276,36 @@ def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
 def _warm_start(experiment: Experiment, state: TrainState, plan: TrainPlan) -> TrainState:
     """The state with the averaged parameters of another run's newest checkpoint, as parameters and as their average.
 
+    These are the parts that both runs have by name; all parameters where neither is in parts, and the score network's
+    where only the other is not.
+
     Raises:
-      UserError: if there is none, its network is another, or, for a part that stays as it is, its process is another.
+      UserError: if there is none, its network is another, or its settings are.
     """
-    folder, part = plan.init_from, plan.init_part
+    folder, ours = plan.init_from, state.params
     step = workdir.newest(folder)
-    if part is not None or plan.steps == 0:
-        workdir.check_same(folder, experiment.config, _OF_A_SCORE, at_most=("process.horizon",))
-    found = workdir.averaged(folder, step, state.params if part is None else state.params[part])
-    params = found if part is None else {**state.params, part: found}
+    workdir.check_same(folder, experiment.config, plan.init_same, at_most=("process.horizon",))
+    if names := workdir.parts(folder, step) & ours.keys():
+        found = workdir.averaged(folder, step, {name: ours[name] for name in names})
+        params = {**ours, **found}
+    elif MAIN in ours:
+        params = {**ours, MAIN: workdir.averaged(folder, step, ours[MAIN])}
+    else:
+        params = workdir.averaged(folder, step, ours)
     report.say(f"beginning with the averaged parameters of {folder}, step {step}")
     return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
 
-def _fit_terminal(experiment: Experiment, state: TrainState) -> TrainState:
-    """The state with the terminal law fitted to the training data, or with where its training begins."""
-    began = time.monotonic()
-    found = parallel.replicate(jax.device_get(experiment.fit_terminal(jax.random.fold_in(experiment.key(INIT), 1))))
-    report.say(f"fitted the terminal law in {time.monotonic() - began:.1f} s")
-    params = {**state.params, TERMINAL: found}
-    return state._replace(params=params, ema_params={**state.ema_params, TERMINAL: jax.tree.map(jnp.copy, found)})
+def _fit(experiment: Experiment, state: TrainState) -> TrainState:
+    """The state with what is fitted to the training data: all there is to learn of it, or where its training begins."""
+    for i, (name, fit) in enumerate(experiment.fits.items()):
+        began = time.monotonic()
+        key = jax.random.fold_in(experiment.key(INIT), 1 + i)
+        found = parallel.replicate(jax.device_get(fit(state.params, key)))
+        report.say(f"fitted {name} in {time.monotonic() - began:.1f} s")
+        params, ema_params = state.params | {name: found}, state.ema_params | {name: jax.tree.map(jnp.copy, found)}
+        state = state._replace(params=params, ema_params=ema_params)
+    return state
 
 
 def _mean_of_finite(values: np.ndarray) -> float:

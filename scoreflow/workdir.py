@@ -122,6 +122,11 @@ def newest(workdir: Path) -> int:
     return step
 
 
+def parts(workdir: Path, step: int) -> set[str]:
+    """Names at the top of a checkpoint's averaged parameters."""
+    return checkpoint.names(checkpoints(workdir), step, "ema_params")
+
+
 def averaged(workdir: Path, step: int, like):
     """The averaged parameters of a checkpoint, on all devices; `like` is a tree of their shapes."""
     return checkpoint.restore(checkpoints(workdir), step, {"ema_params": like})["ema_params"]

@@ -77,7 +77,7 @@ def test_a_law_fitted_to_a_finished_score(finished, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_fitted_law_does_not_move_while_the_score_is_trained(tmp_path):
     experiment, _, params = run(tmp_path, terminal={"name": "mixture", "fitted_to": "end"}, process__horizon=0.3)
-    fitted = experiment.fit_terminal(jax.random.fold_in(experiment.key(INIT), 1))
+    fitted = experiment.fits[TERMINAL](None, jax.random.fold_in(experiment.key(INIT), 1))
     same(params[TERMINAL], fitted)
     assert float(fitted["along"].min()) >= float(experiment.process.variance(0.3)) * (1 - 1e-6)
 

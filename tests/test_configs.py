@@ -79,14 +79,14 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
         config.data.dir = str(request.getfixturevalue("made")(config.data.name)[0])
     config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
     experiment = build.build(config, name)
-    params = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
     batch = {"x": experiment.source.train.x[:8]}
-    x_init = experiment.terminal(params).sample(jax.random.key(2), (2, *experiment.source.shape))
+    x_init = experiment.terminal(params).sample(jax.random.key(2), (2, *experiment.shape))
 
     @jax.jit
     def everything(params):
         loss = lambda params: experiment.objective(params, jax.random.key(1), batch, train=True)[0]
-        score, x = experiment.score(params), experiment.encode(jax.random.key(4), batch["x"][:2])
+        score, x = experiment.score(params), experiment.encode(params, jax.random.key(4), batch["x"][:2])
         draw = experiment.sampler(score, jax.random.key(3), x_init, None).x
         options = {"t_min": experiment.t_min, "rtol": 1e-2, "atol": 1e-2}
         law = experiment.terminal(params)
@@ -253,7 +253,7 @@ def test_a_unet_needs_sides_it_can_halve():
 @pytest.mark.slow
 def test_every_row_of_every_table_builds():
     """Each choice by name, with one value for each of its parameters."""
-    from scoreflow.build import tables
+    from scoreflow.build import sections
 
     values = {"horizon": 1.0, "rho": 7.0, "predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True}
     values |= {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "gamma": 5.0, "bias": 0.0, "mean": 0.0, "std": 1.0}
@@ -270,7 +270,7 @@ def test_every_row_of_every_table_builds():
         "data_rms": 1.0,
     }
     for section in ("process", "weight", "times", "grid", "sampler"):
-        for name, parameters in tables.NAMED[section].items():
+        for name, parameters in sections.NAMED[section].items():
             chosen = ConfigDict({"name": name, **{p: values[p] for p in parameters}})
             if name in ("vp_cosine", "straight"):
                 chosen.horizon = 0.9

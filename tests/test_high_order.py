@@ -264,7 +264,7 @@ def test_terms_are_let_in_over_the_steps_asked_for():
     )
     experiment = build.build(config, "ramp")
     with jax.numpy_rank_promotion("allow"):
-        params = experiment.network.init(jax.random.key(0), (1, *experiment.source.shape))
+        params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
         batch = {"x": experiment.source.train.x[:16]}
         run = jax.jit(lambda step: experiment.objective(params, jax.random.key(1), batch, train=False, step=step)[1])
         whole = experiment.objective(params, jax.random.key(1), batch, train=False)[1]

@@ -76,7 +76,7 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
     config = tiny.digits()
     experiment = build.build(config, "vp_digits")
     params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-    x = np.asarray(experiment.encode(jax.random.key(1), experiment.source.test.x[:10]))
+    x = np.asarray(experiment.encode(params, jax.random.key(1), experiment.source.test.x[:10]))
     keys = jax.random.split(jax.random.key(2), 10)
     plan = build.eval_plan(config, experiment.source, None)
     found = [

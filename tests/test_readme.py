@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scoreflow.build import tables
+from scoreflow.build import sections, tables
 from scoreflow.theory import complexity
 from tests import tiny
 
@@ -58,5 +58,5 @@ def test_the_orders_in_the_docs_are_those_of_the_code():
 
 def test_every_default_setting_is_one_that_a_config_takes_and_the_reverse():
     default = tiny.load(tiny.ROOT / "configs" / "default.py")
-    for section, checks in tables.SECTIONS.items():
+    for section, checks in sections.SECTIONS.items():
         assert set(default[section].keys()) == checks.keys()

@@ -62,11 +62,11 @@ def test_every_process_gives_every_quantity():
 LAYERS = [
     {"errors", "experiment", "caches", "rates"},
     {"sdes", "divergence", "models", "parallel", "metrics", "data", "dequantise", "decoders"},
-    {"score", "times", "terminal", "transitions", "report", "checkpoint"},
+    {"score", "times", "terminal", "transitions", "report", "checkpoint", "latent"},
     {"losses", "samplers", "theory", "workdir"},
     {"likelihood", "diagnostics", "horizon"},
-    {"sample", "plan"},
-    {"evaluate"},
+    {"sample"},
+    {"evaluate", "plan"},
     {"train"},
     {"build"},
 ]

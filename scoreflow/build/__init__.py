@@ -1,7 +1,7 @@
 """From a config to the parts of an experiment: the only reader of ConfigDict.
 
-`values` says what a setting's value must be and `tables` what can be chosen, `checks` refuses what cannot work,
-`objectives` is what training minimises, and this file puts the parts together.
+`values` says what a setting's value must be, `tables` what can be chosen and `sections` where; `checks` refuses what
+cannot work; `objectives` and `latents` are what training minimises, `training` how; this file puts the parts together.
 """
 
 import functools
@@ -13,41 +13,58 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
-from scoreflow import dequantise, experiment, metrics, parallel, score, sdes, transitions
-from scoreflow.build.checks import check, check_process, check_source
+from scoreflow import dequantise, experiment, latent, metrics, parallel, score, sdes, transitions
+from scoreflow.build import latents
+from scoreflow.build.checks import check, check_process, check_shape, check_source
 from scoreflow.build.objectives import encoder, of_noise, of_score, with_terminal
 from scoreflow.build.tables import (
     ADAPTIVE,
-    BY_GRADIENT,
+    DECODERS,
     DEQUANTISERS,
     DIVERGENCES,
     ENERGIES,
     FLOWS,
     GRIDS,
+    LATENTS,
     LOG_DENSITIES,
     MASKS,
     MODELS,
-    OPTIMISERS,
     PARAMETERISATIONS,
     PROCESSES,
     SAMPLERS,
     TERMINALS,
+    TIMES,
     TRANSITIONS,
-    UNFITTED,
+    VAES,
+    WEIGHTS,
 )
+from scoreflow.build.training import optimiser as optimiser
+from scoreflow.build.training import train_plan as train_plan
 from scoreflow.build.values import make
 from scoreflow.data import Source, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import EvalPlan
+from scoreflow.losses import latent as latent_losses
 from scoreflow.metrics import digits as digit_metrics
-from scoreflow.models import DEQUANTISER, MAIN, TERMINAL, Network, beside, layers, network
+from scoreflow.models import (
+    DEQUANTISER,
+    LATENT,
+    MIXING,
+    TERMINAL,
+    Network,
+    Other,
+    beside,
+    layers,
+    mixing,
+    network,
+    only,
+)
+from scoreflow.models.vae import vae
 from scoreflow.plan import PlanPlan
 from scoreflow.sample import SamplePlan
 from scoreflow.samplers import adaptive, grids, guide
 from scoreflow.terminal import families
-from scoreflow.train import TrainPlan
 
 _FITTED = 50_000  # training examples that a terminal law is fitted to
 
@@ -100,8 +117,27 @@ def model(config, found: Source) -> Network:
     return network(MODELS[config.model.name].make(**options))
 
 
-def bins(config, found: Source) -> dequantise.Bins | None:
-    """Where the levels of integer data lie; None for continuous data."""
+def space(config, found: Source) -> latent.Space | None:
+    """The latent space, where there is one."""
+    if config.vae.name == "none":
+        return None
+    count = 2 if config.data.binarised else 2**config.data.bits if config.data.bits else found.levels
+    decoder = make(DECODERS, config.decoder)(count)
+    options = {key: value for key, value in config.vae.items() if key != "name"}
+    if "dtype" in options:
+        options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
+    module = VAES[config.vae.name].make(**options)(decoder.outputs(found.shape[-1]), found.shape)
+    return latent.space(vae(module), decoder, latent.Levels(found.levels, count, config.data.binarised), found.shape)
+
+
+def bins(config, found: Source, within: latent.Space | None = None) -> dequantise.Bins | None:
+    """Where the levels of integer data lie; None for continuous data, and for data in latent space with two levels.
+
+    A decoder gives probabilities of levels, so that there a bin has size 1, and what is measured of two levels is nats.
+    """
+    if within is not None:
+        count = within.levels.count
+        return dequantise.Bins(count, 0.0, float(count)) if count > 2 else None
     if not found.levels:
         return None
     return dequantise.Bins(found.levels) if config.data.centred else dequantise.Bins(found.levels, 0.0, 1.0)
@@ -116,7 +152,7 @@ def family(config, found: Source, encode: Callable) -> families.Family:
     options = {key: value for key, value in config.terminal.items() if key not in ("name", "learning_rate")}
     if config.terminal.name == "pushforward":
         pool = load.samples(options.get("path", ""), found.shape, found.levels)
-        return families.pushforward(encode(jax.random.key(config.seed), pool))
+        return families.pushforward(encode(None, jax.random.key(config.seed), pool))
     if config.terminal.name == "glow" and _loops(config):
         options["conv"] = layers.conv3x3_in_loop
     return TERMINALS[config.terminal.name].make(**options)
@@ -152,6 +188,65 @@ def steps_to(config) -> int:
     return max(1, round(config.sampling.steps * config.process.horizon / usual))
 
 
+def _score(config, forward: sdes.Process, net: Network) -> tuple[Callable, Callable | None]:
+    """`score` and `energy` of an `Experiment`."""
+    kind, data_rms = PARAMETERISATIONS[config.score.kind], config.score.data_rms
+
+    def of_network(params, *, train=False, key=None):
+        apply = functools.partial(net.apply, train=True, key=key) if train else net.apply
+        if not config.score.mixed:
+            return score.score_fn(forward, apply, params, kind, data_rms=data_rms)
+        active = jax.lax.stop_gradient(params[MIXING]["active"])
+
+        def seen(params, x, log_snr, cond=None):
+            return apply(params, x * active.reshape((1,) * (x.ndim - 1) + active.shape), log_snr, cond)
+
+        return score.mixed(
+            forward, score.score_fn(forward, seen, params, kind, data_rms=data_rms), params[MIXING]["logits"]
+        )
+
+    if net.apply is None:
+        return (lambda params, **options: score.normal(forward)), None
+    if (power := ENERGIES[config.score.energy]) is None:
+        return of_network, None
+    energy = lambda params, **options: score.energy_fn(forward, of_network(params, **options), power)
+    return (lambda params, **options: score.constrained(energy(params, **options))), energy
+
+
+def _networks(config, found: Source, within: latent.Space | None, law: families.Family) -> Network:
+    """The network with everything that has parameters beside it."""
+    chosen = make(LATENTS, config.latent)
+    if chosen is not None and not chosen.prior:
+        return only(LATENT, within.init)
+    others = {
+        DEQUANTISER: make(FLOWS, config.dequantiser),
+        TERMINAL: law if law.init else None,
+        MIXING: mixing(config.score.mixed_logit) if config.score.mixed else None,
+        LATENT: within and Other(lambda key, x_shape: within.init(key)),
+    }
+    others = {name: part for name, part in others.items() if part is not None}
+    return beside(model(config, found), **others) if others else model(config, found)
+
+
+def _objective(config, found: Source, forward: sdes.Process, score_of: Callable, encode: Callable, within, grid):
+    """What is minimised, without a terminal law's part."""
+    if config.dequantiser.name != "none":
+        return of_noise(config, forward, score_of, grid)
+    on_score = of_score(config, forward, score_of, encode, found)
+    if within is None:
+        return on_score
+    parts = latents.Parts(
+        space=within,
+        process=forward,
+        score_of=score_of,
+        t_min=config.t_min,
+        weight=make(WEIGHTS, config.weight),
+        law=make(TIMES, config.times),
+        of_score=on_score,
+    )
+    return make(LATENTS, config.latent).objective(parts)
+
+
 def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment:
     """Checks a config and makes the experiment.
 
@@ -164,50 +259,40 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
     """
     check(config)
     found, forward = source(config), process(config)
-    grid = bins(config, found)
-    encode = encoder(config, grid)
+    within = space(config, found)
+    shape = within.shape if within else found.shape
+    check_shape(config, found, shape)
+    grid = bins(config, found, within)
+    encode = latents.encoder(within) if within else encoder(config, grid)
     law = family(config, found, encode)
-
-    def clean(key):
-        return np.asarray(encode(key, np.asarray(found.train.x[:_FITTED])))
-
-    others = {DEQUANTISER: make(FLOWS, config.dequantiser), TERMINAL: law if law.init else None}
-    others = {name: part for name, part in others.items() if part is not None}
-    net = beside(model(config, found), **others) if others else model(config, found)
-    kind, data_rms = PARAMETERISATIONS[config.score.kind], config.score.data_rms
-
-    def free_score(params, *, train=False, key=None):
-        apply = functools.partial(net.apply, train=True, key=key) if train else net.apply
-        return score.score_fn(forward, apply, params, kind, data_rms=data_rms)
-
-    energy, score_of = None, free_score
-    if (power := ENERGIES[config.score.energy]) is not None:
-        energy = lambda params, **options: score.energy_fn(forward, free_score(params, **options), power)
-        score_of = lambda params, **options: score.constrained(energy(params, **options))
-
-    if config.dequantiser.name == "none":
-        objective = of_score(config, forward, score_of, encode, found)
-    else:
-        objective = of_noise(config, forward, score_of, grid)
+    net = _networks(config, found, within, law)
+    score_of, energy = _score(config, forward, net)
+    objective = _objective(config, found, forward, score_of, encode, within, grid)
     if law.loss:
         objective = with_terminal(config, forward, objective, encode, law.loss)
     part = (lambda params: params[TERMINAL]) if law.init else (lambda params: None)
     sampler, per_device = _sampler(config, forward)
+    if within:
+        decode = lambda params, key, x: within.show(params[LATENT], key, x)
+    else:
+        decode = lambda params, key, x: dequantise.quantise(x, grid) if grid else x
     return experiment.Experiment(
         name=name,
         seed=config.seed,
         source=found,
+        shape=shape,
         process=forward,
         t_min=config.t_min,
         terminal=lambda params: law.law(part(params), forward, forward.horizon),
         terminal_at=(lambda params, t: law.law(part(params), forward, t)) if law.anywhere else None,
-        fit_terminal=functools.partial(law.fit, clean=clean, process=forward) if law.fit else None,
+        fits=_fits(config, found, forward, encode, within, law),
         network=net,
         conditional=config.data.conditional,
         score=score_of,
         energy=energy,
+        latent=within,
         encode=encode,
-        decode=functools.partial(dequantise.quantise, bins=grid) if grid else lambda x: x,
+        decode=decode,
         bins=grid,
         log_density=LOG_DENSITIES.get(config.data.name),
         objective=objective,
@@ -217,52 +302,41 @@ def build(config: ml_collections.ConfigDict, name: str) -> experiment.Experiment
     )
 
 
-def optimiser(config) -> optax.GradientTransformation:
-    """Clipping by global norm, warm-up, then a cosine to 0 or a constant rate."""
-    plan = config.training
-    rate, steps = plan.learning_rate, max(plan.steps, plan.warmup + 1)
-    if plan.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(0.0 if plan.warmup else rate, rate, plan.warmup, steps)
-    else:
-        schedule = optax.linear_schedule(0.0, rate, plan.warmup) if plan.warmup else rate
-    clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
-    chain = optax.chain(clip, OPTIMISERS[plan.optimiser](schedule, plan))
-    if config.dequantiser.name != "none":
-        return optax.partition({"learn": chain, "hold": optax.set_to_zero()}, {MAIN: "hold", DEQUANTISER: "learn"})
-    if config.terminal.name in UNFITTED:
-        return chain
-    # as the flow was published
-    rate = optax.linear_schedule(0.0, config.terminal.get("learning_rate", 1e-3), 100)
-    rules = {
-        "score": chain if plan.learn == "all" else optax.set_to_zero(),
-        "flow": optax.chain(optax.clip_by_global_norm(50.0), optax.adamax(rate)),
-        "hold": optax.set_to_zero(),
-    }
-    return optax.partition(rules, {MAIN: "score", TERMINAL: "flow" if config.terminal.name in BY_GRADIENT else "hold"})
+def _fits(config, found: Source, forward: sdes.Process, encode: Callable, within, law: families.Family) -> dict:
+    """`fits` of an `Experiment`."""
+    rows, fits = found.train.x[:_FITTED], {}
+    if law.fit:
+
+        def fit_law(params, key):
+            clean = lambda key: latents.in_batches(encode, params, key, rows)
+            return law.fit(key, clean=clean, process=forward)
+
+        fits[TERMINAL] = fit_law
+    chosen = make(LATENTS, config.latent)
+    if chosen is not None and chosen.drop_inactive:
+        fits[MIXING] = functools.partial(latents.silence, within, rows)
+    return fits
 
 
-def train_plan(config) -> TrainPlan:
-    """How to train."""
-    plan = config.training
-    return TrainPlan(
-        steps=plan.steps,
-        batch_size=plan.batch_size,
-        accumulate=plan.accumulate,
-        skip=plan.skip,
-        init_from=Path(config.init_from) if config.init_from else None,
-        init_part=MAIN if config.dequantiser.name != "none" or config.terminal.name not in UNFITTED else None,
-        steps_per_dispatch=plan.steps_per_dispatch,
-        optimiser=optimiser(config),
-        ema_decay=plan.ema_decay,
-        flip=config.data.flip,
-        log_every=plan.log_every,
-        validate_every=plan.validate_every,
-        checkpoint_every=plan.checkpoint_every,
-        sample_every=plan.sample_every,
-        keep=plan.keep,
-        num_samples=min(config.sampling.num, 400),
-        sample_batch=config.sampling.batch_size,
-    )
+def _encoded(config, within: latent.Space) -> Callable:
+    """(params, key, levels [N, ...]) -> Dequantised: latents, and what the bound of a VAE adds to their density.
+
+    What is read of binary data is the same at every call, so that draws are of one example's posterior.
+    """
+    key_read, size = jax.random.fold_in(jax.random.key(config.seed), experiment.READ), config.eval.batch_size
+
+    @parallel.jit
+    def run(params, key, data):
+        def one(inputs):
+            key, x = inputs
+            view = within.infer(params[LATENT], key, x[None])
+            log_q = latent_losses.example_sums(view.top.log_q) + view.lower_kl.sum(1) + view.reconstruction
+            return dequantise.Dequantised(view.top.z[0], log_q[0])
+
+        x = within.levels.read(key_read, data)
+        return jax.lax.map(one, (jax.random.split(key, len(x)), x), batch_size=min(size, len(x)))
+
+    return run
 
 
 def _dequantiser(config, found: Source) -> Callable:
@@ -292,6 +366,8 @@ def _dequantiser(config, found: Source) -> Callable:
 def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
     """How to evaluate; `cache_dir` is where fitted feature networks are kept."""
     plan = config.eval
+    within = space(config, found)
+    dequantiser = _encoded(config, within) if within else _dequantiser(config, found) if found.levels else None
     extractors = {
         "digits": lambda: digit_metrics.classifier(found.train, found.levels, cache_dir),
         "pixels": lambda: metrics.Extractor("pixels", metrics.pixels),
@@ -300,7 +376,8 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         num_test=min(plan.num_test, len(found.test.x)),
         draws=plan.draws,
         batch_size=plan.batch_size if plan.likelihood else 0,
-        dequantise=_dequantiser(config, found) if found.levels else None,
+        dequantise=dequantiser,
+        start=plan.t_min or config.t_min,
         divergence=DIVERGENCES[plan.divergence],
         rtol=plan.rtol,
         atol=plan.atol,

@@ -5,7 +5,8 @@ import difflib
 import ml_collections
 import numpy as np
 
-from scoreflow.build.tables import BY_GRADIENT, LOG_DENSITIES, NAMED, SECTIONS, TOP, UNFITTED
+from scoreflow.build.sections import NAMED, SECTIONS, TOP
+from scoreflow.build.tables import BY_GRADIENT, LOG_DENSITIES, UNFITTED
 from scoreflow.build.values import TEXT, Check, one_of
 from scoreflow.data import Source
 from scoreflow.errors import UserError
@@ -116,6 +117,7 @@ def check_together(config) -> None:
                 f"eval.{name} = {config.eval[name]} needs data at t = 0, and eval.dequantisation = truncated_normal "
                 f"makes them at t_min; choose uniform, or leave eval.{name} out"
             )
+    _check_latent(config)
     fitted = config.terminal.name not in UNFITTED
     if flow and fitted:
         raise UserError(
@@ -155,6 +157,51 @@ def check_together(config) -> None:
         )
 
 
+def _check_latent(config) -> None:
+    """A latent space needs a VAE with a decoder, and has no use for some other things."""
+    names = {name: config[name].name for name in ("latent", "vae", "decoder")}
+    if len({name == "none" for name in names.values()}) > 1:
+        words = ", ".join(f"{key}.name = {name}" for key, name in names.items())
+        raise UserError(f"{words}: choose all three for a model in latent space, or none of them")
+    if names["latent"] == "none":
+        if config.data.binarised or config.data.bits:
+            raise UserError(
+                "data.binarised and data.bits are for a decoder's data: choose latent.name, vae and decoder"
+            )
+        return
+    if config.latent.name in ("joint", "frozen") and not config.init_from:
+        raise UserError(
+            f"latent.name = {config.latent.name} begins with a finished VAE: set init_from to the folder of its run"
+        )
+    if config.latent.name != "frozen":
+        for section, usual in (("loss", "first_order"), ("penalty", "none")):
+            if config[section].name != usual:
+                raise UserError(
+                    f"{section}.name = {config[section].name} goes with latent.name = frozen, not {config.latent.name}"
+                )
+    if config.latent.name == "joint":
+        weight, algorithm = config.weight.name, config.latent.get("algorithm", 1)
+        if algorithm == 1 and weight != "likelihood":
+            raise UserError(f"weight.name = {weight}: latent.algorithm = 1 is the bound itself, for weight likelihood")
+        if config.data.conditional:
+            raise UserError("data.conditional = True goes with latent.name = frozen, not joint")
+    for setting, value, usual in (
+        ("dequantiser.name", config.dequantiser.name, "none"),
+        ("sampling.inpaint", config.sampling.inpaint, "none"),
+        ("data.dequantisation", config.data.dequantisation, "uniform"),
+    ):
+        if value != usual:
+            raise UserError(f"{setting} = {value} is for data space, and latent.name = {config.latent.name}")
+    if config.terminal.name == "pushforward":
+        raise UserError("terminal.name = pushforward is for data space")
+    if config.score.mixed and config.latent.name == "alone":
+        raise UserError("score.mixed = True needs a score network, and latent.name = alone has none")
+    if config.latent.get("drop_inactive", False) and not config.score.mixed:
+        raise UserError("latent.drop_inactive = True needs score.mixed = True, whose shares it sets")
+    if config.data.binarised and (config.data.bits or config.decoder.name != "bernoulli"):
+        raise UserError("data.binarised = True goes with decoder.name = bernoulli and data.bits = 0")
+
+
 def check_process(config, made: Process) -> None:
     """Numbers that are possible each, of a process that is not."""
     last = float(made.log_snr(made.horizon))
@@ -178,29 +225,13 @@ def check_source(config, found: Source) -> None:
         raise UserError(
             f"sampling.inpaint = {config.sampling.inpaint} needs images, not examples of shape {found.shape}"
         )
-    if config.model.name == "unet":
-        factor = 2 ** (len(config.model.multipliers) - 1)
-        if not image or found.shape[0] % factor or found.shape[1] % factor:
-            raise UserError(
-                f"model.name = unet with {len(config.model.multipliers)} resolutions needs images whose sides {factor} "
-                f"divides; {found.name} has examples of shape {found.shape}"
-            )
-        if any(config.model.channels * m % config.model.num_heads for m in config.model.multipliers):
-            raise UserError(
-                f"model.num_heads = {config.model.num_heads} must divide model.channels times each multiplier"
-            )
-    if config.terminal.name == "glow":
-        sides = 2 ** config.terminal.get("levels", 2)
-        if not image or found.shape[0] % sides or found.shape[1] % sides:
-            raise UserError(
-                f"terminal.levels = {config.terminal.get('levels', 2)} needs images whose sides {sides} divides; "
-                f"{found.name} has examples of shape {found.shape}"
-            )
     if config.dequantiser.name != "none" and not (image and found.levels):
         raise UserError(
             f"dequantiser.name = {config.dequantiser.name} needs images of integer levels, and {found.name} has none"
         )
-    if found.levels and config.eval.likelihood and config.eval.dequantisation in ("", "none"):
+    if config.vae.name != "none":
+        _check_decoder(config, found)
+    elif found.levels and config.eval.likelihood and config.eval.dequantisation in ("", "none"):
         raise UserError(
             f"eval.dequantisation = {config.eval.dequantisation!r}: the density of integer data depends on it; choose "
             "uniform, truncated_normal or variational, or skip it with eval.likelihood = False"
@@ -212,3 +243,52 @@ def check_source(config, found: Source) -> None:
             f"training.batch_size / training.accumulate = {config.training.batch_size // config.training.accumulate} "
             f"must not exceed the {len(found.test.x)} test examples of {found.name}, on which the loss is validated"
         )
+
+
+def _check_decoder(config, found: Source) -> None:
+    """A VAE and a decoder that do not go with the data set."""
+    vae, levels = config.vae, found.levels
+    if not levels:
+        raise UserError(f"vae.name = {vae.name} models integer levels, and {found.name} has none")
+    if levels < 2**config.data.bits:
+        raise UserError(f"data.bits = {config.data.bits} is more than the {levels} levels of {found.name}")
+    if config.decoder.name == "bernoulli" and levels != 2 and not config.data.binarised:
+        raise UserError(f"decoder.name = bernoulli is for 2 levels, and {found.name} has {levels}: set data.binarised")
+    if config.decoder.name == "logistic_mixture" and found.shape[-1] not in (1, 3):
+        raise UserError(
+            f"decoder.name = logistic_mixture is for 1 or 3 channels, and {found.name} has {found.shape[-1]}"
+        )
+    if vae.name == "mlp":
+        return
+    halvings = len(vae.multipliers) - 1
+    sides = tuple(side + 2 * vae.get("pad", 0) for side in found.shape[:2])
+    if len(found.shape) != 3 or any(side % 2**halvings for side in sides):
+        raise UserError(
+            f"vae.name = {vae.name} with {halvings + 1} resolutions needs images whose sides {2**halvings} divides; "
+            f"{found.name} has examples of shape {found.shape}"
+        )
+    if vae.name == "hierarchical" and (sides[0] != sides[1] or vae.get("scales", 1) > halvings + 1):
+        raise UserError("vae.name = hierarchical needs square images and as many vae.multipliers as vae.scales")
+
+
+def check_shape(config, found: Source, shape: tuple[int, ...]) -> None:
+    """Networks that do not go with the shape of what is diffused."""
+    image, whose = len(shape) == 3, found.name if shape == found.shape else f"the latent space of {found.name}"
+    if config.model.name == "unet":
+        factor = 2 ** (len(config.model.multipliers) - 1)
+        if not image or shape[0] % factor or shape[1] % factor:
+            raise UserError(
+                f"model.name = unet with {len(config.model.multipliers)} resolutions needs images whose sides {factor} "
+                f"divides; {whose} has examples of shape {shape}"
+            )
+        if any(config.model.channels * m % config.model.num_heads for m in config.model.multipliers):
+            raise UserError(
+                f"model.num_heads = {config.model.num_heads} must divide model.channels times each multiplier"
+            )
+    if config.terminal.name == "glow":
+        sides = 2 ** config.terminal.get("levels", 2)
+        if not image or shape[0] % sides or shape[1] % sides:
+            raise UserError(
+                f"terminal.levels = {config.terminal.get('levels', 2)} needs images whose sides {sides} divides; "
+                f"{whose} has examples of shape {shape}"
+            )

@@ -15,11 +15,11 @@ from scoreflow.models import DEQUANTISER, TERMINAL
 
 
 def encoder(config, grid: dequantise.Bins | None) -> Callable:
-    """(key, data as stored) -> x as the model sees them."""
+    """(params, key, data as stored) -> x as the model sees them, where there is no latent space."""
     if grid is None:
-        return lambda key, x: jnp.asarray(x, jnp.float32)
+        return lambda params, key, x: jnp.asarray(x, jnp.float32)
     rule = DEQUANTISERS[config.data.dequantisation]
-    return lambda key, x: rule(key, x, grid).x
+    return lambda params, key, x: rule(key, x, grid).x
 
 
 def of_noise(config, forward: sdes.Process, score_of: Callable, grid: dequantise.Bins) -> Callable:
@@ -48,7 +48,7 @@ def of_score(config, forward: sdes.Process, score_of: Callable, encode: Callable
 
     def objective(params, key, batch, *, train, step=None):
         key_x, key_t, key_noise, key_label, key_network = jax.random.split(key, 5)
-        x0 = encode(key_x, batch["x"])
+        x0 = jax.lax.stop_gradient(encode(params, key_x, batch["x"]))
         cond = None
         if conditional:
             cond = batch["label"]
@@ -72,7 +72,7 @@ def with_terminal(config, forward: sdes.Process, objective: Callable, encode: Ca
 
     def both(params, key, batch, *, train, step=None):
         key_score, key_x, key_noise = jax.random.split(key, 3)
-        x0 = encode(key_x, batch["x"])
+        x0 = jax.lax.stop_gradient(encode(params, key_x, batch["x"]))
         xt = forward.perturb(key_noise, x0, jnp.full(x0.shape[0], forward.horizon, x0.dtype)).xt
         nats = jnp.mean(loss(params[TERMINAL], xt)) / x0[0].size
         if alone:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scoreflow import dequantise, divergence, score, sdes, times, transitions
+from scoreflow import decoders, dequantise, divergence, score, sdes, times, transitions
+from scoreflow.build import latents
 from scoreflow.build.values import (
     ANY_NUMBER,
     COUNT,
@@ -19,21 +20,20 @@ from scoreflow.build.values import (
     DTYPE,
     FLAG,
     FRACTION,
-    INDEX,
     NON_NEGATIVE,
-    NUMBERS,
     POSITIVE,
     TEXT,
     Check,
     Choice,
     one_of,
 )
-from scoreflow.data import load, toy
-from scoreflow.data.archives import ARCHIVES
+from scoreflow.data import toy
 from scoreflow.losses import conservative, dsm, high_order
 from scoreflow.models import dequantiser
+from scoreflow.models.hierarchical import HierarchicalVAE
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
+from scoreflow.models.vae import MLPVAE, ConvVAE
 from scoreflow.samplers import affine, grids, ode
 from scoreflow.terminal import families, mixture
 from scoreflow.theory import exact, processes
@@ -97,6 +97,7 @@ ENERGIES = {"none": None, "paper": 1, "code": -1, "noise": 2}
 WEIGHTS = {
     "noise": Choice(lambda: dsm.noise_weight),
     "likelihood": Choice(lambda: dsm.likelihood_weight),
+    "diffusion": Choice(lambda: dsm.diffusion_weight),
     "edm": Choice(lambda data_rms=0.5: dsm.edm_weight(data_rms), {"data_rms": POSITIVE}),
     # on the noise error: min(snr, gamma) / snr (Hang et al. 2023), and a sigmoid (Kingma, Gao 2023)
     "min_snr": Choice(
@@ -278,6 +279,70 @@ TERMINALS = {
     "pushforward": Choice(families.pushforward, {"path": TEXT}),
 }
 UNFITTED, BY_GRADIENT = ("prior", "pushforward"), ("glow",)  # terminal laws without parameters; learnt with the score
+
+
+def _hierarchical(**options) -> Callable:
+    def make(outputs, shape):
+        return HierarchicalVAE(outputs=outputs, side=shape[0] + 2 * options.get("pad", 0), **options)
+
+    return make
+
+
+_CELLS = {**dict.fromkeys(("channels", "latents"), COUNT), "multipliers": COUNTS, "dtype": DTYPE}
+# Each makes (numbers of the decoder for each pixel, shape of an example) -> a module for `models.vae.vae`.
+VAES = {
+    "none": Choice(lambda: None),
+    "conv": Choice(
+        lambda **options: lambda outputs, shape: ConvVAE(outputs=outputs, **options), {"blocks": COUNT, **_CELLS}
+    ),
+    "mlp": Choice(
+        lambda **options: lambda outputs, shape: MLPVAE(outputs=outputs, shape=shape[:-1], **options),
+        {**dict.fromkeys(("width", "depth", "latents"), COUNT), "dtype": DTYPE},
+    ),
+    "hierarchical": Choice(
+        _hierarchical,
+        {
+            **dict.fromkeys(("scales", "per_scale", "cells", "outer_cells"), COUNT),
+            "inverted": FLAG,
+            "pad": COUNT_OR_0,
+            **_CELLS,
+        },
+    ),
+}
+# Each makes levels -> `decoders.Decoder`.
+DECODERS = {
+    "none": Choice(lambda: None),
+    "bernoulli": Choice(lambda: lambda levels: decoders.bernoulli()),
+    "categorical": Choice(lambda: decoders.categorical),
+    "logistic_mixture": Choice(
+        lambda **options: functools.partial(decoders.logistic_mixture, **options), {"components": COUNT}
+    ),
+}
+_OF_VAE = {
+    "coefficient_min": NON_NEGATIVE,
+    "coefficient_max": POSITIVE,
+    **dict.fromkeys(("hold", "ramp"), COUNT_OR_0),
+    "closed_entropy": FLAG,
+    "spectral_weight": NON_NEGATIVE,
+}
+_CHANNELS = {"drop_inactive": FLAG}
+# What is learnt of a model in latent space; each makes a `latents.Latent`.
+LATENTS = {
+    "none": Choice(lambda: None),
+    "alone": Choice(latents.alone, {"balance": FLAG, **_OF_VAE}),
+    "joint": Choice(
+        latents.joint,
+        {
+            "algorithm": Check(int, lambda v: v in (1, 2, 3), "1, 2 or 3"),
+            "spectral_score": NON_NEGATIVE,
+            **_OF_VAE,
+            **dict.fromkeys(("learning_rate", "eps"), POSITIVE),
+            **dict.fromkeys(("learning_rate_end", "weight_decay"), NON_NEGATIVE),
+            **_CHANNELS,
+        },
+    ),
+    "frozen": Choice(latents.frozen, _CHANNELS),
+}
 DEQUANTISERS = {
     "uniform": dequantise.uniform,
     "truncated_normal": dequantise.truncated_normal,  # of evaluation alone
@@ -286,9 +351,16 @@ DEQUANTISERS = {
 }
 DIVERGENCES = {"hutchinson": divergence.hutchinson, "exact": divergence.exact}
 FEATURES = ("digits", "pixels")
+
+
+def _betas(plan) -> dict:
+    return {"b1": plan.beta1, "b2": plan.beta2, "eps": plan.eps}
+
+
 OPTIMISERS = {
-    "adam": lambda rate, plan: optax.adam(rate, b1=plan.beta1, b2=plan.beta2),
-    "adamw": lambda rate, plan: optax.adamw(rate, b1=plan.beta1, b2=plan.beta2, weight_decay=plan.weight_decay),
+    "adam": lambda rate, plan: optax.adam(rate, **_betas(plan)),
+    "adamw": lambda rate, plan: optax.adamw(rate, weight_decay=plan.weight_decay, **_betas(plan)),
+    "adamax": lambda rate, plan: optax.adamaxw(rate, weight_decay=plan.weight_decay, **_betas(plan)),
 }
 MASKS = {
     "none": None,
@@ -302,99 +374,3 @@ LOG_DENSITIES = {
     **{name: exact.mixture_log_density(exact.Mixture(*law)) for name, law in toy.MIXTURES.items()},
     "checkerboard": exact.checkerboard_log_density,
 }
-
-# Sections without a name of their own: every key, and what it must be.
-SECTIONS = {
-    "data": {
-        "name": one_of("digits", "arrays", "folder", *load.TOYS, *ARCHIVES),
-        "dir": TEXT,
-        "path": TEXT,
-        "levels": Check(int, lambda v: 2 <= v <= 256, "a whole number from 2 to 256"),
-        "image_size": COUNT_OR_0,
-        "test_fraction": Check(float, lambda v: 0 < v < 1, "a number between 0 and 1"),
-        "flip": FLAG,
-        "centred": FLAG,
-        "dequantisation": one_of("uniform", "none"),
-        "conditional": FLAG,
-    },
-    "score": {"kind": one_of(*PARAMETERISATIONS), "data_rms": POSITIVE, "energy": one_of(*ENERGIES)},
-    "training": {
-        "learn": one_of("all", "terminal"),
-        "steps": COUNT_OR_0,
-        "batch_size": COUNT,
-        "accumulate": COUNT,
-        "steps_per_dispatch": COUNT,
-        "optimiser": one_of(*OPTIMISERS),
-        "learning_rate": POSITIVE,
-        "schedule": one_of("cosine", "constant"),
-        "warmup": COUNT_OR_0,
-        "beta1": FRACTION,
-        "beta2": FRACTION,
-        "weight_decay": NON_NEGATIVE,
-        "clip": NON_NEGATIVE,
-        "ema_decay": FRACTION,
-        "label_dropout": FRACTION,
-        "skip": COUNT_OR_0,
-        "log_every": COUNT_OR_0,
-        "validate_every": COUNT_OR_0,
-        "checkpoint_every": COUNT_OR_0,
-        "sample_every": COUNT_OR_0,
-        "keep": COUNT,
-    },
-    "sampling": {
-        "num": COUNT,
-        "batch_size": COUNT,
-        "t_min": POSITIVE,
-        "steps": COUNT,
-        "scale_steps": FLAG,
-        "guidance": NON_NEGATIVE,
-        "label": INDEX,
-        "inpaint": one_of(*MASKS),
-    },
-    "eval": {
-        "likelihood": FLAG,
-        "dequantisation": one_of("", *DEQUANTISERS),
-        "draws": COUNT,
-        "num_test": COUNT_OR_0,
-        "batch_size": COUNT,
-        "divergence": one_of(*DIVERGENCES),
-        "rtol": POSITIVE,
-        "atol": POSITIVE,
-        "max_steps": COUNT,
-        "clock": one_of("time", "log_snr"),
-        "bound_times": COUNT_OR_0,
-        "diagnose": COUNT_OR_0,
-        "symmetry": COUNT_OR_0,
-        "symmetry_times": COUNT,
-        "symmetry_probes": COUNT_OR_0,
-        "horizons": Check(tuple, lambda v: not v or NUMBERS.holds(v), "a tuple of numbers above 0, or ()"),
-        "score_error": COUNT_OR_0,
-        "tolerances": COUNT_OR_0,
-        "rtols": NUMBERS,
-        "atols": NUMBERS,
-        "check": COUNT,
-        "baseline": FLAG,
-        "num_samples": Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on"),
-        "features": one_of(*FEATURES),
-        "neighbours": COUNT,
-    },
-}
-SECTIONS["plan"] = {
-    "accuracy": POSITIVE,
-    "score_error": NON_NEGATIVE,
-    "steps": Check(tuple, lambda v: COUNTS.holds(v) and 0 < len(v), "a tuple of one or more whole numbers above 0"),
-    "num": Check(int, lambda v: v >= 2, "a whole number, 2 or above"),
-}
-NAMED = {
-    "process": {name: choice.parameters for name, choice in PROCESSES.items()},
-    "model": {name: choice.parameters for name, choice in MODELS.items()},
-    "terminal": {name: choice.parameters for name, choice in TERMINALS.items()},
-    "dequantiser": {name: choice.parameters for name, choice in FLOWS.items()},
-    "loss": {name: choice.parameters for name, choice in LOSSES.items()},
-    "penalty": {name: choice.parameters for name, choice in PENALTIES.items()},
-    "weight": {name: choice.parameters for name, choice in WEIGHTS.items()},
-    "times": {name: choice.parameters for name, choice in TIMES.items()},
-    "grid": {name: choice.parameters for name, choice in GRIDS.items()},
-    "sampler": {name: choice.parameters for name, choice in SAMPLERS.items()} | ADAPTIVE,
-}
-TOP = {"seed": COUNT_OR_0, "t_min": POSITIVE, "init_from": TEXT}

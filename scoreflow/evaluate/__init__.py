@@ -8,6 +8,7 @@ from scoreflow import report, sample, workdir
 from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, likelihood_metrics
 from scoreflow.evaluate.field import rotation_maps, score_error_metrics, symmetry_metrics, tolerance_metrics
 from scoreflow.evaluate.horizons import best, horizon_metrics
+from scoreflow.evaluate.latent import latent_metrics
 from scoreflow.evaluate.samples import sample_metrics
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
@@ -22,6 +23,8 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
     results = {"step": step}
     if plan.batch_size:
         results["likelihood"] = likelihood_metrics(experiment, plan, params) | baseline_metrics(experiment, plan)
+    if plan.batch_size and experiment.latent is not None:
+        results["latent"] = latent_metrics(experiment, plan, params, out)
     if plan.batch_size and plan.diagnose:
         results["divergence"] = diagnostic_metrics(experiment, plan, params)
     if plan.batch_size and plan.symmetry:
@@ -97,6 +100,10 @@ def _table(experiment: Experiment, results: dict) -> str:
         lines += ["", report.table([(k.replace("_", " "), _words(v)) for k, v in results["likelihood"].items()])]
         name = "bits_per_dim" if experiment.bins else "nats"
         lines.append(_verdict(results["likelihood"]["solver_error"], results["likelihood"][name].stderr))
+    if "latent" in results:
+        rows = [("terms of the bound, nats", "")]
+        rows += [(k.replace("_", " "), _words(v)) for k, v in results["latent"].items()]
+        lines += ["", report.table(rows)]
     if "divergence" in results:
         unit = "bits/dim" if experiment.bins else "nats"
         rows = [(f"parts of the ODE's divergence, {unit}", "")]

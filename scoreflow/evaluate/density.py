@@ -35,7 +35,7 @@ def error_by_level(experiment: Experiment, params, *, num: int = 256, levels: in
     @parallel.jit
     def curve(params, key, data, label):
         key_x, key_noise = jax.random.split(key)
-        x0 = experiment.encode(key_x, data)
+        x0 = experiment.encode(params, key_x, data)
         cond = label if experiment.conditional else None
 
         def at(t):
@@ -62,7 +62,7 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
             keys,
             x,
             cond,
-            t_min=experiment.t_min,
+            t_min=plan.start,
             divergence=plan.divergence,
             rtol=rtol,
             atol=atol,
@@ -128,13 +128,13 @@ def dequantised(experiment: Experiment, plan: EvalPlan, params, draw: int) -> Ex
 
 
 def units(experiment: Experiment, logp: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """Bits/dim of integer data, nats of continuous data, [N] float64."""
+    """Bits/dim of integer data, nats of continuous and of binary data, [N] float64."""
     logp, size = np.asarray(logp, np.float64), int(np.prod(experiment.source.shape))
-    return dequantise.bits_per_dim(logp, log_q, size, experiment.bins) if experiment.bins else -logp
+    return dequantise.bits_per_dim(logp, log_q, size, experiment.bins) if experiment.bins else log_q - logp
 
 
 def scale_of(experiment: Experiment) -> float:
-    """Nats in one unit of `_units`."""
+    """Nats in one unit of `units`."""
     return float(np.prod(experiment.source.shape) * np.log(2.0)) if experiment.bins else 1.0
 
 
@@ -216,21 +216,21 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
 
 def baseline_metrics(experiment: Experiment, plan: EvalPlan) -> dict[str, float | int]:
     """The same number for a uniform density and for a Gaussian mixture, where such a fit is cheap."""
-    source = experiment.source
+    source, bins = experiment.source, experiment.bins
     size = int(np.prod(source.shape))
-    metrics = {"uniform_bits_per_dim": float(np.log2(source.levels))} if source.levels else {}
-    if not plan.baseline or size > baseline.MAX_DIMENSIONS:
+    if source.levels and bins is None:
+        return {"uniform_nats": size * float(np.log(2.0))}
+    metrics = {"uniform_bits_per_dim": float(np.log2(bins.levels))} if bins else {}
+    if not plan.baseline or size > baseline.MAX_DIMENSIONS or (bins and bins.levels != source.levels):
         return metrics
     rows = []
     for i, split in enumerate((source.train, source.test)):
         x = np.asarray(split.x[:20_000])
         if source.levels:
-            x = np.asarray(
-                dequantise.uniform(jax.random.fold_in(experiment.key(EVALUATE), 1000 + i), x, experiment.bins).x
-            )
+            x = np.asarray(dequantise.uniform(jax.random.fold_in(experiment.key(EVALUATE), 1000 + i), x, bins).x)
         rows.append(np.asarray(x, np.float64).reshape(len(x), -1))
     fitted = baseline.gaussian_mixture(*rows)
     if source.levels:
-        value = float(dequantise.bits_per_dim(fitted.log_prob, 0.0, size, experiment.bins))
+        value = float(dequantise.bits_per_dim(fitted.log_prob, 0.0, size, bins))
         return {**metrics, "mixture_bits_per_dim": value, "mixture_components": fitted.components}
     return {"mixture_nats": -fitted.log_prob, "mixture_components": fitted.components}

@@ -82,7 +82,7 @@ def tolerance_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[di
     """
     pairs = sorted((r, a) for r in plan.rtols for a in plan.atols)
     count = -(-plan.tolerances // parallel.device_count()) * parallel.device_count()
-    shape = (count, *experiment.source.shape)
+    shape = (count, *experiment.shape)
     start = parallel.shard(np.asarray(experiment.terminal(params).sample(experiment.key(EVALUATE), shape)))
     cond = labels(experiment, count, 0, -1)
 

@@ -11,6 +11,7 @@ from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
 from scoreflow.horizon import elbo_profile
 from scoreflow.metrics import Estimate, mean_estimate
+from scoreflow.models import TERMINAL
 
 
 def horizon_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[dict[str, float | Estimate]]:
@@ -28,7 +29,7 @@ def horizon_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[dict
 
     def solve(params, keys, x, cond):
         laws = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t))}
-        if experiment.fit_terminal is not None:
+        if TERMINAL in experiment.fits:
             laws["fitted"] = lambda t: experiment.terminal_at(params, t) if everywhere else experiment.terminal(params)
         options = {"t_min": experiment.t_min, "horizons": jnp.asarray(horizons), "num_times": plan.bound_times or 100}
         return elbo_profile(process, experiment.score(params), laws, keys[0], x, cond, **options)

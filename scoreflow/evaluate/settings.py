@@ -13,7 +13,9 @@ class EvalPlan(NamedTuple):
       num_test: test examples scored; 0 for all.
       draws: dequantisations (or probes, for continuous data) of each, averaged.
       batch_size: examples per likelihood call, over all devices; 0 skips the likelihood.
-      dequantise: (params, key, levels [N, ...]) -> Dequantised; None where the data are continuous.
+      dequantise: (params, key, data [N, ...] as stored) -> Dequantised, or their latents with the other terms of the
+        bound in log_q; None where the data are continuous.
+      start: time at which the likelihood's ODE begins.
       divergence: `divergence.hutchinson` or `divergence.exact`.
       rtol, atol, max_steps: of the solver.
       in_log_snr: whether the solver's clock is log-SNR.
@@ -42,6 +44,7 @@ class EvalPlan(NamedTuple):
     draws: int
     batch_size: int
     dequantise: Callable | None
+    start: float
     divergence: Callable
     rtol: float
     atol: float

@@ -30,6 +30,11 @@ def likelihood_weight(process: Process, t: jax.Array) -> jax.Array:
     return process.diffusion_sq(t) / process.variance(t)
 
 
+def diffusion_weight(process: Process, t: jax.Array) -> jax.Array:
+    """g^2: between the two, and bounded where sigma goes to 0 (Vahdat et al. 2021's reweighted loss)."""
+    return process.diffusion_sq(t)
+
+
 def snr_weight(function: Callable[[jax.Array], jax.Array]) -> Weight:
     """Any function of log-SNR, [B] -> [B]."""
     return lambda process, t: function(process.log_snr(t))

@@ -78,6 +78,30 @@ def cross_entropy(
     return CrossEntropy(match, *edges(process, z0, t_min))
 
 
+def log_q_of(log_q: jax.Array, log_std: jax.Array, *, closed: bool) -> jax.Array:
+    """[B, ...]: a Gaussian's log-density at a draw, or its mean over draws, -log std - log(2 pi e) / 2, nats.
+
+    Their gradients are the same: 0 in the mean and -1 in each log std.
+    """
+    return -log_std - 0.5 * jnp.log(2 * np.pi * np.e) if closed else log_q
+
+
+def example_sums(each: jax.Array) -> jax.Array:
+    """[B]: sums of [B, ...]."""
+    return each.reshape(len(each), -1).sum(1)
+
+
+def group_sums(each: jax.Array, groups: int) -> jax.Array:
+    """[B, groups]: sums of [B, ..., C] over everything but equal parts of the channels."""
+    parts = each.reshape(len(each), -1, groups, each.shape[-1] // groups)
+    return parts.sum((1, 3))
+
+
+def channel_sums(each: jax.Array) -> jax.Array:
+    """[B, C]: sums of [B, ..., C] over pixels."""
+    return each.reshape(len(each), -1, each.shape[-1]).sum(1)
+
+
 class Routed(NamedTuple):
     """Losses [B] with gradients cut: `vae` moves encoder and decoder, `prior` the score.
 

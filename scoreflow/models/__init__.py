@@ -36,8 +36,23 @@ def network(module: nn.Module) -> Network:
     return Network(init, apply)
 
 
-MAIN, DEQUANTISER, TERMINAL = "score", "dequantiser", "terminal"
+MAIN, DEQUANTISER, TERMINAL, LATENT, MIXING = "score", "dequantiser", "terminal", "vae", "mixing"
 """Names of the parts in the parameters of `beside`."""
+
+
+class Other(NamedTuple):
+    """Something with parameters that is no score network; `init` as in `Network`."""
+
+    init: Callable
+
+
+def mixing(logit: float) -> Other:
+    """For each channel (of x_shape) the `logits` of `score.mixed` and which are `active`: 1, or 0 for left out."""
+
+    def init(key, x_shape):
+        return {"logits": jnp.full(x_shape[-1], logit), "active": jnp.ones(x_shape[-1])}
+
+    return Other(init)
 
 
 def beside(net: Network, **others) -> Network:
@@ -52,6 +67,11 @@ def beside(net: Network, **others) -> Network:
         return net.apply(params[MAIN], *args, **options)
 
     return Network(init, apply)
+
+
+def only(name: str, init: Callable) -> Network:
+    """Parameters {name: init(key)} and nothing to apply: where the score needs no network."""
+    return Network(lambda key, x_shape: {name: init(key)}, None)
 
 
 def count_params(params) -> int:

@@ -1,0 +1,42 @@
+"""A score model in the latent space of the digits' VAE, which begins as `configs/digits_vae.py` left it.
+
+    python main.py --config=configs/digits_vae.py:levels --mode=train
+    python main.py --config=configs/digits_latent.py:levels_1 --mode=train
+    python main.py --config=configs/digits_latent.py:levels_1 --mode=eval
+
+Variants: levels_1, levels_2, levels_3, trained end to end by the published algorithms (1: the bound for all; 2 and 3:
+the prior unweighted, with times of its own or shared); levels_frozen, the prior alone; and for binary digits binary_1,
+binary_2, binary_3, binary_frozen.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits_vae
+
+VARIANTS = {f"{data}_{how}": (data, how) for data in digits_vae.VARIANTS for how in ("1", "2", "3", "frozen")}
+
+
+def get_config(variant: str = "levels_1"):
+    """The experiment for one kind of data and one way to train."""
+    if variant not in VARIANTS:
+        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
+    data, how = VARIANTS[variant]
+    config = digits_vae.get_config(data)
+    config.init_from = f"runs/digits_vae-{data}"
+    config.t_min = 0.01
+    config.score.update({"kind": "noise", "mixed": True})
+    config.model = ConfigDict({"name": "mlp", "width": 256, "depth": 4, "dropout": 0.0, "dtype": "float32"})
+    if how == "frozen":
+        config.latent = ConfigDict({"name": "frozen"})
+    else:
+        config.latent = ConfigDict({"name": "joint", "algorithm": int(how), "learning_rate": 5e-4})
+        config.latent.update({"coefficient_min": 0.7, "ramp": 200})
+    unweighted = how in ("2", "3")
+    config.weight.name = "noise" if unweighted else "likelihood"
+    config.times.name = "normal_unweighted" if unweighted else "normal_likelihood"
+    config.training.update({"optimiser": "adamw", "learning_rate": 1e-3, "learning_rate_end": 0.0, "eps": 1e-8})
+    config.training.update({"steps": 2000, "clip": 1.0, "weight_decay": 0.0})
+    config.sampler = ConfigDict({"name": "adaptive", "rtol": 1e-3, "atol": 1e-3, "denoise": False})
+    config.sampling.t_min = 1e-4
+    config.eval.t_min = 1e-4
+    return config
