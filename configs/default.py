@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.t_min = 1e-5  # time at which training and likelihood begin
+    config.checkpoint = "newest"  # that is evaluated or sampled; or, of training.best, validation or frechet
     config.init_from = ""  # folder of a run whose averaged parameters training begins with; "" for fresh ones
 
     # What is modelled. By name: digits; checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals; cifar10,
@@ -111,6 +112,7 @@ def get_config() -> ConfigDict:
     config.training.checkpoint_every = 500
     config.training.sample_every = 0  # always at the end
     config.training.keep = 3  # checkpoints
+    config.training.best = ()  # also the best by validation (the loss on test data), frechet (of eval.num_samples)
 
     # Fixed grids: euler_maruyama, ancestral, reverse_diffusion, exponential, conditional_mean, predictor_corrector
     # (predictor, corrector_steps, snr); euler_ode, exponential_ode, ddim, heun, dpm_solver_pp_2m. Or adaptive (rtol,

@@ -36,7 +36,7 @@ def get_config(variant: str = "levels_1"):
     config.times.name = "normal_unweighted" if unweighted else "normal_likelihood"
     config.training.update({"optimiser": "adamw", "learning_rate": 1e-3, "learning_rate_end": 0.0, "eps": 1e-8})
     config.training.update({"steps": 2000, "clip": 1.0, "weight_decay": 0.0})
-    config.sampler = ConfigDict({"name": "adaptive", "rtol": 1e-3, "atol": 1e-3, "denoise": False})
-    config.sampling.t_min = 1e-4
+    config.sampler = ConfigDict({"name": "adaptive", "rtol": 1e-3, "atol": 1e-3, "denoise": True})
+    config.sampling.t_min = 1e-3
     config.eval.t_min = 1e-4
     return config

@@ -19,6 +19,7 @@ class SamplePlan(NamedTuple):
     Attributes:
       num: number of samples.
       batch_size: samples per call, over all devices.
+      best: the measure whose best checkpoint is used; "" for the newest.
       label: class to sample where the network knows classes; -1 for all in turn.
       mask: None, or 0 and 1 in the shape of an example: 1 where test data are kept, 0 where they are to be filled in.
       data_rms: root mean square of the data, for inpainting.
@@ -26,6 +27,7 @@ class SamplePlan(NamedTuple):
 
     num: int
     batch_size: int
+    best: str
     label: int
     mask: np.ndarray | None
     data_rms: float
@@ -132,8 +134,8 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
 
 def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
     """`--mode=sample`: draws with the newest checkpoint's averaged parameters; writes arrays and a picture."""
-    step = workdir.newest(folder)
-    params = load_ema(experiment, folder, step)
+    step = workdir.newest(folder, plan.best)
+    params = load_ema(experiment, folder, step, plan.best)
     key = jax.random.fold_in(experiment.key(SAMPLE), step)
     out = folder / "samples" / f"{step}-{plan.num}"
     if plan.mask is not None:
@@ -151,10 +153,10 @@ def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
     report.say(f"wrote {out.with_suffix('.npy')} and {out.with_suffix('.png')}")
 
 
-def load_ema(experiment: Experiment, folder: Path, step: int):
-    """The averaged parameters of a checkpoint, on all devices."""
+def load_ema(experiment: Experiment, folder: Path, step: int, best: str = ""):
+    """The averaged parameters of a checkpoint, or of the best by a measure, on all devices."""
     template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.shape)))
-    return workdir.averaged(folder, step, template)
+    return workdir.averaged(folder, step, template, best)
 
 
 def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from scoreflow import checkpoint, data, parallel, report, sample, workdir
+from scoreflow.best import Best
 from scoreflow.errors import RunError
 from scoreflow.evaluate.density import error_by_level
 from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
@@ -34,6 +35,7 @@ class TrainPlan(NamedTuple):
       flip: mirror training images at random.
       log_every, validate_every, checkpoint_every, sample_every: intervals; 0 for never (and always at the end).
       keep: checkpoints that stay.
+      best: measures whose best checkpoint is kept as well: name -> (experiment) -> (averaged parameters -> number).
       num_samples: images in a sample grid.
       sample_batch: examples per sampling call.
     """
@@ -54,6 +56,7 @@ class TrainPlan(NamedTuple):
     checkpoint_every: int
     sample_every: int
     keep: int
+    best: dict[str, Callable]
     num_samples: int
     sample_batch: int
 
@@ -208,8 +211,9 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
     dispatch = dispatch_of(experiment, plan)
-    validate = _validator(experiment, plan)
+    validate = validator(experiment, plan)
     draw = sample.make_draw(experiment, plan.sample_batch)
+    measures, best = {name: make(experiment) for name, make in plan.best.items()}, Best(folder, start)
 
     def show(params, step):
         x = draw(params, experiment.key(SAMPLE), plan.num_samples).x
@@ -242,6 +246,10 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
             log.scalars(step, validation_loss=validate(state.ema_params))
         if _due(plan.checkpoint_every, step, plan.steps):
             checkpoint.save(checkpoints, step, state, keep=plan.keep)
+            for name, measure in measures.items():
+                value = measure(state.ema_params)
+                if best.offer(name, step, value, state.ema_params):
+                    log.scalars(step, **{f"best_{name}": value})
         if step < plan.steps and _due(plan.sample_every, step, plan.steps):
             show(state.ema_params, step)
 
@@ -254,7 +262,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     _finish(experiment, state.ema_params, folder, last, log, time.monotonic() - began)
 
 
-def _validator(experiment: Experiment, plan: TrainPlan) -> Callable:
+def validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     """ema_params -> the objective on test data, with the same batches, times and noise at every call."""
     size = plan.batch_size // plan.accumulate
     objective = parallel.jit(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scoreflow import checkpoint, parallel, report
+from scoreflow.best import folder_of
 from scoreflow.errors import UserError
 
 # What may change between two commands on one folder, because it does not change what has been learnt so far.
@@ -17,6 +18,7 @@ _FREE_TO_RESUME = (
     "sampler.",
     "grid.",
     "plan.",
+    "checkpoint",
     "data.dir",
     "training.steps",
     "training.keep",
@@ -105,18 +107,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def checkpoints(workdir: Path) -> Path:
-    """The folder of the run's checkpoints."""
-    return workdir / "checkpoints"
+def checkpoints(workdir: Path, best: str = "") -> Path:
+    """The folder of the run's checkpoints, or of the best by a measure."""
+    return folder_of(workdir, best) if best else workdir / "checkpoints"
 
 
-def newest(workdir: Path) -> int:
-    """The newest whole checkpoint.
+def newest(workdir: Path, best: str = "") -> int:
+    """The newest whole checkpoint, or the best by a measure.
 
     Raises:
       UserError: if there is none.
     """
-    step = checkpoint.latest(checkpoints(workdir), warn=report.warn)
+    step = checkpoint.latest(checkpoints(workdir, best), warn=report.warn)
+    if step is None and best:
+        raise UserError(f"{workdir} keeps no best checkpoint by {best}; train with training.best = ({best!r},)")
     if step is None:
         raise UserError(f"{workdir} holds no usable checkpoint; train first (--mode=train) or give the right --workdir")
     return step
@@ -127,6 +131,6 @@ def parts(workdir: Path, step: int) -> set[str]:
     return checkpoint.names(checkpoints(workdir), step, "ema_params")
 
 
-def averaged(workdir: Path, step: int, like):
+def averaged(workdir: Path, step: int, like, best: str = ""):
     """The averaged parameters of a checkpoint, on all devices; `like` is a tree of their shapes."""
-    return checkpoint.restore(checkpoints(workdir), step, {"ema_params": like})["ema_params"]
+    return checkpoint.restore(checkpoints(workdir, best), step, {"ema_params": like})["ema_params"]

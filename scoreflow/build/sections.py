@@ -12,6 +12,7 @@ from scoreflow.build.tables import (
     LATENTS,
     LOSSES,
     MASKS,
+    MEASURES,
     MODELS,
     OPTIMISERS,
     PARAMETERISATIONS,
@@ -88,6 +89,7 @@ SECTIONS = {
         "checkpoint_every": COUNT_OR_0,
         "sample_every": COUNT_OR_0,
         "keep": COUNT,
+        "best": Check(tuple, lambda v: set(v) <= MEASURES.keys(), "a tuple of measures: " + ", ".join(MEASURES)),
     },
     "sampling": {
         "num": COUNT,
@@ -149,4 +151,4 @@ NAMED = {
     "grid": {name: choice.parameters for name, choice in GRIDS.items()},
     "sampler": {name: choice.parameters for name, choice in SAMPLERS.items()} | ADAPTIVE,
 }
-TOP = {"seed": COUNT_OR_0, "t_min": POSITIVE, "init_from": TEXT}
+TOP = {"checkpoint": one_of("newest", *MEASURES), "seed": COUNT_OR_0, "t_min": POSITIVE, "init_from": TEXT}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scoreflow import decoders, dequantise, divergence, score, sdes, times, transitions
+from scoreflow import decoders, dequantise, divergence, score, sdes, times, train, transitions
 from scoreflow.build import latents
 from scoreflow.build.values import (
     ANY_NUMBER,
@@ -28,6 +28,7 @@ from scoreflow.build.values import (
     one_of,
 )
 from scoreflow.data import toy
+from scoreflow.evaluate import samples
 from scoreflow.losses import conservative, dsm, high_order
 from scoreflow.models import dequantiser
 from scoreflow.models.hierarchical import HierarchicalVAE
@@ -350,6 +351,11 @@ DEQUANTISERS = {
     "none": dequantise.centre,  # of training alone
 }
 DIVERGENCES = {"hutchinson": divergence.hutchinson, "exact": divergence.exact}
+# Each makes (experiment, TrainPlan, feature function, samples) -> a measure of averaged parameters; lower is better.
+MEASURES = {
+    "validation": lambda experiment, plan, extractor, num: train.validator(experiment, plan),
+    "frechet": lambda experiment, plan, extractor, num: samples.distance(experiment, extractor, num, plan.sample_batch),
+}
 FEATURES = ("digits", "pixels")
 
 

@@ -1,11 +1,14 @@
 """How to train: the optimiser of every part of the parameters, and where a run begins."""
 
+import functools
 from pathlib import Path
 
 import optax
 
+from scoreflow import caches
 from scoreflow.build.latents import Rates
-from scoreflow.build.tables import BY_GRADIENT, LATENTS, OPTIMISERS, UNFITTED
+from scoreflow.build.plans import extractor
+from scoreflow.build.tables import BY_GRADIENT, LATENTS, MEASURES, OPTIMISERS, UNFITTED
 from scoreflow.build.values import make
 from scoreflow.models import DEQUANTISER, LATENT, MAIN, MIXING, TERMINAL
 from scoreflow.train import TrainPlan
@@ -68,7 +71,7 @@ def _must_be_same(config) -> tuple[str, ...]:
 def train_plan(config) -> TrainPlan:
     """How to train."""
     plan = config.training
-    return TrainPlan(
+    made = TrainPlan(
         steps=plan.steps,
         batch_size=plan.batch_size,
         accumulate=plan.accumulate,
@@ -85,6 +88,13 @@ def train_plan(config) -> TrainPlan:
         checkpoint_every=plan.checkpoint_every,
         sample_every=plan.sample_every,
         keep=plan.keep,
+        best={},
         num_samples=min(config.sampling.num, 400),
         sample_batch=config.sampling.batch_size,
     )
+
+    def measure(name, experiment):
+        features = extractor(config, experiment.source, caches.folder())
+        return MEASURES[name](experiment, made, features, config.eval.num_samples)
+
+    return made._replace(best={name: functools.partial(measure, name) for name in plan.best})

@@ -17,9 +17,9 @@ from scoreflow.metrics import Estimate
 
 def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
     """`--mode=eval`: scores the newest checkpoint, prints a table and writes `eval/<step>/metrics.json`."""
-    step = workdir.newest(folder)
-    params = sample.load_ema(experiment, folder, step)
-    out = folder / "eval" / str(step)
+    step = workdir.newest(folder, plan.best)
+    params = sample.load_ema(experiment, folder, step, plan.best)
+    out = folder / "eval" / (f"{step}-{plan.best}" if plan.best else str(step))
     results = {"step": step}
     if plan.batch_size:
         results["likelihood"] = likelihood_metrics(experiment, plan, params) | baseline_metrics(experiment, plan)

@@ -1,6 +1,7 @@
 """What is asked of a model's samples: distances of their features to the data's, beside those of held-out data."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,24 @@ def quality(found: Sampled, reference: Sampled, target: frechet.Reference, k: in
         metrics["classes_found"] = int((share > 0).sum())
         metrics["smallest_class_share"] = float(share.min())
     return metrics
+
+
+def distance(experiment: Experiment, extractor: Callable, num: int, batch: int) -> Callable:
+    """params -> Frechet distance of `num` samples to the training data, with the same noise at every call.
+
+    Args:
+      extractor: () -> the feature function; called once.
+    """
+    draw, extract = sample.make_draw(experiment, batch), extractor()
+    reference = collect(extract, experiment.source.train.x)
+    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
+    origin = reference.moments[0].origin
+
+    def measure(params):
+        x = draw(params, experiment.key(EVALUATE), num).x
+        return frechet.frechet_distance(_merge(collect(extract, x, origin).moments), target)
+
+    return measure
 
 
 def sample_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path) -> dict[str, dict]:

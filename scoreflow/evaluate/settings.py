@@ -10,6 +10,7 @@ class EvalPlan(NamedTuple):
     """How to evaluate.
 
     Attributes:
+      best: the measure whose best checkpoint is used; "" for the newest.
       num_test: test examples scored; 0 for all.
       draws: dequantisations (or probes, for continuous data) of each, averaged.
       batch_size: examples per likelihood call, over all devices; 0 skips the likelihood.
@@ -40,6 +41,7 @@ class EvalPlan(NamedTuple):
       neighbours: k of precision and recall.
     """
 
+    best: str
     num_test: int
     draws: int
     batch_size: int

@@ -1,0 +1,189 @@
+"""How to evaluate, to sample and to plan."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scoreflow import dequantise, experiment, latent, metrics, parallel, sdes, transitions
+from scoreflow.build.parts import bins, process, space
+from scoreflow.build.tables import (
+    ADAPTIVE,
+    DEQUANTISERS,
+    DIVERGENCES,
+    FLOWS,
+    GRIDS,
+    MASKS,
+    PROCESSES,
+    SAMPLERS,
+    TRANSITIONS,
+)
+from scoreflow.build.values import make
+from scoreflow.data import Source
+from scoreflow.evaluate import EvalPlan
+from scoreflow.losses import latent as latent_losses
+from scoreflow.metrics import digits as digit_metrics
+from scoreflow.models import DEQUANTISER, LATENT
+from scoreflow.plan import PlanPlan
+from scoreflow.sample import SamplePlan
+from scoreflow.samplers import adaptive, grids, guide
+
+
+def sampler(config, forward: sdes.Process) -> tuple[Callable, bool]:
+    """`sampler` and `per_device` of an `Experiment`."""
+    options, guidance = config.sampler, config.sampling.guidance
+
+    def guided(score_fn):
+        return score_fn if guidance == 1.0 else guide.classifier_free(score_fn, guidance)
+
+    if options.name in ADAPTIVE:
+        chosen = {key: value for key, value in options.items() if key != "name"}
+
+        def solve(score_fn, key, x_init, cond, *, trajectory=False):
+            return adaptive.adaptive_ode(forward, guided(score_fn), x_init, cond, t_min=config.sampling.t_min, **chosen)
+
+        return solve, True
+    run, make_grid = make(SAMPLERS, options), make(GRIDS, config.grid)
+    grid = make_grid(forward, steps_to(config), t_min=config.sampling.t_min)
+
+    def draw(score_fn, key, x_init, cond, *, trajectory=False):
+        return run(forward, guided(score_fn), key, x_init, grid, cond, trajectory=trajectory)
+
+    return draw, False
+
+
+def steps_to(config) -> int:
+    """Steps of a fixed grid: those configured are for the process's default horizon."""
+    if not config.sampling.scale_steps:
+        return config.sampling.steps
+    usual = inspect.signature(PROCESSES[config.process.name].make).parameters["horizon"].default
+    return max(1, round(config.sampling.steps * config.process.horizon / usual))
+
+
+def _encoded(config, within: latent.Space) -> Callable:
+    """(params, key, levels [N, ...]) -> Dequantised: latents, and what the bound of a VAE adds to their density.
+
+    What is read of binary data is the same at every call, so that draws are of one example's posterior.
+    """
+    key_read, size = jax.random.fold_in(jax.random.key(config.seed), experiment.READ), config.eval.batch_size
+
+    @parallel.jit
+    def run(params, key, data):
+        def one(inputs):
+            key, x = inputs
+            view = within.infer(params[LATENT], key, x[None])
+            log_q = latent_losses.example_sums(view.top.log_q) + view.lower_kl.sum(1) + view.reconstruction
+            return dequantise.Dequantised(view.top.z[0], log_q[0])
+
+        x = within.levels.read(key_read, data)
+        return jax.lax.map(one, (jax.random.split(key, len(x)), x), batch_size=min(size, len(x)))
+
+    return run
+
+
+def _dequantiser(config, found: Source) -> Callable:
+    """(params, key, levels [N, ...]) -> Dequantised."""
+    rule, grid = DEQUANTISERS[config.eval.dequantisation], bins(config, found)
+    if rule is dequantise.truncated_normal:  # at the time where the likelihood begins
+        forward = process(config)
+        alpha, sigma = (float(at(config.t_min)) for at in (forward.alpha, forward.sigma))
+        rule = functools.partial(rule, alpha=alpha, sigma=sigma)
+    if rule is not dequantise.variational:
+        return lambda params, key, image: rule(key, image, grid)
+    flow, size = make(FLOWS, config.dequantiser), config.eval.batch_size
+
+    @parallel.jit
+    def run(params, key, image):  # in batches, which a network needs and the other rules do not
+        def one(inputs):
+            key, image = inputs
+            sample_flow = functools.partial(flow.apply, params[DEQUANTISER])
+            found = rule(key, image[None], grid, flow=sample_flow)
+            return jax.tree.map(lambda leaf: leaf[0], found)
+
+        return jax.lax.map(one, (jax.random.split(key, len(image)), image), batch_size=min(size, len(image)))
+
+    return run
+
+
+def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
+    """How to evaluate; `cache_dir` is where fitted feature networks are kept."""
+    plan = config.eval
+    within = space(config, found)
+    dequantiser = _encoded(config, within) if within else _dequantiser(config, found) if found.levels else None
+    return EvalPlan(
+        best="" if config.checkpoint == "newest" else config.checkpoint,
+        num_test=min(plan.num_test, len(found.test.x)),
+        draws=plan.draws,
+        batch_size=plan.batch_size if plan.likelihood else 0,
+        dequantise=dequantiser,
+        start=plan.t_min or config.t_min,
+        divergence=DIVERGENCES[plan.divergence],
+        rtol=plan.rtol,
+        atol=plan.atol,
+        max_steps=plan.max_steps,
+        in_log_snr=plan.clock == "log_snr",
+        weigh_draws=plan.draws > 1 and plan.divergence == "exact",
+        bound_times=plan.bound_times,
+        diagnose=plan.diagnose,
+        symmetry=plan.symmetry,
+        symmetry_times=plan.symmetry_times,
+        symmetry_probes=plan.symmetry_probes,
+        horizons=plan.horizons,
+        score_error=plan.score_error,
+        tolerances=plan.tolerances,
+        rtols=plan.rtols,
+        atols=plan.atols,
+        t_min=config.sampling.t_min,
+        conditional=config.data.conditional,
+        check=plan.check,
+        baseline=plan.baseline,
+        num_samples=plan.num_samples,
+        sample_batch=config.sampling.batch_size,
+        extractor=extractor(config, found, cache_dir),
+        neighbours=plan.neighbours,
+    )
+
+
+def extractor(config, found: Source, cache_dir: Path) -> Callable:
+    """() -> the feature function, which may have to be fitted first."""
+    rows = {
+        "digits": lambda: digit_metrics.classifier(found.train, found.levels, cache_dir),
+        "pixels": lambda: metrics.Extractor("pixels", metrics.pixels),
+    }
+    return rows[config.eval.features]
+
+
+def planning(config) -> PlanPlan:
+    """What `--mode=plan` compares: the configured process with every named one at its default ends."""
+    chosen = config.process.name
+    named = {name: row.make() for name, row in PROCESSES.items() if not name.startswith("theory_")}
+    rule = TRANSITIONS.get(config.sampler.get("predictor", config.sampler.name), transitions.exponential_sde)
+    return PlanPlan(
+        processes={**named, chosen: process(config)},
+        chosen=chosen,
+        grids={"uniform": grids.uniform, config.grid.name: make(GRIDS, config.grid)},
+        rule=rule,
+        t_min=config.sampling.t_min,
+        accuracy=config.plan.accuracy,
+        score_error=config.plan.score_error,
+        steps=tuple(sorted(config.plan.steps)),
+        num=config.plan.num,
+    )
+
+
+def sample_plan(config, found: Source) -> SamplePlan:
+    """What `--mode=sample` makes."""
+    cut = MASKS[config.sampling.inpaint]
+    mask = None
+    if cut is not None:
+        height, width, _ = found.shape
+        top, bottom, left, right = (round(f * n) for f, n in zip(cut, (height, height, width, width)))
+        mask = np.ones(found.shape, np.float32)
+        mask[top:bottom, left:right] = 0.0
+    best = "" if config.checkpoint == "newest" else config.checkpoint
+    return SamplePlan(
+        config.sampling.num, config.sampling.batch_size, best, config.sampling.label, mask, config.score.data_rms
+    )

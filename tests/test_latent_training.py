@@ -1,0 +1,270 @@
+"""Latent models through their config: what each part learns from, what is kept, and what is measured of them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from scoreflow import build, checkpoint, evaluate, sample, train, workdir
+from scoreflow.evaluate import density
+from scoreflow.losses import latent as losses
+from scoreflow.models import LATENT, MAIN, MIXING
+from scoreflow.models.vae import normal_log_prob
+from tests import tiny
+
+VAE = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "latents": 6, "dtype": "float32"})
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def configure(stem: str, variant: str, **changes):
+    """A config of the digits in latent space at a size that trains in seconds."""
+    config = tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant)
+    config.vae = ConfigDict(VAE.to_dict())
+    config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+    small = tiny.digits(**changes)
+    config.training.update({k: v for k, v in small.training.items() if k not in ("optimiser", "learning_rate", "eps")})
+    config.sampling.update({k: small.sampling[k] for k in ("num", "batch_size")})
+    for name in ("draws", "num_test", "batch_size", "check", "num_samples", "baseline", "features"):
+        config.eval[name] = small.eval[name]
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        with config.unlocked():
+            target = config[section] if section else config
+            target[key] = ConfigDict(value) if isinstance(value, dict) else value
+    return config
+
+
+def made(stem, variant, **changes):
+    """(experiment, parameters before training, a batch)."""
+    experiment = build.build(configure(stem, variant, **changes), variant)
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    return experiment, params, {"x": experiment.source.train.x[:8], "label": experiment.source.train.label[:8]}
+
+
+def same(one, two) -> None:
+    """Bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(two))
+
+
+def size_of(tree) -> float:
+    """Largest absolute value in a tree."""
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("variant", ["levels", "binary"])
+def test_what_a_vae_alone_is_validated_by_is_its_bound(variant):
+    """-log p(x|z) + log q(z|x) - log N(z; 0, I), by hand from the parts; and two groups of keys agree in the mean."""
+    experiment, params, batch = made("digits_vae", variant)
+    key = jax.random.key(3)
+    loss, terms = experiment.objective(params, key, batch, train=False)
+    key_read, key_infer = jax.random.split(key)
+    view = experiment.latent.infer(params[LATENT], key_infer, experiment.latent.levels.read(key_read, batch["x"]))
+    by_hand = view.reconstruction + (view.top.log_q - normal_log_prob(view.top.z)).sum(1)
+    assert float(loss) == pytest.approx(float(by_hand.mean()), rel=1e-5)
+    assert set(params) == {LATENT}
+
+
+def test_the_coefficient_of_the_divergence_grows_and_groups_are_balanced():
+    """At the first step the loss is reconstruction + 0.01 KL for one group, halfway 0.505, at the end of the ramp 1."""
+    experiment, params, batch = made("digits_vae", "levels")
+    for step, share in ((0, 0.01), (250, 0.505), (500, 1.0), (10_000, 1.0)):
+        loss, terms = experiment.objective(params, jax.random.key(0), batch, train=True, step=jnp.asarray(step))
+        assert float(loss) == pytest.approx(float(terms["reconstruction"] + share * terms["divergence"]), rel=1e-5)
+
+
+def gradients(experiment, params, batch):
+    """Of the training loss."""
+    return jax.jit(
+        jax.grad(lambda p: experiment.objective(p, jax.random.key(5), batch, train=True, step=jnp.asarray(300))[0])
+    )(params)
+
+
+def test_the_vae_learns_from_the_bound_whatever_the_prior_learns_from():
+    """Algorithms 1 and 2 move encoder and decoder alike, and the prior differently; 3 shares its times with the prior."""
+    found = {i: gradients(*made("digits_latent", f"levels_{i}")) for i in (1, 2, 3)}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found[1][LATENT], found[2][LATENT]
+    )
+    apart = lambda i, j, part: size_of(jax.tree.map(jnp.subtract, found[i][part], found[j][part]))
+    assert apart(1, 2, MAIN) > 1e-3 and apart(2, 3, MAIN) > 1e-3
+    assert apart(1, 3, LATENT) > 1e-3
+    assert all(size_of(grads[MIXING]["active"]) == 0.0 for grads in found.values())
+    assert all(size_of(grads[MIXING]["logits"]) > 0.0 for grads in found.values())
+
+
+def test_a_closed_entropy_changes_the_loss_and_not_the_gradient():
+    experiments = [made("digits_latent", "levels_1", latent__closed_entropy=closed) for closed in (False, True)]
+    losses_, grads = [], []
+    for experiment, params, batch in experiments:
+        losses_.append(float(experiment.objective(params, jax.random.key(5), batch, train=False)[0]))
+        grads.append(gradients(experiment, params, batch))
+    assert abs(losses_[0] - losses_[1]) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
+
+
+def test_on_frozen_latents_the_vae_has_no_gradient_and_the_loss_is_that_of_any_data():
+    experiment, params, batch = made("digits_latent", "levels_frozen", penalty={"name": "quasi_conservative"})
+    grads = gradients(experiment, params, batch)
+    assert size_of(grads[LATENT]) == 0.0 < size_of(grads[MAIN])
+    _, terms = experiment.objective(params, jax.random.key(5), batch, train=True)
+    assert {"order1", "asym"} <= terms.keys()
+
+
+def test_the_bound_in_evaluation_is_that_of_its_terms():
+    """Examples as a density sees them: latents, and log q - log p(x|z) in the place of the noise's density."""
+    config = configure("digits_latent", "binary_1")
+    experiment = build.build(config, "latent")
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    plan = build.eval_plan(config, experiment.source, None)
+    first, second = (density.dequantised(experiment, plan, params, draw) for draw in (0, 1))
+    assert first.x.shape == (12, 6) and experiment.bins is None
+    levels = experiment.latent.levels.read(experiment.key(5), experiment.source.test.x[:12])
+    # the same binary digits in both draws: the decoder alone makes log p(x|z) of z
+    for data in (first, second):
+        out = experiment.latent.show(params[LATENT], None, jnp.asarray(data.x))
+        assert out.shape == (12, 8, 8, 1)
+    bound = density.units(experiment, np.zeros(12), first.log_q)
+    np.testing.assert_allclose(bound, first.log_q)
+    views = [experiment.latent.infer(params[LATENT], key, levels) for key in jax.random.split(jax.random.key(9), 400)]
+    normal = np.mean([losses.example_sums(v.top.log_q) + v.reconstruction for v in views], axis=0)
+    spread = np.std([losses.example_sums(v.top.log_q) + v.reconstruction for v in views], axis=0)
+    assert np.all(np.abs(first.log_q - normal) < 6 * spread) and np.all(np.abs(second.log_q - normal) < 6 * spread)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From end to end, in folders.
+
+
+def run(folder, stem, variant, **changes):
+    """Trains in a folder; (experiment, config, state as saved)."""
+    config = configure(stem, variant, **changes)
+    experiment = build.build(config, f"configs/{stem}.py:{variant}")
+    workdir.claim(folder, experiment.config, resume=True)
+    plan = build.train_plan(config)
+    train.train(experiment, plan, folder)
+    template = train.init_state(experiment, plan.optimiser)
+    state = checkpoint.restore(workdir.checkpoints(folder), workdir.newest(folder), template)
+    return experiment, config, state
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    """The folder of a VAE trained for some steps, and its parameters."""
+    folder = tmp_path_factory.mktemp("first")
+    with jax.numpy_rank_promotion("allow"):
+        _, _, state = run(folder, "digits_vae", "levels")
+    return folder, state.ema_params[LATENT]
+
+
+@pytest.mark.slow
+def test_stage_two_begins_with_the_vae_of_stage_one(first_stage, tmp_path, capsys):
+    """Frozen it stays, bit for bit; jointly trained it moves, and is used as it is, not averaged."""
+    folder, vae = first_stage
+    experiment, config, state = run(tmp_path / "frozen", "digits_latent", "levels_frozen", init_from=str(folder))
+    same(state.params[LATENT], vae)
+    assert "beginning with the averaged parameters" in capsys.readouterr().out
+    _, _, joint = run(tmp_path / "joint", "digits_latent", "levels_1", init_from=str(folder))
+    assert size_of(jax.tree.map(jnp.subtract, joint.params[LATENT], vae)) > 0
+    same(joint.params[LATENT], joint.ema_params[LATENT])
+    assert size_of(jax.tree.map(jnp.subtract, joint.params[MAIN], joint.ema_params[MAIN])) > 0
+    # and a third run from the second takes all of it
+    _, _, again = run(tmp_path / "again", "digits_latent", "levels_frozen", init_from=str(tmp_path / "joint"))
+    same(again.params[LATENT], joint.ema_params[LATENT])
+    config.eval.update({"bound_times": 5, "symmetry": 4, "symmetry_times": 3, "tolerances": 4, "rtols": (1e-2,)})
+    plan = build.eval_plan(config, experiment.source, tmp_path)
+    found = evaluate.evaluate(experiment, plan, tmp_path / "frozen")
+    terms, bits = found["latent"], found["likelihood"]["bits_per_dim"]
+    assert 0 < bits.value < 20 and found["likelihood"]["likelihood_failed"] == 0
+    assert terms["channels"] == 6 and terms["largest_distance"] > 0
+    # the process ends at N(0, I), so the SDE's bound is no better than the VAE's reconstruction less the entropy allows
+    assert np.isfinite(found["likelihood"]["bound"].value) and "symmetry" in found
+    assert (tmp_path / "frozen" / "eval" / "8" / "reconstructions.png").exists()
+    sample.sample(experiment, build.sample_plan(config, experiment.source), tmp_path / "frozen")
+    drawn = np.load(tmp_path / "frozen" / "samples" / "8-8.npy")
+    assert drawn.dtype == np.uint8 and drawn.shape == (8, 8, 8, 1) and drawn.max() <= 16
+
+
+@pytest.mark.slow
+def test_a_finished_latent_model_can_have_a_terminal_law(first_stage, tmp_path):
+    """Score, shares and VAE come from the other run by their names; the law is fitted to its latents."""
+    folder, _ = first_stage
+    _, _, state = run(tmp_path / "score", "digits_latent", "levels_1", init_from=str(folder))
+    changes = {"init_from": str(tmp_path / "score"), "terminal": {"name": "mixture"}, "process__horizon": 0.5}
+    changes |= {"training__learn": "terminal", "training__steps": 0, "training__warmup": 0}
+    experiment, _, bridged = run(tmp_path / "bridge", "digits_latent", "levels_1", **changes)
+    for part in (MAIN, MIXING, LATENT):
+        same(bridged.ema_params[part], state.ema_params[part])
+    law, z = (
+        experiment.terminal(bridged.ema_params),
+        experiment.encode(bridged.ema_params, jax.random.key(0), experiment.source.train.x),
+    )
+    xt = experiment.process.perturb(jax.random.key(1), z, jnp.full(len(z), 0.5)).xt
+    wide = law.log_prob(xt + 3.0).mean()
+    assert float(law.log_prob(xt).mean()) > float(wide)
+
+
+@pytest.mark.slow
+def test_silent_channels_are_found_once_and_kept_in_the_checkpoint(first_stage, tmp_path, monkeypatch):
+    """Their logit is -15, the network does not see them, and a resumed run still knows."""
+    folder, vae = first_stage
+    monkeypatch.setattr(losses, "active", lambda kl, least=0.1: jnp.arange(kl.shape[1]) % 2 == 0)
+    changes = {"init_from": str(folder), "latent__drop_inactive": True}
+    experiment, _, state = run(tmp_path, "digits_latent", "levels_1", **changes)
+    np.testing.assert_array_equal(state.params[MIXING]["active"], [1, 0, 1, 0, 1, 0])
+    assert np.all(np.abs(np.asarray(state.params[MIXING]["logits"])[1::2] + 15.0) < 0.1)
+    monkeypatch.setattr(losses, "active", lambda kl, least=0.1: 1 / 0)
+    experiment, _, state = run(tmp_path, "digits_latent", "levels_1", **changes, training__steps=10)
+    assert int(state.step) == 10
+    np.testing.assert_array_equal(state.ema_params[MIXING]["active"], [1, 0, 1, 0, 1, 0])
+    x, t = jax.random.normal(jax.random.key(0), (3, 6)), jnp.full(3, 0.5)
+    score = experiment.score(state.ema_params)
+    moved = score(x.at[:, 1].add(2.0), t) - score(x, t)
+    np.testing.assert_allclose(moved[:, 1], -2.0, rtol=1e-4)
+    np.testing.assert_allclose(moved[:, 2:], 0.0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
+    """By two measures that fall and rise at steps of our choice; a resumed run forgets what came after."""
+    values = {"validation": {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5}, "frechet": {2: 5.0, 4: 6.0, 6: 4.0, 8: 9.0}}
+    from scoreflow.build import tables
+
+    def fake(name):
+        steps = iter(sorted(values[name]))
+        return lambda *args: lambda params: values[name][next(steps)]
+
+    for name in values:
+        monkeypatch.setitem(tables.MEASURES, name, fake(name))
+    changes = {"training__best": ("validation", "frechet"), "training__keep": 1}
+    experiment, config, _ = run(tmp_path, "digits_vae", "levels", **changes)
+    assert [workdir.newest(tmp_path, best) for best in ("", "validation", "frechet")] == [8, 4, 6]
+    records = json.loads((tmp_path / "best" / "best.json").read_text())
+    assert records == {"validation": {"step": 4, "value": 1.0}, "frechet": {"step": 6, "value": 4.0}}
+    config.checkpoint = "validation"
+    plan = build.eval_plan(config, experiment.source, tmp_path)
+    found = evaluate.evaluate(experiment, plan._replace(num_samples=0), tmp_path)
+    assert found["step"] == 4 and (tmp_path / "eval" / "4-validation" / "metrics.json").exists()
+    from scoreflow.best import Best
+
+    assert Best(tmp_path, 5).records == {"validation": {"step": 4, "value": 1.0}}
+    assert not (tmp_path / "best" / "frechet").exists()
+
+
+@pytest.mark.slow
+def test_the_frechet_measure_is_that_of_evaluation(tmp_path):
+    config = configure("digits_vae", "levels", training__best=("frechet",))
+    experiment = build.build(config, "vae")
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    plan = build.eval_plan(config, experiment.source, tmp_path)
+    wanted = evaluate.sample_metrics(experiment, plan, params, tmp_path)["model"]["frechet"].value
+    measure = build.train_plan(config).best["frechet"](experiment)
+    assert measure(params) == pytest.approx(wanted, rel=1e-6)
