@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from scoreflow import build, evaluate, likelihood, sample, train, workdir
-from scoreflow.data import archives
+from scoreflow.build import parts
+from scoreflow.data import Source, Split, archives
 from scoreflow.errors import UserError
 from tests import tiny
 from tests.test_data import made  # noqa: F401  (a fixture)
@@ -23,6 +24,10 @@ VARIANTS = [
         "digits_velocity",
         "digits_conservative",
         "digits_bridge",
+        "digits_vae",
+        "digits_latent",
+        "published_vae",
+        "published_latent",
     )
     for variant in tiny.module(tiny.ROOT / "configs" / f"{name}.py").VARIANTS
 ]
@@ -55,7 +60,12 @@ def _shrink(config: ConfigDict) -> ConfigDict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if not name.endswith(("_processes", "_dequantiser", "_bridge", "_conservative"))]
+    "name",
+    [
+        name
+        for name in CONFIGS  # the others are variants of these, or tested with what they are about
+        if not name.endswith(("_processes", "_dequantiser", "_bridge", "_conservative", "_vae", "_latent"))
+    ],
 )
 def test_every_config_works_from_end_to_end(name, tmp_path, request):
     config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
@@ -68,7 +78,7 @@ def test_every_config_works_from_end_to_end(name, tmp_path, request):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [name for name in VARIANTS if not name.startswith(("digits_bridge", "cifar10"))]
+    [name for name in VARIANTS if not re.match("digits_bridge|cifar10|.*_(vae|latent):", name)]
     + ["cifar10_processes:ve_geometric", "cifar10_processes:edm"],  # the rest are the digits' processes, other data
 )
 def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
@@ -94,6 +104,55 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
         return jax.value_and_grad(loss)(params), draw, density
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(params)))
+
+
+PUBLISHED = {  # (data shape, latents under the prior) as tabled
+    "mnist": ((28, 28, 1), (8, 8, 40)),
+    "omniglot": ((28, 28, 1), (16, 16, 60)),
+    "cifar10_nll": ((32, 32, 3), (16, 16, 180)),
+    "celeba_quantitative": ((256, 256, 3), (32, 32, 160)),
+}
+
+
+def _images(name: str, *shape: int) -> Source:
+    x = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)
+    return Source(name, Split(x), Split(x), levels=256)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_published_latent_models_have_the_published_latents(variant):
+    shape, latents = PUBLISHED[variant]
+    config = tiny.load(tiny.ROOT / "configs" / "published_latent.py", variant)
+    assert parts.space(config, _images(variant, *shape)).shape == latents
+
+
+@pytest.mark.slow
+def test_a_published_latent_model_works_at_tiny_width():
+    """The one of three scales and 5 bits: a finite gradient, and samples as the data are stored."""
+    variant, shape = "celeba_quantitative", (32, 32, 3)
+    source = _images(variant, *shape)
+    config = tiny.load(tiny.ROOT / "configs" / "published_latent.py", variant)
+    config.vae.update({"channels": 4, "per_scale": 1, "latents": 2, "cells": 1, "outer_cells": 1, "dtype": "float32"})
+    config.vae.multipliers = (1,) * len(config.vae.multipliers)
+    config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+    config.training.batch_size = 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "source", lambda config: source)
+        experiment = build.build(config, variant)
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+
+    @jax.jit
+    def everything(params):
+        loss = lambda params: experiment.objective(
+            params, jax.random.key(1), source.train._asdict(), train=True, step=0
+        )[0]
+        z = experiment.encode(params, jax.random.key(4), source.train.x)
+        return jax.value_and_grad(loss)(params), experiment.decode(params, jax.random.key(5), z)
+
+    found, shown = everything(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert shown.shape == (4, *shape) and shown.dtype == np.uint8
 
 
 @pytest.mark.slow
@@ -140,6 +199,8 @@ def test_every_variant_is_complete_and_is_named(name):
     config = tiny.load(path, variant)
     build.check(config)
     process = build.process(config)
+    if config.latent.name != "none":  # latents have no levels
+        return
     # grids and training begin where the process has as little noise as it starts with, or less than a level
     assert float(process.sigma(config.t_min)) < max(1.02 * float(process.sigma(0.0)), 2 / 256)
     assert re.search(rf"\b{variant}\b", tiny.module(path).__doc__)
@@ -150,6 +211,11 @@ def test_an_unknown_variant_lists_the_known_ones():
         tiny.load(tiny.ROOT / "configs" / "digits_processes.py", "ve_quadratic")
 
 
+LATENT = {
+    "vae": {"name": "mlp", "width": 8, "depth": 1, "latents": 2, "dtype": "float32"},
+    "decoder": {"name": "categorical"},
+    "latent": {"name": "alone"},
+}
 # Each row: a change to a good config, and what the one line must say.
 BAD = [
     ({"seed": -1}, "seed = -1 must be a whole number, 0 or above"),
@@ -214,6 +280,25 @@ BAD = [
     ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
     ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
     ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, centre"),
+    ({"latent": {"name": "alone"}}, "latent.name = alone, vae.name = none, decoder.name = none: choose all three"),
+    ({"data__binarised": True}, "data.binarised and data.bits are for a decoder's data"),
+    ({**LATENT, "latent": {"name": "joint"}}, "latent.name = joint begins with a finished VAE: set init_from"),
+    ({**LATENT, "latent": {"name": "joint"}, "init_from": "a", "weight": {"name": "noise"}},
+     "weight.name = noise: latent.algorithm = 1 is the bound itself"),
+    ({**LATENT, "latent": {"name": "joint"}, "init_from": "a", "penalty": {"name": "quasi_conservative"}},
+     "penalty.name = quasi_conservative goes with latent.name = frozen, not joint"),
+    ({**LATENT, "latent": {"name": "joint", "algorithm": 4}, "init_from": "a"}, "latent.algorithm = 4 must be 1, 2 or 3"),
+    ({**LATENT, "latent": {"name": "frozen", "drop_inactive": True}, "init_from": "a"}, "needs score.mixed = True"),
+    ({**LATENT, "score__mixed": True}, "score.mixed = True needs a score network, and latent.name = alone has none"),
+    ({**LATENT, "decoder": {"name": "bernoulli"}}, "decoder.name = bernoulli is for 2 levels, and digits has 17"),
+    ({**LATENT, "data__binarised": True}, "data.binarised = True goes with decoder.name = bernoulli"),
+    ({**LATENT, "data__bits": 5}, "data.bits = 5 is more than the 17 levels of digits"),
+    ({**LATENT, "data__name": "rings"}, "vae.name = mlp models integer levels, and rings has none"),
+    ({**LATENT, "vae": {"name": "conv", "channels": 4, "multipliers": (1, 1, 1, 1, 1), "blocks": 1, "latents": 2, "dtype": "float32"}},
+     "vae.name = conv with 5 resolutions needs images whose sides 16 divides"),
+    ({**LATENT, "sampling__inpaint": "right"}, "sampling.inpaint = right is for data space"),
+    ({"checkpoint": "best"}, "checkpoint = 'best' must be one of newest, validation, frechet"),
+    ({"training__best": ("loss",)}, "training.best = ('loss',) must be a tuple of measures: validation, frechet"),
     ({"sampling__guidance": 2.0}, "sampling.guidance = 2.0 needs data.conditional = True"),
     ({"data__conditional": True, "sampling__guidance": 2.0}, "needs a network that also knows unlabelled data"),
     ({"sampling__label": 10}, "sampling.label = 10: digits has 10 classes"),
