@@ -60,8 +60,8 @@ def configure(data: str, recipe: str, *, fast: bool) -> ConfigDict:
     config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
     config.eval.update({"baseline": False, "draws": 5, "tolerances": 20, "rtols": TOLERANCES, "atols": TOLERANCES})
     if fast:
-        if "multipliers" in config.model:
-            config.model = ConfigDict({"name": "mlp", "width": 32, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+        config.model = ConfigDict({"name": "mlp", "width": 32, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+        config.vae = ConfigDict({"name": "mlp", "width": 32, "depth": 1, "latents": 8, "dtype": "float32"})
         config.training.update({"steps": 20, "warmup": 2, "batch_size": 32})
         config.eval.update({"draws": 1, "num_test": 24, "batch_size": 24, "check": 24, "num_samples": 100})
         config.eval.update({"tolerances": 4, "rtols": (1e-2,), "atols": (1e-2,)})

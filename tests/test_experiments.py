@@ -224,6 +224,30 @@ def test_conservative_scores_in_the_plane_print_what_they_measured(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_linear_vae_prints_what_it_measured(tmp_path):
+    """The bound is the likelihood; the likelihood weight finds the posterior and weight 1 does not."""
+    said = run("latent_linear", tmp_path)
+    for line in re.findall(r"^0\.0\d* +(.+)$", said, re.MULTILINE):
+        by_ode, error = re.match(r"(-?[\d.]+) \+- ([\de.-]+)", line).groups()
+        assert abs(float(by_ode)) < 5e-3 and float(error) < 5e-3
+    found = dict(re.findall(r"^(likelihood weight|weight 1) .* ([\de.+-]+)$", said, re.MULTILINE))
+    assert float(found["likelihood weight"]) < 0.05 < 0.15 < float(found["weight 1"])
+
+
+@pytest.mark.slow
+def test_latent_models_of_digits_print_what_they_measured(tmp_path):
+    """Both rows of the table are the records, and the reconstruction and the divergence add up to the bound."""
+    said = run("latent_on_digits", tmp_path)
+    records = json.loads((tmp_path / "runs.json").read_text())
+    for recipe in ("VAE alone", "1"):
+        values = records[f"binary, {recipe}, fast"]
+        (line,) = re.findall(rf"^{recipe} +(\d.+)$", said, re.MULTILINE)
+        assert f"{values['bound'][0]:.4g} +- " in line
+        rest, kl = re.search(r" ([\d.]+) \+- \S+ +(-?[\d.]+) ", line.split("+-", 1)[1]).groups()
+        assert float(rest) + float(kl) == pytest.approx(values["bound"][0], abs=0.02)
+
+
+@pytest.mark.slow
 def test_conservative_scores_on_digits_print_what_they_measured(tmp_path):
     """The penalty costs what it is said to, and both tables say what was kept."""
     said = run("conservative_on_digits", tmp_path)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy.spatial.distance import pdist
 
 from scoreflow import build, checkpoint, evaluate, sample, train, workdir
 from scoreflow.evaluate import density
@@ -101,6 +102,19 @@ def test_the_vae_learns_from_the_bound_whatever_the_prior_learns_from():
     assert all(size_of(grads[MIXING]["logits"]) > 0.0 for grads in found.values())
 
 
+def test_the_coefficient_does_not_reach_the_prior():
+    """The published code multiplies the prior's loss by it in its first algorithm; here it is the VAE's alone."""
+    experiment, params, batch = made("digits_latent", "levels_1")
+    early, late = (
+        jax.grad(
+            lambda p, s=step: experiment.objective(p, jax.random.key(5), batch, train=True, step=jnp.asarray(s))[0]
+        )(params)
+        for step in (0, 10_000)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), early[MAIN], late[MAIN])
+    assert size_of(jax.tree.map(jnp.subtract, early[LATENT], late[LATENT])) > 1e-3
+
+
 def test_a_closed_entropy_changes_the_loss_and_not_the_gradient():
     experiments = [made("digits_latent", "levels_1", latent__closed_entropy=closed) for closed in (False, True)]
     losses_, grads = [], []
@@ -184,7 +198,8 @@ def test_stage_two_begins_with_the_vae_of_stage_one(first_stage, tmp_path, capsy
     found = evaluate.evaluate(experiment, plan, tmp_path / "frozen")
     terms, bits = found["latent"], found["likelihood"]["bits_per_dim"]
     assert 0 < bits.value < 20 and found["likelihood"]["likelihood_failed"] == 0
-    assert terms["channels"] == 6 and terms["largest_distance"] > 0
+    z = experiment.encode(joint.params | {LATENT: vae}, experiment.key(5), experiment.source.train.x[:1000])
+    assert terms["channels"] == 6 and terms["largest_distance"] == pytest.approx(pdist(z).max(), rel=1e-4)
     # the process ends at N(0, I), so the SDE's bound is no better than the VAE's reconstruction less the entropy allows
     assert np.isfinite(found["likelihood"]["bound"].value) and "symmetry" in found
     assert (tmp_path / "frozen" / "eval" / "8" / "reconstructions.png").exists()

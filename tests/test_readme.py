@@ -37,13 +37,16 @@ def test_every_choice_is_in_its_table():
         "network predicts": tables.PARAMETERISATIONS,
         "loss": tables.LOSSES,
         "terminal law": tables.TERMINALS,
+        "latent space": tables.LATENTS,
+        "encoder and decoder": tables.VAES.keys() - {"none"},
+        "what a decoder says": tables.DECODERS.keys() - {"none"},
         "weight": tables.WEIGHTS,
         "law of t": tables.TIMES,
         "grids": tables.GRIDS,
     }
     for name, table in rows.items():
         (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
-        assert set(re.findall(r"`(\w+)`", line.split("|")[2])) == table.keys()
+        assert set(re.findall(r"`(\w+)`", line.split("|")[2])) == set(table)
     lines = [line.split("|")[2] for line in README.splitlines() if re.match(r"\| (SDE|ODE) samplers", line)]
     assert set(re.findall(r"`(\w+)`", "".join(lines))) == tables.SAMPLERS.keys() | tables.ADAPTIVE.keys()
 
