@@ -1,4 +1,4 @@
-"""Between integer grey levels and the continuous x that the model sees. The only file that knows of levels."""
+"""Between integer grey levels and the continuous x that a model in data space sees; for VAEs see `latent`."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -74,6 +74,28 @@ def test_what_a_vae_alone_is_validated_by_is_its_bound(variant):
     assert set(params) == {LATENT}
 
 
+def test_groups_and_scales_share_the_divergence(tmp_path):
+    """Of a hierarchical VAE: by group they add up, in training and in evaluation; balance favours those that say much."""
+    deep = {"name": "hierarchical", "channels": 4, "multipliers": (1, 1), "scales": 2, "per_scale": 2, "latents": 2}
+    deep |= {"cells": 1, "outer_cells": 1, "inverted": False, "pad": 0, "dtype": "float32"}
+    config = configure("digits_vae", "levels", vae=deep)
+    experiment = build.build(config, "deep")
+    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    batch = {"x": experiment.source.train.x[:8]}
+    run = jax.jit(lambda step: experiment.objective(params, jax.random.key(0), batch, train=True, step=step))
+    loss, terms = run(jnp.asarray(0))
+    shares = [float(terms[f"divergence_{g}"]) for g in (1, 2, 3, 4)]
+    assert sum(shares) == pytest.approx(float(terms["divergence"]), rel=1e-4)
+    kl = jnp.asarray(shares)[None]
+    factors = losses.balance(kl, jnp.asarray(experiment.latent.sizes))
+    weighted = float(loss - terms["reconstruction"]) / 0.01
+    assert weighted == pytest.approx(float((kl @ factors)[0]), rel=0.02)
+    plan = build.eval_plan(config, experiment.source, None)
+    found = evaluate.latent_metrics(experiment, plan, params, tmp_path)
+    total = sum(found[f"divergence_of_group_{g}"].value for g in (1, 2, 3, 4))
+    assert total == pytest.approx(found["normal_divergence"].value, rel=1e-4)
+
+
 def test_the_coefficient_of_the_divergence_grows_and_groups_are_balanced():
     """At the first step the loss is reconstruction + 0.01 KL for one group, halfway 0.505, at the end of the ramp 1."""
     experiment, params, batch = made("digits_vae", "levels")
@@ -126,11 +148,17 @@ def test_a_closed_entropy_changes_the_loss_and_not_the_gradient():
 
 
 def test_on_frozen_latents_the_vae_has_no_gradient_and_the_loss_is_that_of_any_data():
-    experiment, params, batch = made("digits_latent", "levels_frozen", penalty={"name": "quasi_conservative"})
+    """With order 2 and the penalty on asymmetry, too; an energy's score of latents is its gradient."""
+    changes = {"penalty": {"name": "quasi_conservative"}, "loss": {"name": "high_order", "order": 2}}
+    experiment, params, batch = made("digits_latent", "levels_frozen", **changes)
     grads = gradients(experiment, params, batch)
     assert size_of(grads[LATENT]) == 0.0 < size_of(grads[MAIN])
     _, terms = experiment.objective(params, jax.random.key(5), batch, train=True)
-    assert {"order1", "asym"} <= terms.keys()
+    assert {"order1", "order2", "asym"} <= terms.keys() and all(np.isfinite(term) for term in terms.values())
+    energetic, params, _ = made("digits_latent", "levels_frozen", score__mixed=False, score__energy="noise")
+    x, t = jax.random.normal(jax.random.key(0), (3, 6)), jnp.array([0.1, 0.5, 0.9])
+    slope = jax.jit(jax.grad(lambda x: energetic.energy(params)(x, t).sum()))(x)
+    np.testing.assert_allclose(energetic.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
 
 
 def test_the_bound_in_evaluation_is_that_of_its_terms():

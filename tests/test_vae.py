@@ -62,6 +62,20 @@ def test_the_decoder_is_one_function_of_all_latents(module):
     np.testing.assert_allclose(made.generate(params, jax.random.key(3), found.top.z), found.out, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("module", [CONV, INVERTED], ids=["conv", "inverted"])
+def test_half_precision_inside_changes_little_and_nothing_at_the_ends(module):
+    """Same parameters, which stay float32, as does what comes out; and the same draw to the precision of the inside."""
+    made, half = vae.vae(module), vae.vae(module.clone(dtype=jnp.bfloat16))
+    params = half.init(jax.random.key(0), (1, 8, 8, 1))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    x = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1), minval=-1.0)
+    one, two = (m.infer(params, jax.random.key(2), x) for m in (made, half))
+    assert two.out.dtype == two.top.log_std.dtype == jnp.float32
+    scale = float(jnp.abs(one.out).max())
+    assert 0 < float(jnp.abs(one.out - two.out).max()) < 0.05 * scale
+    np.testing.assert_allclose(one.top.log_std, two.top.log_std, atol=0.05)
+
+
 def test_groups_are_drawn_one_after_the_other():
     """The second group's law depends on what was drawn of the first, and lower scales on both; not the reverse."""
     made = vae.vae(DEEP)

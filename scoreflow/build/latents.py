@@ -139,6 +139,8 @@ def alone(
             factors = jnp.where(c < 1, factors, 1.0)
             terms = {"reconstruction": jnp.mean(view.reconstruction), "divergence": jnp.mean(kl.sum(1))}
             loss = terms["reconstruction"] + c * jnp.mean(kl @ factors)
+            if kl.shape[1] > 1:
+                terms |= {f"divergence_{g + 1}": share for g, share in enumerate(kl.mean(0))}
             if train and spectral_weight:
                 terms["spectral"] = spectral.penalty(params[LATENT])
                 loss = loss + spectral_weight * terms["spectral"]

@@ -24,8 +24,9 @@ def latent_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
 
     `reconstruction` is -log p(x|z), `negative_entropy` log q(z|x) of the latents under the score prior and
     `lower_divergence` that of the others from N(0, I). `normal_divergence` is what all latents would cost under
-    N(0, I); `active_channels` are those under the score prior whose share of it is above 0.1 nats. `largest_distance`
-    between two encodings is what a variance-exploding process has to reach.
+    N(0, I), and with several groups what each of them would, those under the score prior first; `active_channels` are
+    channels of these whose share of it is above 0.1 nats. `largest_distance` between two encodings is what a
+    variance-exploding process has to reach.
     """
     space, count = experiment.latent, plan.num_test or len(experiment.source.test.x)
     data = np.asarray(experiment.source.test.x[:count])
@@ -34,21 +35,24 @@ def latent_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
     def solve(params, keys, x, cond):
         view = space.infer(params[LATENT], keys[0], x)
         normal = latent.channel_sums(view.top.log_q - normal_log_prob(view.top.z))
+        groups = latent.group_sums(view.top.log_q - normal_log_prob(view.top.z), space.groups)
         terms = (view.reconstruction, latent.example_sums(view.top.log_q), view.lower_kl.sum(1))
-        return terms, normal, view.shown
+        return terms, normal, jnp.concatenate([groups, view.lower_kl], axis=1), view.shown
 
     keys = jax.random.split(jax.random.fold_in(experiment.key(EVALUATE), READ), count)
-    (reconstruction, entropy, lower), normal, shown = in_batches(solve, params, plan.batch_size)(keys, levels)
+    (reconstruction, entropy, lower), normal, groups, shown = in_batches(solve, params, plan.batch_size)(keys, levels)
     pairs = np.stack([space.levels.write(levels), shown], axis=1)[:_SHOWN]
     source = experiment.source
     if len(source.shape) == 3 and source.shape[-1] in (1, 3):
         pixels = report.grid(pairs.reshape(-1, *source.shape), source.levels, columns=10)
         report.save_png(folder / "reconstructions.png", pixels)
+    shares = {f"divergence_of_group_{g + 1}": mean_estimate(groups[:, g]) for g in range(groups.shape[1])}
     return {
         "reconstruction": mean_estimate(reconstruction),
         "negative_entropy": mean_estimate(entropy),
         "lower_divergence": mean_estimate(lower),
         "normal_divergence": mean_estimate(normal.sum(1) + lower),
+        **(shares if len(shares) > 1 else {}),
         "active_channels": int(latent.active(jnp.asarray(normal)).sum()),
         "channels": normal.shape[1],
         "largest_distance": largest_distance(experiment, params),
