@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.score = ConfigDict({"kind": "v", "data_rms": 1.0, "energy": "none"})
     config.score.update({"mixed": False, "mixed_logit": -3.0})
 
-    # The network: mlp (width, depth) or unet.
+    # The network: mlp (width, depth), unet, or of the literature ddpmpp, ncsnpp, adm (the same without num_heads).
     config.model = ConfigDict()
     config.model.name = "unet"
     config.model.channels = 32

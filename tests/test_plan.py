@@ -36,7 +36,7 @@ def planned(tmp_path_factory):
 def test_the_gaussian_is_that_of_the_data(planned):
     experiment, how, _, _ = planned
     x = experiment.source.train.x[:3000].astype(np.float64)
-    found = plan.fit_gaussian(experiment, how.num)
+    found = plan.fit_gaussian(experiment, None, how.num)
     values, axes = np.linalg.eigh(np.cov(x.T))
     np.testing.assert_allclose(found.variance, values, rtol=1e-6)
     np.testing.assert_allclose(np.abs(found.mean), np.abs(axes.T @ x.mean(0)), rtol=1e-4)
@@ -50,7 +50,7 @@ def test_the_gaussian_is_that_of_the_data(planned):
 def test_rows_are_what_the_theory_says(planned, x64):
     """The configured process by hand: its horizon, and the distances at both ends of its steps."""
     experiment, how, rows, _ = planned
-    data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, how.num))
+    data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, how.num))
     target, accuracy = plan.target_of(data), 0.1 * math.sqrt(float(data.variance.sum()))
     row = rows[0]
     assert row.name == how.chosen == "vp_linear" and how.rule is transitions.ancestral

@@ -34,6 +34,7 @@ def test_every_choice_is_in_its_table():
     rows = {
         "forward SDE": dict.fromkeys(tables.PROCESSES.keys() - theory),
         "the same by the theory's letters": dict.fromkeys(theory),
+        "network": tables.MODELS,
         "network predicts": tables.PARAMETERISATIONS,
         "loss": tables.LOSSES,
         "terminal law": tables.TERMINALS,

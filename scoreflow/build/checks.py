@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from scoreflow.build.sections import NAMED, SECTIONS, TOP
-from scoreflow.build.tables import BY_GRADIENT, LOG_DENSITIES, UNFITTED
+from scoreflow.build.tables import BY_GRADIENT, CONVOLUTIONAL, LOG_DENSITIES, UNFITTED
 from scoreflow.build.values import TEXT, Check, one_of
 from scoreflow.data import Source
 from scoreflow.errors import UserError
@@ -274,14 +274,19 @@ def _check_decoder(config, found: Source) -> None:
 def check_shape(config, found: Source, shape: tuple[int, ...]) -> None:
     """Networks that do not go with the shape of what is diffused."""
     image, whose = len(shape) == 3, found.name if shape == found.shape else f"the latent space of {found.name}"
-    if config.model.name == "unet":
+    name = config.model.name
+    if name in CONVOLUTIONAL:
         factor = 2 ** (len(config.model.multipliers) - 1)
         if not image or shape[0] % factor or shape[1] % factor:
             raise UserError(
-                f"model.name = unet with {len(config.model.multipliers)} resolutions needs images whose sides {factor} "
-                f"divides; {whose} has examples of shape {shape}"
+                f"model.name = {name} with {len(config.model.multipliers)} resolutions needs images whose sides "
+                f"{factor} divides; {whose} has examples of shape {shape}"
             )
-        if any(config.model.channels * m % config.model.num_heads for m in config.model.multipliers):
+        if name == "adm" and any(config.model.channels * m % 64 for m in config.model.multipliers):
+            raise UserError(
+                "model.name = adm has heads of 64 channels, which must divide channels times each multiplier"
+            )
+        if name == "unet" and any(config.model.channels * m % config.model.num_heads for m in config.model.multipliers):
             raise UserError(
                 f"model.num_heads = {config.model.num_heads} must divide model.channels times each multiplier"
             )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from scoreflow import dequantise, latent, sdes
 from scoreflow.build.checks import check_process, check_source
-from scoreflow.build.tables import DECODERS, MODELS, PROCESSES, TERMINALS, VAES
+from scoreflow.build.tables import CONVOLUTIONAL, DECODERS, MODELS, PROCESSES, TERMINALS, VAES
 from scoreflow.build.values import make
 from scoreflow.data import Source, load
 from scoreflow.data.fetch import default_dir
@@ -60,7 +60,7 @@ def model(config, found: Source) -> Network:
     options = {key: value for key, value in config.model.items() if key not in ("name", "dtype")}
     options["dtype"] = jnp.bfloat16 if config.model.dtype == "bfloat16" else None
     options["num_classes"] = found.num_classes if config.data.conditional else 0
-    if config.model.name == "unet" and (_loops(config) or config.score.energy != "none"):
+    if config.model.name in CONVOLUTIONAL and (_loops(config) or config.score.energy != "none"):
         options["conv"] = layers.conv3x3_in_loop
     return network(MODELS[config.model.name].make(**options))
 

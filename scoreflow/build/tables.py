@@ -30,7 +30,7 @@ from scoreflow.build.values import (
 from scoreflow.data import toy
 from scoreflow.evaluate import samples
 from scoreflow.losses import conservative, dsm, high_order
-from scoreflow.models import dequantiser
+from scoreflow.models import dequantiser, plus
 from scoreflow.models.hierarchical import HierarchicalVAE
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet
@@ -85,6 +85,14 @@ MODELS = {
         },
     ),
 }
+_PLUS = {
+    **dict.fromkeys(("channels", "blocks"), COUNT),
+    **dict.fromkeys(("multipliers", "attention"), COUNTS),
+    "remat": FLAG,
+    **_NET,
+}
+MODELS |= {name: Choice(getattr(plus, name), _PLUS) for name in ("ddpmpp", "ncsnpp", "adm")}
+CONVOLUTIONAL = ("unet", "ddpmpp", "ncsnpp", "adm")  # networks of images, which halve them once less than multipliers
 PARAMETERISATIONS = {
     "noise": score.NOISE,
     "x0": score.X0,
