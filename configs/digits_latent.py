@@ -1,8 +1,8 @@
 """A score model in the latent space of the digits' VAE, which begins as `configs/digits_vae.py` left it.
 
     python main.py --config=configs/digits_vae.py:levels --mode=train
-    python main.py --config=configs/digits_latent.py:levels_1 --mode=train
-    python main.py --config=configs/digits_latent.py:levels_1 --mode=eval
+    python main.py --config=configs/digits_latent.py:levels_3 --mode=train
+    python main.py --config=configs/digits_latent.py:levels_3 --mode=eval
 
 Variants: levels_1, levels_2, levels_3, trained end to end by the published algorithms (1: the bound for all; 2 and 3:
 the prior unweighted, with times of its own or shared); levels_frozen, the prior alone; and for binary digits binary_1,
@@ -16,7 +16,7 @@ from configs import digits_vae
 VARIANTS = {f"{data}_{how}": (data, how) for data in digits_vae.VARIANTS for how in ("1", "2", "3", "frozen")}
 
 
-def get_config(variant: str = "levels_1"):
+def get_config(variant: str = "levels_3"):
     """The experiment for one kind of data and one way to train."""
     if variant not in VARIANTS:
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")

@@ -1,6 +1,6 @@
 """The digits through a VAE: with N(0, I), a frozen and a jointly trained score prior, and what each choice is worth.
 
-    python -m experiments.latent_on_digits          about 30 minutes on 2 CPU cores
+    python -m experiments.latent_on_digits          38 minutes on 2 CPU cores, beside other work
 
 For the 17 grey levels and for binary digits, by the settings of `configs/digits_vae.py` and `configs/digits_latent.py`:
 

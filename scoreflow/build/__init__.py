@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import ml_collections
+import numpy as np
 
 from scoreflow import dequantise, experiment, latent, score, sdes
 from scoreflow.build import latents
@@ -168,7 +169,8 @@ def _fits(config, found: Source, forward: sdes.Process, encode: Callable, within
     if law.fit:
 
         def fit_law(params, key):
-            clean = lambda key: latents.in_batches(encode, params, key, rows)
+            every = latents.in_batches if within else lambda encode, *args: np.asarray(encode(*args))
+            clean = lambda key: every(encode, params, key, np.asarray(rows))
             return law.fit(key, clean=clean, process=forward)
 
         fits[TERMINAL] = fit_law
