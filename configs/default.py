@@ -156,7 +156,9 @@ def get_config() -> ConfigDict:
     config.eval.check = 120  # examples on which the solver's own error is measured
     config.eval.baseline = True  # compare with a Gaussian mixture, up to 256 dimensions
     config.eval.num_samples = 1500  # 0 skips sample metrics
-    config.eval.features = "pixels"  # or digits: a classifier fitted to the training split
+    # pixels; digits: a classifier fitted to the training split; inception: the network of the FID, whose weights must
+    # be in downloads/ of the data folder, or metrics of features are left out
+    config.eval.features = "pixels"
     config.eval.neighbours = 3
 
     # --mode=plan: processes, horizons and steps, for the Gaussian with the data's mean and covariance.

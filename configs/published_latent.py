@@ -7,8 +7,8 @@
 Variants: mnist, omniglot, cifar10_balanced, cifar10_fid, cifar10_nll, celeba_quantitative, celeba_qualitative, and
 celeba_last, the third stage of the latter: another prior on the VAE as it is then. Hyperparameters as published, steps
 from epochs. Not as published, besides what `published_vae` says: the U-Net is that of this package, halving by means
-where the article filters; the VAE of celeba_qualitative does not see the averaged prior; decay of weights is decoupled; the
-prior of celeba_last has no spectral penalty.
+where the article filters; the VAE of celeba_qualitative does not see the averaged prior; decay of weights is decoupled;
+the prior of celeba_last has no spectral penalty.
 Published: 78.47 nats (MNIST), 87.79 (OMNIGLOT), 2.87 bits/dim (cifar10_nll), FID 2.10 (cifar10_fid), 7.22 (CelebA-HQ).
 Nothing here was trained to its end by us, and no result is claimed.
 """

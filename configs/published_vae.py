@@ -60,4 +60,5 @@ def get_config(variant: str = "cifar10_balanced"):
     config.sampler = ConfigDict({"name": "euler_ode", "denoise": False})  # N(0, I) is at rest: one step is exact
     config.sampling.steps = 1
     config.eval.update({"dequantisation": "", "draws": 1, "baseline": False, "num_samples": 50_000})
+    config.eval.features = "inception"
     return config

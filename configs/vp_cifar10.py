@@ -34,5 +34,6 @@ def get_config():
     config.eval.dequantisation = "uniform"
     config.eval.batch_size = 200
     config.eval.num_samples = 50_000
+    config.eval.features = "inception"
     config.sampling.batch_size = 500
     return config

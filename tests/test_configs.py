@@ -316,6 +316,7 @@ BAD = [
     ({"data__name": "rings", "data__conditional": True}, "data.conditional = True, but rings has no labels"),
     ({"data__name": "rings", "data__flip": True}, "data.flip = True needs images"),
     ({"data__name": "rings", "eval__features": "digits"}, "eval.features = digits needs labelled images"),
+    ({"data__name": "rings", "eval__features": "inception"}, "eval.features = inception needs images of 1 or 3 channels"),
     ({"data__name": "rings", "sampling__inpaint": "right"}, "sampling.inpaint = right needs images"),
 ]  # fmt: skip
 

@@ -135,3 +135,18 @@ def test_noise_error_by_level_is_rho(gaussian):
     # a sum of two chi-squares of one degree, each halved: relative deviation at most sqrt(2 / n)
     np.testing.assert_allclose(curves["train"], rho, rtol=5 * np.sqrt(2 / 4000))
     assert jax.device_count() == 4
+
+
+def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, capsys):
+    """One line says which file to put where; samples are drawn, counted and pictured."""
+    config = tiny.digits(eval__features="inception", data__dir=str(tmp_path))
+    experiment = build.build(config, "vp_digits")
+    with jax.numpy_rank_promotion("allow"):
+        params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
+        plan = build.eval_plan(config, experiment.source, tmp_path)
+        found = evaluate.sample_metrics(experiment, plan, params, tmp_path)
+    assert found["features"] == "none" and found["model"]["samples"] == 100 and "frechet" not in found["model"]
+    said = capsys.readouterr().err
+    place = tmp_path / "downloads" / "pt_inception-2015-12-05-6726825d.pth"
+    assert f"put it at {place}" in said and said.count("\n") == 1
+    assert (tmp_path / "samples.png").exists()

@@ -107,6 +107,19 @@ def test_mixture_baseline_finds_a_gaussian():
     assert abs(found.log_prob + entropy) < 4 * np.sqrt(1.5 / 5000) + 0.01
 
 
+def test_the_class_score_of_sure_and_of_clueless_classifiers():
+    """K for K classes in equal shares, each sure; 1 for one class, and where nothing is known of any."""
+    sure = np.tile(np.eye(4), (50, 1))
+    assert metrics.class_score(sure).value == pytest.approx(4.0)
+    assert metrics.class_score(np.tile(np.eye(4)[:1], (50, 1))).value == pytest.approx(1.0)
+    assert metrics.class_score(np.full((50, 4), 0.25)).value == pytest.approx(1.0)
+    # two classes told apart with probability p: exp(log 2 - entropy of p)
+    p = 0.9
+    pair = np.tile([[p, 1 - p], [1 - p, p]], (50, 1))
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert metrics.class_score(pair).value == pytest.approx(2.0 * np.exp(-entropy))
+
+
 @pytest.mark.slow
 def test_digit_classifier_knows_digits_and_is_cached(tmp_path):
     source = load.digits()

@@ -238,6 +238,9 @@ def check_source(config, found: Source) -> None:
         )
     if config.eval.features == "digits" and config.eval.num_samples and not (found.levels and found.num_classes):
         raise UserError(f"eval.features = digits needs labelled images of integer levels, and {found.name} has none")
+    if config.eval.features == "inception" and config.eval.num_samples:
+        if not (image and found.levels and found.shape[-1] in (1, 3)):
+            raise UserError(f"eval.features = inception needs images of 1 or 3 channels of levels, unlike {found.name}")
     if config.training.batch_size > len(found.test.x) * config.training.accumulate:
         raise UserError(
             f"training.batch_size / training.accumulate = {config.training.batch_size // config.training.accumulate} "

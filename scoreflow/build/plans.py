@@ -23,9 +23,11 @@ from scoreflow.build.tables import (
 )
 from scoreflow.build.values import make
 from scoreflow.data import Source
+from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import EvalPlan
 from scoreflow.losses import latent as latent_losses
 from scoreflow.metrics import digits as digit_metrics
+from scoreflow.metrics import inception
 from scoreflow.models import DEQUANTISER, LATENT
 from scoreflow.plan import PlanPlan
 from scoreflow.sample import SamplePlan
@@ -149,9 +151,11 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
 
 def extractor(config, found: Source, cache_dir: Path) -> Callable:
     """() -> the feature function, which may have to be fitted first."""
+    weights_dir = Path(config.data.dir).expanduser() if config.data.dir else default_dir()
     rows = {
         "digits": lambda: digit_metrics.classifier(found.train, found.levels, cache_dir),
         "pixels": lambda: metrics.Extractor("pixels", metrics.pixels),
+        "inception": lambda: inception.extractor(weights_dir / "downloads", found.levels),
     }
     return rows[config.eval.features]
 

@@ -364,7 +364,7 @@ MEASURES = {
     "validation": lambda experiment, plan, extractor, num: train.validator(experiment, plan),
     "frechet": lambda experiment, plan, extractor, num: samples.distance(experiment, extractor, num, plan.sample_batch),
 }
-FEATURES = ("digits", "pixels")
+FEATURES = ("digits", "pixels", "inception")
 
 
 def _betas(plan) -> dict:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scoreflow import sample
+from scoreflow import report, sample
+from scoreflow.data import DataError, Source
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import EVALUATE, Experiment
-from scoreflow.metrics import Estimate, Extractor, frechet, jackknife, mean_estimate
+from scoreflow.metrics import Estimate, Extractor, class_score, frechet, jackknife, mean_estimate
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbours import covered
 from scoreflow.metrics.transport import wasserstein2
@@ -50,7 +51,9 @@ def _merge(moments: list[frechet.Moments]) -> frechet.Moments:
     return total
 
 
-def quality(found: Sampled, reference: Sampled, target: frechet.Reference, k: int) -> dict[str, Estimate | float | int]:
+def quality(
+    found: Sampled, reference: Sampled, target: frechet.Reference, k: int, score: str
+) -> dict[str, Estimate | float | int]:
     """Distances between a sample's features and a reference's, and what the classifier says of the sample."""
     others = [_merge(found.moments[:g] + found.moments[g + 1 :]) for g in range(_GROUPS)]
     metrics = {
@@ -63,6 +66,7 @@ def quality(found: Sampled, reference: Sampled, target: frechet.Reference, k: in
         "recall": mean_estimate(covered(reference.pool, found.pool, k)),
     }
     if found.probs is not None:
+        metrics[score] = class_score(found.probs)
         share = np.bincount(found.probs.argmax(1), minlength=found.probs.shape[1]) / len(found.probs)
         metrics["confidence"] = mean_estimate(found.probs.max(1))
         metrics["classes_found"] = int((share > 0).sum())
@@ -88,6 +92,21 @@ def distance(experiment: Experiment, extractor: Callable, num: int, batch: int) 
     return measure
 
 
+def _feature_metrics(plan: EvalPlan, x: np.ndarray, source: Source) -> tuple[str, dict, dict]:
+    """(name of the feature function, metrics of samples, of test data); none of them where its weights are missing."""
+    try:
+        extractor = plan.extractor()
+    except DataError as error:
+        report.warn(f"{error}; metrics of features are left out")
+        return "none", {}, {}
+    reference = collect(extractor, source.train.x)
+    origin = reference.moments[0].origin
+    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
+    samples = (collect(extractor, data, origin) for data in (x, source.test.x))
+    model, real = (quality(s, reference, target, plan.neighbours, extractor.score) for s in samples)
+    return extractor.name, model, real
+
+
 def sample_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path) -> dict[str, dict]:
     """Metrics of the model's samples and, for scale, of the test data, both against the training data."""
     draw = sample.make_draw(experiment, plan.sample_batch)
@@ -99,16 +118,11 @@ def sample_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
     finite = np.isfinite(drawn.x.astype(np.float64)).reshape(len(drawn.x), -1).all(1)
     x = drawn.x[finite]
 
-    extractor = plan.extractor()
-    reference = collect(extractor, source.train.x)
-    origin = reference.moments[0].origin
-    test = collect(extractor, source.test.x, origin)
-    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
-    model, real = (quality(s, reference, target, plan.neighbours) for s in (collect(extractor, x, origin), test))
+    name, model, real = _feature_metrics(plan, x, source)
     if x.ndim == 2:
         n = min(_ASSIGNED, len(x), len(source.test.x) // 2)
         model["wasserstein2"] = wasserstein2(x[:n], source.test.x[:n])
         real["wasserstein2"] = wasserstein2(source.test.x[n : 2 * n], source.test.x[:n])
     model |= {"samples": len(x), "sample_nfe": drawn.nfe, "sample_seconds": seconds}
     real |= {"samples": len(source.test.x)}
-    return {"features": extractor.name, "model": model, "test_data": real}
+    return {"features": name, "model": model, "test_data": real}

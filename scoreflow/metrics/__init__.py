@@ -19,10 +19,12 @@ class Extractor(NamedTuple):
     Attributes:
       name: printed beside every number.
       extract: data [B, ...] as a sampler's user sees them (uint8 levels, or continuous) -> Features.
+      score: name of `class_score` by its class probabilities.
     """
 
     name: str
     extract: Callable[[np.ndarray], Features]
+    score: str = "class_score"
 
 
 class Estimate(NamedTuple):
@@ -41,6 +43,19 @@ def mean_estimate(values: np.ndarray) -> Estimate:
     """Mean of independent values and its standard error."""
     values = np.asarray(values, np.float64)
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+
+def class_score(probs: np.ndarray, splits: int = 10) -> Estimate:
+    """exp of the mean divergence of probs [N, K] from their mean: 1 for one class, K for all of them, each sure.
+
+    With Inception's probabilities this is the Inception score (Salimans et al. 2016, arXiv 1606.03498). As there it is
+    the mean over equal splits of the sample, which biases it downwards where they are small.
+    """
+    found = []
+    for part in np.array_split(np.asarray(probs, np.float64), splits):
+        log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(0), 1e-300))
+        found.append(np.exp((part * log_ratio).sum(1).mean()))
+    return mean_estimate(np.array(found))
 
 
 def jackknife(value: float, left_out: np.ndarray) -> Estimate:
