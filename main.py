@@ -4,6 +4,7 @@ python main.py --config=configs/vp_digits.py --mode=train
 python main.py --config=configs/vp_digits.py --mode=eval
 python main.py --config=configs/vp_digits.py --mode=sample --config.sampling.num=100
 python main.py --config=configs/vp_digits.py --mode=plan
+python main.py --config=configs/vp_cifar10.py --mode=stats
 """
 
 import sys
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file under configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan", "stats"], "What to do.")
 
 
 def _fail(message: str, code: int) -> None:
@@ -56,6 +57,8 @@ def main(_: list[str]) -> None:
             train.train(experiment, build.train_plan(config), folder)
         elif _MODE.value == "eval":
             evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, caches.folder()), folder)
+        elif _MODE.value == "stats":
+            evaluate.prepare(experiment, build.eval_plan(config, experiment.source, caches.folder()))
         elif _MODE.value == "plan":
             plan.plan(experiment, build.planning(config), folder)
         else:

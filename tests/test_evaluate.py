@@ -9,8 +9,8 @@ import pytest
 from scipy import special
 
 from scoreflow import build, evaluate
-from scoreflow.evaluate import density
-from scoreflow.metrics import Estimate
+from scoreflow.evaluate import density, samples
+from scoreflow.metrics import Estimate, frechet
 from tests import tiny
 from tests.truth import gaussian_score
 
@@ -150,3 +150,26 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
     place = tmp_path / "downloads" / "pt_inception-2015-12-05-6726825d.pth"
     assert f"put it at {place}" in said and said.count("\n") == 1
     assert (tmp_path / "samples.png").exists()
+
+
+def test_features_of_the_training_data_are_taken_once(tmp_path, capsys):
+    """--mode=stats and evaluation find the same file; other data or another feature function have files of their own."""
+    config = tiny.digits(eval__features="pixels")
+    experiment = build.build(config, "vp_digits")
+    plan = build.eval_plan(config, experiment.source, tmp_path)
+    evaluate.prepare(experiment, plan)
+    assert "features of 1437 training examples" in capsys.readouterr().out
+    extractor, x = plan.extractor(), experiment.source.train.x
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    never = extractor._replace(extract=lambda x: 1 / 0)
+    found = samples.statistics(never, x, tmp_path)
+    mean, covariance = frechet.mean_and_covariance(found.moments)
+    np.testing.assert_allclose(mean, flat.mean(0))
+    np.testing.assert_allclose(covariance, np.cov(flat.T), atol=1e-9)
+    np.testing.assert_array_equal(found.pool, flat)
+    for other in ((never._replace(name="other"), x), (never, x[1:])):
+        with pytest.raises(ZeroDivisionError):
+            samples.statistics(*other, tmp_path)
+    (path,) = (tmp_path / "statistics").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])  # cut short: taken again
+    np.testing.assert_array_equal(samples.statistics(extractor, x, tmp_path).pool, flat)

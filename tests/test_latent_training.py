@@ -303,7 +303,8 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_frechet_measure_is_that_of_evaluation(tmp_path):
+def test_the_frechet_measure_is_that_of_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = configure("digits_vae", "levels", training__best=("frechet",))
     experiment = build.build(config, "vae")
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))

@@ -144,6 +144,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         baseline=plan.baseline,
         num_samples=plan.num_samples,
         sample_batch=config.sampling.batch_size,
+        cache_dir=cache_dir,
         extractor=extractor(config, found, cache_dir),
         neighbours=plan.neighbours,
     )

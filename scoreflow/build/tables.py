@@ -359,10 +359,13 @@ DEQUANTISERS = {
     "none": dequantise.centre,  # of training alone
 }
 DIVERGENCES = {"hutchinson": divergence.hutchinson, "exact": divergence.exact}
-# Each makes (experiment, TrainPlan, feature function, samples) -> a measure of averaged parameters; lower is better.
+# Each makes (experiment, TrainPlan, feature function, samples, cache folder) -> a measure of averaged parameters, of
+# which the lower is the better.
 MEASURES = {
-    "validation": lambda experiment, plan, extractor, num: train.validator(experiment, plan),
-    "frechet": lambda experiment, plan, extractor, num: samples.distance(experiment, extractor, num, plan.sample_batch),
+    "validation": lambda experiment, plan, *rest: train.validator(experiment, plan),
+    "frechet": lambda experiment, plan, extractor, num, cache_dir: samples.distance(
+        experiment, extractor, num, plan.sample_batch, cache_dir
+    ),
 }
 FEATURES = ("digits", "pixels", "inception")
 

@@ -95,6 +95,6 @@ def train_plan(config) -> TrainPlan:
 
     def measure(name, experiment):
         features = extractor(config, experiment.source, caches.folder())
-        return MEASURES[name](experiment, made, features, config.eval.num_samples)
+        return MEASURES[name](experiment, made, features, config.eval.num_samples, caches.folder())
 
     return made._replace(best={name: functools.partial(measure, name) for name in plan.best})

@@ -9,7 +9,7 @@ from scoreflow.evaluate.density import baseline_metrics, diagnostic_metrics, lik
 from scoreflow.evaluate.field import rotation_maps, score_error_metrics, symmetry_metrics, tolerance_metrics
 from scoreflow.evaluate.horizons import best, horizon_metrics
 from scoreflow.evaluate.latent import latent_metrics
-from scoreflow.evaluate.samples import sample_metrics
+from scoreflow.evaluate.samples import sample_metrics, statistics
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
 from scoreflow.metrics import Estimate
@@ -47,6 +47,13 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
     report.say(_table(experiment, results))
     report.say(f"wrote {out / 'metrics.json'}")
     return results
+
+
+def prepare(experiment: Experiment, plan: EvalPlan) -> None:
+    """`--mode=stats`: takes the training data's features, which every evaluation on this data set then finds."""
+    extractor, x = plan.extractor(), experiment.source.train.x
+    statistics(extractor, x, plan.cache_dir)
+    report.say(f"{extractor.name}: features of {len(x)} training examples are in {plan.cache_dir / 'statistics'}")
 
 
 def _plain(value):

@@ -1,13 +1,15 @@
 """What is asked of a model's samples: distances of their features to the data's, beside those of held-out data."""
 
+import hashlib
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from scoreflow import report, sample
+from scoreflow import parallel, report, sample
 from scoreflow.data import DataError, Source
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import EVALUATE, Experiment
@@ -16,6 +18,7 @@ from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbours import covered
 from scoreflow.metrics.transport import wasserstein2
 
+_SUMS = ("total", "outer", "origin")
 _GROUPS = 10  # of samples, each left out once for the standard error of the Frechet distance
 _KEPT = 10_000  # features kept for the metrics that compare pairs
 _ASSIGNED = 2000  # points matched for the exact Wasserstein distance, whose time grows as the cube
@@ -51,8 +54,39 @@ def _merge(moments: list[frechet.Moments]) -> frechet.Moments:
     return total
 
 
+class Statistics(NamedTuple):
+    """What is kept of the training data's features: the first `pool` [N, D], and the `moments` of all."""
+
+    pool: np.ndarray
+    moments: frechet.Moments
+
+
+def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path) -> Statistics:
+    """Features of the training data, from `cache_dir` where they have been taken before.
+
+    The file's name carries a digest of the data and of the feature function's name.
+    """
+    content = hashlib.sha256(extractor.name.encode())
+    for i in range(0, len(x), 1000):
+        content.update(np.ascontiguousarray(x[i : i + 1000]))
+    path = cache_dir / "statistics" / f"{content.hexdigest()[:32]}.npz"
+    try:
+        with np.load(path) as kept:
+            return Statistics(kept["pool"], frechet.Moments(int(kept["n"]), *(kept[k] for k in _SUMS)))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass  # none, or none that can be read
+    found = collect(extractor, x)
+    made = Statistics(found.pool, _merge(found.moments))
+    if parallel.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name("scratch.npz")
+        np.savez(scratch, pool=made.pool, **made.moments._asdict())
+        scratch.replace(path)
+    return made
+
+
 def quality(
-    found: Sampled, reference: Sampled, target: frechet.Reference, k: int, score: str
+    found: Sampled, reference: Statistics, target: frechet.Reference, k: int, score: str
 ) -> dict[str, Estimate | float | int]:
     """Distances between a sample's features and a reference's, and what the classifier says of the sample."""
     others = [_merge(found.moments[:g] + found.moments[g + 1 :]) for g in range(_GROUPS)]
@@ -74,20 +108,19 @@ def quality(
     return metrics
 
 
-def distance(experiment: Experiment, extractor: Callable, num: int, batch: int) -> Callable:
+def distance(experiment: Experiment, extractor: Callable, num: int, batch: int, cache_dir: Path) -> Callable:
     """params -> Frechet distance of `num` samples to the training data, with the same noise at every call.
 
     Args:
       extractor: () -> the feature function; called once.
     """
     draw, extract = sample.make_draw(experiment, batch), extractor()
-    reference = collect(extract, experiment.source.train.x)
-    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
-    origin = reference.moments[0].origin
+    reference = statistics(extract, experiment.source.train.x, cache_dir)
+    target = frechet.reference(*frechet.mean_and_covariance(reference.moments))
 
     def measure(params):
         x = draw(params, experiment.key(EVALUATE), num).x
-        return frechet.frechet_distance(_merge(collect(extract, x, origin).moments), target)
+        return frechet.frechet_distance(_merge(collect(extract, x, reference.moments.origin).moments), target)
 
     return measure
 
@@ -99,10 +132,9 @@ def _feature_metrics(plan: EvalPlan, x: np.ndarray, source: Source) -> tuple[str
     except DataError as error:
         report.warn(f"{error}; metrics of features are left out")
         return "none", {}, {}
-    reference = collect(extractor, source.train.x)
-    origin = reference.moments[0].origin
-    target = frechet.reference(*frechet.mean_and_covariance(_merge(reference.moments)))
-    samples = (collect(extractor, data, origin) for data in (x, source.test.x))
+    reference = statistics(extractor, source.train.x, plan.cache_dir)
+    target = frechet.reference(*frechet.mean_and_covariance(reference.moments))
+    samples = (collect(extractor, data, reference.moments.origin) for data in (x, source.test.x))
     model, real = (quality(s, reference, target, plan.neighbours, extractor.score) for s in samples)
     return extractor.name, model, real
 

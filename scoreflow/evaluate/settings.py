@@ -1,6 +1,7 @@
 """How to evaluate."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from scoreflow.metrics import Extractor
@@ -37,6 +38,7 @@ class EvalPlan(NamedTuple):
       baseline: whether to fit a Gaussian mixture to compare with.
       num_samples: samples behind the sample metrics; 0 skips them.
       sample_batch: samples per call, over all devices.
+      cache_dir: where statistics of the training data's features are kept.
       extractor: () -> the feature function, loaded or fitted on first use.
       neighbours: k of precision and recall.
     """
@@ -69,5 +71,6 @@ class EvalPlan(NamedTuple):
     baseline: bool
     num_samples: int
     sample_batch: int
+    cache_dir: Path
     extractor: Callable[[], Extractor]
     neighbours: int
