@@ -49,7 +49,7 @@ def main() -> None:
     iterations, counts = (20, (10,)) if args.fast else (400, (10, 20, 50))
     with jax.enable_x64(True):
         experiment = build.build(vp_digits.get_config(), "configs/vp_digits.py")
-        data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, 10_000))
+        data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, 10_000))
         spread = float(jnp.sqrt(data.variance.sum()))
         linear, ladder = jnp.log(jnp.array([0.1, 20.0, 1.0])), [5, 10, 20, 50, 100, 200]
         rows, schedules = [("steps", "linear", "tuned", "gain", "beta_min", "beta_max", "rho")], {"linear": linear}
