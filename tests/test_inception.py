@@ -181,6 +181,23 @@ def test_tensors_come_back_from_both_formats(tmp_path, names, archive):
         np.testing.assert_array_equal(found[name], value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("archive", [True, False])
+def test_what_pytorch_writes_is_read(tmp_path, archive):
+    """Several types, a view, a parameter, an empty tensor. Needs `pip install -e '.[bench]'`."""
+    torch = pytest.importorskip("torch")
+    base = torch.randn(6, 4)
+    tensors = {"a": base, "view": base[1:3, ::2].t(), "whole": torch.arange(5), "half": torch.randn(3).half()}
+    tensors |= {"flag": torch.tensor([True, False]), "none": torch.zeros(0, 3), "scalar": torch.tensor(2.5)}
+    tensors["parameter"] = torch.nn.Parameter(torch.randn(2))
+    path = tmp_path / "weights.pth"
+    torch.save(tensors, path, _use_new_zipfile_serialization=archive)
+    found = read_tensors(path)
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(found[name], value.detach().numpy())
+
+
 @pytest.mark.parametrize("archive", [True, False])
 def test_nothing_in_a_file_is_run(tmp_path, names, archive):
     """A pickle that would make a folder is refused, and makes none."""
