@@ -57,6 +57,7 @@ def test_it_begins_as_uniform_dequantisation():
     assert np.abs(place - (np.arange(800) + 0.5) / 800).max() < 1.63 / np.sqrt(800)  # Kolmogorov, 1 in 100
 
 
+@pytest.mark.slow
 def test_the_density_is_that_of_the_change_of_variables(x64):
     """log q(noise) = log-density of z - log |det d noise / d z|, the Jacobian by automatic differentiation."""
     image = jax.random.uniform(jax.random.key(0), (1, 2, 4, 1), minval=-1.0)
@@ -70,6 +71,7 @@ def test_the_density_is_that_of_the_change_of_variables(x64):
     assert ((noise > 0) & (noise < 1)).all() and abs(wanted) > 0.1
 
 
+@pytest.mark.slow
 def test_the_noise_fills_the_bin_with_mass_one(x64):
     """E[1 / q] over the noise is the volume of its support, 1: with a density of another size it would not be."""
     image = jnp.full((20_000, 2, 2, 1), 0.3)

@@ -327,6 +327,7 @@ def test_score_of_the_marginal_is_the_mean_noise(x64):
 # The checkerboard.
 
 
+@pytest.mark.slow
 def test_checkerboard_under_noise(x64):
     """Noise 0.5 at (.3, .7): log q -3.8412971, score (.8014744, .1787067), Laplacian of log q -2.302681."""
     x, density = jnp.array([0.3, 0.7]), functools.partial(exact.checkerboard_log_density, alpha=1.0, sigma=0.5)

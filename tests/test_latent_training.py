@@ -74,6 +74,7 @@ def test_what_a_vae_alone_is_validated_by_is_its_bound(variant):
     assert set(params) == {LATENT}
 
 
+@pytest.mark.slow
 def test_groups_and_scales_share_the_divergence(tmp_path):
     """Of a hierarchical VAE: by group they add up, in training and in evaluation; balance favours those that say much."""
     deep = {"name": "hierarchical", "channels": 4, "multipliers": (1, 1), "scales": 2, "per_scale": 2, "latents": 2}
@@ -124,6 +125,7 @@ def test_the_vae_learns_from_the_bound_whatever_the_prior_learns_from():
     assert all(size_of(grads[MIXING]["logits"]) > 0.0 for grads in found.values())
 
 
+@pytest.mark.slow
 def test_the_coefficient_does_not_reach_the_prior():
     """The published code multiplies the prior's loss by it in its first algorithm; here it is the VAE's alone."""
     experiment, params, batch = made("digits_latent", "levels_1")
@@ -161,6 +163,7 @@ def test_on_frozen_latents_the_vae_has_no_gradient_and_the_loss_is_that_of_any_d
     np.testing.assert_allclose(energetic.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bound_in_evaluation_is_that_of_its_terms():
     """Examples as a density sees them: latents, and log q - log p(x|z) in the place of the noise's density."""
     config = configure("digits_latent", "binary_1")

@@ -98,6 +98,7 @@ def test_one_component_is_the_best_gaussian_of_its_class(x64):
     assert entropy == pytest.approx(61.91220, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_no_variance_falls_below_the_floor_and_no_component_stays_empty(x64):
     """Thirty copies of two points and a far one: without a floor the likelihood has no bound."""
     x = np.concatenate([np.zeros((30, 3)), np.ones((30, 3)), [[50.0, 50.0, 50.0]]])

@@ -29,7 +29,11 @@ INVERTED = HierarchicalVAE(
 )
 
 
-@pytest.mark.parametrize("module", [CONV, MLP, DEEP, INVERTED], ids=["conv", "mlp", "scales", "inverted"])
+@pytest.mark.parametrize(
+    "module",
+    [CONV, MLP, pytest.param(DEEP, marks=pytest.mark.slow), pytest.param(INVERTED, marks=pytest.mark.slow)],
+    ids=["conv", "mlp", "scales", "inverted"],
+)
 def test_draws_have_the_density_that_is_said_of_them(module):
     """log q + log std + log(2 pi) / 2 = -noise^2 / 2, with mean -1/2 and deviation sqrt(1/2) over many draws."""
     made = vae.vae(module)
@@ -62,6 +66,7 @@ def test_the_decoder_is_one_function_of_all_latents(module):
     np.testing.assert_allclose(made.generate(params, jax.random.key(3), found.top.z), found.out, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [CONV, INVERTED], ids=["conv", "inverted"])
 def test_half_precision_inside_changes_little_and_nothing_at_the_ends(module):
     """Same parameters, which stay float32, as does what comes out; and the same draw to the precision of the inside."""
