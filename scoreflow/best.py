@@ -1,10 +1,12 @@
-"""The best checkpoints of a run by some measures, kept beside the newest: averaged parameters in `best/<measure>`."""
+"""The best checkpoints of a run by some measures, kept beside the newest in `best/<measure>`, each with its value."""
 
-import json
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from scoreflow import checkpoint, parallel, report
+import jax
+import jax.numpy as jnp
+
+from scoreflow import checkpoint, parallel
 
 
 def folder_of(workdir: Path, measure: str) -> Path:
@@ -15,27 +17,28 @@ def folder_of(workdir: Path, measure: str) -> Path:
 class Best:
     """What was best so far by each measure; lower is better.
 
-    Opening it for a run that resumes at `step` forgets what was best after that step. The record of a value is written
-    after its checkpoint, so that a kill between the two costs at most that one.
+    Opening it for a run that resumes at `step` forgets what was best after that step. The one before the best is kept
+    too, so that a kill while the best is written leaves one.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        self.workdir, self.path = workdir, workdir / "best" / "best.json"
-        found = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.records = {name: record for name, record in found.items() if record["step"] <= step}
-        if parallel.is_main() and self.path.parent.exists():
-            for folder in self.path.parent.iterdir():
-                kept = self.records.get(folder.name, {"step": None})["step"]
-                if folder.is_dir() and checkpoint.latest(folder) != kept:
-                    shutil.rmtree(folder)
-                    self.records.pop(folder.name, None)
-        parallel.barrier("best")
+    def __init__(self, workdir: Path, measures: Iterable[str], step: int):
+        self.workdir, self.values = workdir, {}
+        like = {"value": jax.ShapeDtypeStruct((), jnp.float32)}
+        for measure in measures:
+            folder = folder_of(workdir, measure)
+            kept = checkpoint.latest(folder, at_most=step)
+            parallel.barrier(f"best {measure}")  # all have looked before anything is moved
+            if parallel.is_main():
+                checkpoint.set_aside(folder, kept)
+            parallel.barrier(f"set aside {measure}")
+            if kept is not None:
+                self.values[measure] = float(checkpoint.restore(folder, kept, like)["value"])
 
     def offer(self, measure: str, step: int, value: float, params) -> bool:
         """Keeps `params` where they are the best so far; whether they are. All processes call it."""
-        if measure in self.records and not value < self.records[measure]["value"]:
+        if measure in self.values and not value < self.values[measure]:
             return False
-        checkpoint.save(folder_of(self.workdir, measure), step, {"ema_params": params}, keep=1)
-        self.records[measure] = {"step": step, "value": float(value)}
-        report.write_json(self.path, self.records)
+        content = {"ema_params": params, "value": parallel.replicate(jnp.float32(value))}
+        checkpoint.save(folder_of(self.workdir, measure), step, content, keep=2)
+        self.values[measure] = float(value)
         return True

@@ -104,9 +104,11 @@ def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
     parallel.barrier(f"sealed {step}")
 
 
-def latest(directory: Path, *, warn=None) -> int | None:
+def latest(directory: Path, *, at_most: int | None = None, warn=None) -> int | None:
     """The newest step that is whole, or None. Every newer one that is not is named to `warn(message)`."""
     for step in _steps(directory):
+        if at_most is not None and step > at_most:
+            continue
         if not (reason := damage(directory, step)):
             return step
         if warn is not None:

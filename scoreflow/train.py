@@ -213,7 +213,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     dispatch = dispatch_of(experiment, plan)
     validate = validator(experiment, plan)
     draw = sample.make_draw(experiment, plan.sample_batch)
-    measures, best = {name: make(experiment) for name, make in plan.best.items()}, Best(folder, start)
+    measures, best = {name: make(experiment) for name, make in plan.best.items()}, Best(folder, plan.best, start)
 
     def show(params, step):
         x = draw(params, experiment.key(SAMPLE), plan.num_samples).x

@@ -241,6 +241,8 @@ BAD = [
     ({"process": ConfigDict({"name": "straight", "horizon": 1.0})}, "process.horizon = 1.0 must be a number between 0"),
     ({"loss": {"name": "high_order", "power4": 1}}, "loss.power4 is not a known setting: did you mean power"),
     ({"training__skip": -1}, "training.skip = -1 must be a whole number, 0 or above"),
+    ({"eval__t_min": 1.0}, "eval.t_min = 1.0 must be below process.horizon"),
+    ({"training__best": ("frechet",), "eval__num_samples": 0}, "training.best = frechet measures samples"),
     ({"sampling__t_min": 1.5}, "sampling.t_min = 1.5 must be below process.horizon"),
     ({"nonsense": 1}, "nonsense is not a known setting"),
     ({"training__lerning_rate": 1.0}, "training.lerning_rate is not a known setting: did you mean learning_rate?"),

@@ -1,7 +1,5 @@
 """Latent models through their config: what each part learns from, what is kept, and what is measured of them."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from ml_collections import ConfigDict
 from scipy.spatial.distance import pdist
 
 from scoreflow import build, checkpoint, evaluate, sample, train, workdir
+from scoreflow.best import Best
 from scoreflow.evaluate import density
 from scoreflow.losses import latent as losses
 from scoreflow.models import LATENT, MAIN, MIXING
@@ -293,16 +292,18 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
     changes = {"training__best": ("validation", "frechet"), "training__keep": 1}
     experiment, config, _ = run(tmp_path, "digits_vae", "levels", **changes)
     assert [workdir.newest(tmp_path, best) for best in ("", "validation", "frechet")] == [8, 4, 6]
-    records = json.loads((tmp_path / "best" / "best.json").read_text())
-    assert records == {"validation": {"step": 4, "value": 1.0}, "frechet": {"step": 6, "value": 4.0}}
     config.checkpoint = "validation"
     plan = build.eval_plan(config, experiment.source, tmp_path)
     found = evaluate.evaluate(experiment, plan._replace(num_samples=0), tmp_path)
     assert found["step"] == 4 and (tmp_path / "eval" / "4-validation" / "metrics.json").exists()
-    from scoreflow.best import Best
-
-    assert Best(tmp_path, 5).records == {"validation": {"step": 4, "value": 1.0}}
-    assert not (tmp_path / "best" / "frechet").exists()
+    # a run that resumes at step 5 knows of what was best until then: of frechet the one before, kept for a kill
+    best = Best(tmp_path, values, 5)
+    assert best.values == {"validation": 1.0, "frechet": 5.0}
+    assert not best.offer("validation", 6, 1.5, {}) and workdir.newest(tmp_path, "frechet") == 2
+    # a kill after the files and before their seal
+    assert best.offer("frechet", 6, 4.0, {"a": jnp.ones(2)})
+    (tmp_path / "best" / "frechet" / "6.sha256.json").unlink()
+    assert Best(tmp_path, values, 7).values["frechet"] == 5.0
 
 
 @pytest.mark.slow

@@ -81,7 +81,11 @@ def check_together(config) -> None:
         raise UserError(
             f"process.sigma_max = {process.sigma_max} must be above process.sigma_min = {process.sigma_min}"
         )
-    for name, t in (("t_min", config.t_min), ("sampling.t_min", config.sampling.t_min)):
+    for name, t in (
+        ("t_min", config.t_min),
+        ("sampling.t_min", config.sampling.t_min),
+        ("eval.t_min", config.eval.t_min),
+    ):
         if t >= process.horizon:
             raise UserError(f"{name} = {t} must be below process.horizon = {process.horizon}")
     if training.batch_size % training.accumulate:
@@ -143,6 +147,8 @@ def check_together(config) -> None:
             f"times.name = normal_unweighted has a closed form for process.name = vp_linear alone, not for "
             f"{config.process.name}; choose normal_likelihood or variance_uniform"
         )
+    if "frechet" in training.best and not config.eval.num_samples:
+        raise UserError("training.best = frechet measures samples: set eval.num_samples above 0")
     if config.eval.score_error and config.data.name not in LOG_DENSITIES:
         raise UserError(
             f"eval.score_error = {config.eval.score_error} needs data whose density under noise is known: "

@@ -65,6 +65,11 @@ def steps_to(config) -> int:
     return max(1, round(config.sampling.steps * config.process.horizon / usual))
 
 
+def start_of(config) -> float:
+    """Time at which the likelihood's ODE begins."""
+    return config.eval.t_min or config.t_min
+
+
 def _encoded(config, within: latent.Space) -> Callable:
     """(params, key, levels [N, ...]) -> Dequantised: latents, and what the bound of a VAE adds to their density.
 
@@ -91,7 +96,7 @@ def _dequantiser(config, found: Source) -> Callable:
     rule, grid = DEQUANTISERS[config.eval.dequantisation], bins(config, found)
     if rule is dequantise.truncated_normal:  # at the time where the likelihood begins
         forward = process(config)
-        alpha, sigma = (float(at(config.t_min)) for at in (forward.alpha, forward.sigma))
+        alpha, sigma = (float(at(start_of(config))) for at in (forward.alpha, forward.sigma))
         rule = functools.partial(rule, alpha=alpha, sigma=sigma)
     if rule is not dequantise.variational:
         return lambda params, key, image: rule(key, image, grid)
@@ -121,7 +126,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         draws=plan.draws,
         batch_size=plan.batch_size if plan.likelihood else 0,
         dequantise=dequantiser,
-        start=plan.t_min or config.t_min,
+        start=start_of(config),
         divergence=DIVERGENCES[plan.divergence],
         rtol=plan.rtol,
         atol=plan.atol,

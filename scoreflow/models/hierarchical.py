@@ -116,7 +116,7 @@ class HierarchicalVAE(nn.Module):
       cells: residual cells of the encoder and of the decoder for each group.
       outer_cells: cells for each resolution without latents, the one that resizes among them.
       inverted: whether the decoder's cells are inverted bottlenecks.
-      pad: pixels put around the images, and cut off again.
+      pad: pixels of the lowest level put around the images, and cut off again.
       dtype: of the arithmetic inside; what comes out stays float32.
     """
 
@@ -185,7 +185,8 @@ class HierarchicalVAE(nn.Module):
         self.start = self.param("start", nn.initializers.uniform(1.0), (coarse, coarse, top[0]))
 
     def __call__(self, x, key):
-        x = jnp.pad(x, ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0)))
+        sides = (self.pad, self.pad)
+        x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), constant_values=-1.0)
         h = self.stem(x)
         for cell in self.before:
             h = cell(h)
