@@ -80,9 +80,10 @@ def encoder(space: Space) -> Callable:
 
 def in_batches(function: Callable, params, key: jax.Array, data, size: int = 500) -> np.ndarray:
     """function(params, key, data [B, ...]) over all data, in batches with a key each, on the host."""
-    run = parallel.jit(function)
+    run = parallel.jit(function, out_shardings=parallel.replicated())
     keys = jax.random.split(key, -(-len(data) // size))
-    return np.concatenate([run(params, k, np.asarray(data[i * size : (i + 1) * size])) for i, k in enumerate(keys)])
+    parts = [run(params, k, np.asarray(data[i * size : (i + 1) * size])) for i, k in enumerate(keys)]
+    return np.concatenate(parallel.gather(parts))
 
 
 def silence(space: Space, data, params, key: jax.Array) -> dict[str, jax.Array]:
@@ -131,9 +132,8 @@ def alone(
 
         def objective(params, key, batch, *, train, step=None):
             view, c = _view(space, params, key, batch), coefficient(step)
-            each = latent.log_q_of(view.top.log_q, view.top.log_std, closed=closed_entropy) - normal_log_prob(
-                view.top.z
-            )
+            z, log_std, log_q = view.top
+            each = latent.log_q_of(log_q, log_std, closed=closed_entropy) - normal_log_prob(z)
             kl = jnp.concatenate([latent.group_sums(each, space.groups), view.lower_kl], axis=1)
             factors = latent.balance(kl, jnp.asarray(space.sizes)) if balance else jnp.ones(kl.shape[1])
             factors = jnp.where(c < 1, factors, 1.0)

@@ -75,17 +75,26 @@ def _encoded(config, within: latent.Space) -> Callable:
 
     What is read of binary data is the same at every call, so that draws are of one example's posterior.
     """
-    key_read, size = jax.random.fold_in(jax.random.key(config.seed), experiment.READ), config.eval.batch_size
+    key_read = jax.random.fold_in(jax.random.key(config.seed), experiment.READ)
+
+    def rule(params, key, x):
+        view = within.infer(params[LATENT], key, x)
+        log_q = latent_losses.example_sums(view.top.log_q) + view.lower_kl.sum(1) + view.reconstruction
+        return dequantise.Dequantised(view.top.z, log_q)
+
+    run = _one_by_one(rule, config.eval.batch_size)
+    return lambda params, key, data: run(params, key, within.levels.read(key_read, data))
+
+
+def _one_by_one(rule: Callable, size: int) -> Callable:
+    """rule(params, key, x [1, ...]) over x [N, ...] with a key each, `size` at a time, which a network needs."""
 
     @parallel.jit
-    def run(params, key, data):
+    def run(params, key, x):
         def one(inputs):
             key, x = inputs
-            view = within.infer(params[LATENT], key, x[None])
-            log_q = latent_losses.example_sums(view.top.log_q) + view.lower_kl.sum(1) + view.reconstruction
-            return dequantise.Dequantised(view.top.z[0], log_q[0])
+            return jax.tree.map(lambda leaf: leaf[0], rule(params, key, x[None]))
 
-        x = within.levels.read(key_read, data)
         return jax.lax.map(one, (jax.random.split(key, len(x)), x), batch_size=min(size, len(x)))
 
     return run
@@ -100,19 +109,12 @@ def _dequantiser(config, found: Source) -> Callable:
         rule = functools.partial(rule, alpha=alpha, sigma=sigma)
     if rule is not dequantise.variational:
         return lambda params, key, image: rule(key, image, grid)
-    flow, size = make(FLOWS, config.dequantiser), config.eval.batch_size
+    flow = make(FLOWS, config.dequantiser)
 
-    @parallel.jit
-    def run(params, key, image):  # in batches, which a network needs and the other rules do not
-        def one(inputs):
-            key, image = inputs
-            sample_flow = functools.partial(flow.apply, params[DEQUANTISER])
-            found = rule(key, image[None], grid, flow=sample_flow)
-            return jax.tree.map(lambda leaf: leaf[0], found)
+    def by_flow(params, key, image):
+        return rule(key, image, grid, flow=functools.partial(flow.apply, params[DEQUANTISER]))
 
-        return jax.lax.map(one, (jax.random.split(key, len(image)), image), batch_size=min(size, len(image)))
-
-    return run
+    return _one_by_one(by_flow, config.eval.batch_size)
 
 
 def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:

@@ -136,19 +136,21 @@ SECTIONS["plan"] = {
     "steps": Check(tuple, lambda v: COUNTS.holds(v) and 0 < len(v), "a tuple of one or more whole numbers above 0"),
     "num": Check(int, lambda v: v >= 2, "a whole number, 2 or above"),
 }
-NAMED = {
-    "process": {name: choice.parameters for name, choice in PROCESSES.items()},
-    "model": {name: choice.parameters for name, choice in MODELS.items()},
-    "terminal": {name: choice.parameters for name, choice in TERMINALS.items()},
-    "vae": {name: choice.parameters for name, choice in VAES.items()},
-    "decoder": {name: choice.parameters for name, choice in DECODERS.items()},
-    "latent": {name: choice.parameters for name, choice in LATENTS.items()},
-    "dequantiser": {name: choice.parameters for name, choice in FLOWS.items()},
-    "loss": {name: choice.parameters for name, choice in LOSSES.items()},
-    "penalty": {name: choice.parameters for name, choice in PENALTIES.items()},
-    "weight": {name: choice.parameters for name, choice in WEIGHTS.items()},
-    "times": {name: choice.parameters for name, choice in TIMES.items()},
-    "grid": {name: choice.parameters for name, choice in GRIDS.items()},
-    "sampler": {name: choice.parameters for name, choice in SAMPLERS.items()} | ADAPTIVE,
+_TABLES = {
+    "process": PROCESSES,
+    "model": MODELS,
+    "terminal": TERMINALS,
+    "vae": VAES,
+    "decoder": DECODERS,
+    "latent": LATENTS,
+    "dequantiser": FLOWS,
+    "loss": LOSSES,
+    "penalty": PENALTIES,
+    "weight": WEIGHTS,
+    "times": TIMES,
+    "grid": GRIDS,
+    "sampler": SAMPLERS,
 }
+NAMED = {section: {name: row.parameters for name, row in table.items()} for section, table in _TABLES.items()}
+NAMED["sampler"] |= ADAPTIVE
 TOP = {"checkpoint": one_of("newest", *MEASURES), "seed": COUNT_OR_0, "t_min": POSITIVE, "init_from": TEXT}

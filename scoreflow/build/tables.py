@@ -91,7 +91,7 @@ _PLUS = {
     "remat": FLAG,
     **_NET,
 }
-MODELS |= {name: Choice(getattr(plus, name), _PLUS) for name in ("ddpmpp", "ncsnpp", "adm")}
+MODELS |= {make.__name__: Choice(make, _PLUS) for make in (plus.ddpmpp, plus.ncsnpp, plus.adm)}
 CONVOLUTIONAL = ("unet", "ddpmpp", "ncsnpp", "adm")  # networks of images, which halve them once less than multipliers
 PARAMETERISATIONS = {
     "noise": score.NOISE,

@@ -19,19 +19,21 @@ _OF_A_VAE = ("vae.", "decoder.", "data.name", "data.binarised", "data.bits", "da
 _OF_A_SCORE = (*_OF_A_VAE, "process.", "score.", "model.", "t_min", "data.centred", "data.conditional")
 
 
-def _schedule(plan, rate: float, end: float) -> optax.Schedule | float:
-    """Warm-up, then a cosine to `end` at the last step, or a constant rate."""
+def _cosine(plan, rate: float, end: float) -> optax.Schedule:
+    """Warm-up, then a cosine to `end` at the last step."""
     steps = max(plan.steps, plan.warmup + 1)
+    return optax.warmup_cosine_decay_schedule(0.0 if plan.warmup else rate, rate, plan.warmup, steps, end)
+
+
+def _schedule(plan) -> optax.Schedule | float:
+    """That of the score: a cosine, or warm-up and a constant rate."""
     if plan.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0 if plan.warmup else rate, rate, plan.warmup, steps, end)
-    return optax.linear_schedule(0.0, rate, plan.warmup) if plan.warmup else rate
+        return _cosine(plan, plan.learning_rate, plan.learning_rate_end)
+    return optax.linear_schedule(0.0, plan.learning_rate, plan.warmup) if plan.warmup else plan.learning_rate
 
 
 def _of_vae(plan, rates: Rates) -> optax.GradientTransformation:
-    steps = max(plan.steps, plan.warmup + 1)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if plan.warmup else rates.learning_rate, rates.learning_rate, plan.warmup, steps, rates.learning_rate_end
-    )
+    schedule = _cosine(plan, rates.learning_rate, rates.learning_rate_end)
     return optax.adamw(schedule, eps=rates.eps, weight_decay=rates.weight_decay)
 
 
@@ -39,8 +41,7 @@ def optimiser(config) -> optax.GradientTransformation:
     """Clipping by global norm and the configured rule for the score, with what each of the other parts needs."""
     plan, latent = config.training, make(LATENTS, config.latent)
     clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
-    schedule = _schedule(plan, plan.learning_rate, plan.learning_rate_end)
-    chain = optax.chain(clip, OPTIMISERS[plan.optimiser](schedule, plan))
+    chain = optax.chain(clip, OPTIMISERS[plan.optimiser](_schedule(plan), plan))
     if latent is not None and not latent.prior:
         return chain
     # the flow as it was published

@@ -34,8 +34,8 @@ def latent_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
 
     def solve(params, keys, x, cond):
         view = space.infer(params[LATENT], keys[0], x)
-        normal = latent.channel_sums(view.top.log_q - normal_log_prob(view.top.z))
-        groups = latent.group_sums(view.top.log_q - normal_log_prob(view.top.z), space.groups)
+        each = view.top.log_q - normal_log_prob(view.top.z)
+        normal, groups = latent.channel_sums(each), latent.group_sums(each, space.groups)
         terms = (view.reconstruction, latent.example_sums(view.top.log_q), view.lower_kl.sum(1))
         return terms, normal, jnp.concatenate([groups, view.lower_kl], axis=1), view.shown
 

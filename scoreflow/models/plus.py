@@ -48,18 +48,14 @@ def positional(label: jax.Array, features: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-class Fourier(nn.Module):
-    """[B, features]: cosines and sines of label [B] at normal frequencies of deviation `scale` that are not learnt."""
+def fourier(label: jax.Array, features: int, scale: float = 16.0) -> jax.Array:
+    """[B, features]: cosines and sines of label [B] at normal frequencies of deviation `scale`, the same in all runs.
 
-    features: int
-    scale: float = 16.0
-
-    @nn.compact
-    def __call__(self, label):
-        draw = lambda key: self.scale * jax.random.normal(key, (self.features // 2,))
-        frequencies = jax.lax.stop_gradient(self.param("frequencies", draw))
-        angles = 2 * np.pi * label[:, None] * frequencies[None]
-        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    They are not learnt, so they are no parameters, and no decay of weights can reach them.
+    """
+    frequencies = scale * np.random.default_rng(0).standard_normal(features // 2)
+    angles = 2 * np.pi * label[:, None] * jnp.asarray(frequencies, label.dtype)[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def _norm(features: int, dtype, epsilon: float) -> nn.GroupNorm:
@@ -189,9 +185,8 @@ class PlusUNet(nn.Module):
             options |= {"kernel_init": self.kernel_init, "dtype": self.dtype, "conv": self.conv, "name": next(names)}
             return make(features, resize, heads, **options)(h, embedding, train)
 
-        first = self.channels * (self.multipliers[0] if self.attend_always else 1)
         fed = x
-        h = Conv3x3(first, dtype=self.dtype, conv=self.conv)(x)
+        h = Conv3x3(self.channels, dtype=self.dtype, conv=self.conv)(x)
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             if level:
@@ -220,7 +215,7 @@ class PlusUNet(nn.Module):
         dense = lambda features, **options: nn.Dense(
             features, dtype=self.dtype, kernel_init=self.kernel_init, **options
         )
-        h = Fourier(2 * self.channels)(label) if self.fourier else positional(label, self.channels)
+        h = fourier(label, 2 * self.channels) if self.fourier else positional(label, self.channels)
         classes = None
         if self.num_classes:  # no class: zeros
             index = jnp.full(label.shape, self.num_classes) if cond is None else cond

@@ -96,6 +96,15 @@ class Cell(nn.Module):
         return h + (x if x.shape[-1] == self.features else nn.Dense(self.features, dtype=self.dtype)(x))
 
 
+def _walk(h, levels, resize):
+    """Through the cells of every level, resized between two levels."""
+    for i, cells in enumerate(levels):
+        h = resize(h) if i else h
+        for cell in cells:
+            h = cell(h)
+    return h
+
+
 class ConvVAE(nn.Module):
     """A small convolutional VAE of images [B, H, W, C], with latents [B, h, w, latents].
 
@@ -128,20 +137,12 @@ class ConvVAE(nn.Module):
         self.to_out, self.out_norm = Conv3x3(self.outputs), group_norm(widths[0], self.dtype)
 
     def __call__(self, x, key):
-        h = self.stem(x)
-        for level, cells in enumerate(self.down):
-            for cell in cells:
-                h = cell(h)
-            h = downsample(h) if level < len(self.down) - 1 else h
+        h = _walk(self.stem(x), self.down, downsample)
         top = draw(key, self.to_stats(at_least_float32(nn.silu(self.stats_norm(h)))))
         return Inferred(top, (), self.generate(top.z, None))
 
     def generate(self, z, key):
-        h = self.from_latents(z)
-        for level, cells in enumerate(self.up):
-            for cell in cells:
-                h = cell(h)
-            h = upsample(h) if level < len(self.up) - 1 else h
+        h = _walk(self.from_latents(z), self.up, upsample)
         return self.to_out(at_least_float32(nn.silu(self.out_norm(h))))
 
 
