@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
 from scoreflow import build, evaluate
 from scoreflow.evaluate import density, samples
@@ -150,6 +150,21 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
     place = tmp_path / "downloads" / "pt_inception-2015-12-05-6726825d.pth"
     assert f"put it at {place}" in said and said.count("\n") == 1
     assert (tmp_path / "samples.png").exists()
+
+
+def test_truncated_noise_is_that_of_the_time_at_which_the_likelihood_begins():
+    """With eval.t_min, not t_min: x - alpha centre has that deviation, and stays in alpha times half a bin."""
+    config = tiny.digits(eval__dequantisation="truncated_normal", eval__t_min=4e-3, t_min=1e-5)
+    experiment = build.build(config, "vp_digits")
+    plan = build.eval_plan(config, experiment.source, None)
+    image = np.full((400, 8, 8, 1), 5, np.uint8)
+    found = plan.dequantise(None, jax.random.key(0), image)
+    alpha, sigma = (float(at(4e-3)) for at in (experiment.process.alpha, experiment.process.sigma))
+    rest = np.asarray(found.x) - alpha * float(experiment.bins.place(jnp.asarray(5.0), 0.5))
+    cut = 0.5 * alpha * experiment.bins.size
+    law = stats.truncnorm(-cut / sigma, cut / sigma, scale=sigma)
+    assert plan.start == 4e-3 and np.abs(rest).max() <= cut * (1 + 1e-4)
+    assert rest.std() == pytest.approx(law.std(), rel=0.02)
 
 
 def test_features_of_the_training_data_are_taken_once(tmp_path, capsys):

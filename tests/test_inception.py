@@ -235,7 +235,7 @@ def test_damage_is_said_in_words(tmp_path, names):
 def test_missing_and_altered_weights_are_one_line(tmp_path):
     with pytest.raises(DataError, match="get pt_inception-2015-12-05-6726825d.pth from https.* and put it at"):
         inception.extractor(tmp_path, 256)
-    (tmp_path / inception.WEIGHTS.name).write_bytes(b"something else")
+    (tmp_path / inception.NAME).write_bytes(b"something else")
     with pytest.raises(DataError, match="is truncated or altered: its sha256 begins"):
         inception.extractor(tmp_path, 256)
 

@@ -105,6 +105,17 @@ def test_finer_latents_are_drawn_from_a_normal():
     assert one.shape == (1, 8, 8, 3) and np.abs(one - two).max() > 1e-3
 
 
+def test_padding_is_of_the_lowest_level():
+    """An image whose border is black is seen as the same image with less of a border and more of padding."""
+    x = jnp.full((1, 8, 8, 1), -1.0).at[:, 2:6, 2:6].set(jax.random.uniform(jax.random.key(1), (1, 4, 4, 1)))
+    options = {"outputs": 3, "channels": 4, "multipliers": (1, 1), "per_scale": 1, "latents": 2}
+    whole, cut = vae.vae(HierarchicalVAE(side=8, **options)), vae.vae(HierarchicalVAE(side=8, pad=2, **options))
+    params = whole.init(jax.random.key(0), x.shape)
+    one, two = whole.infer(params, jax.random.key(2), x), cut.infer(params, jax.random.key(2), x[:, 2:6, 2:6])
+    np.testing.assert_array_equal(one.top.z, two.top.z)
+    np.testing.assert_array_equal(one.out[:, 2:6, 2:6], two.out)
+
+
 def test_a_normed_convolution_has_the_norm_that_is_learnt():
     """Whatever the kernel's length, only its direction counts; depthwise, a channel sees itself alone."""
     conv = NormedConv(5)

@@ -15,16 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow.data import DataError
-from scoreflow.data.fetch import File, digest
+from scoreflow.data.fetch import digest
 from scoreflow.metrics import Extractor, Features
 from scoreflow.metrics.weights import read_tensors
 
-WEIGHTS = File(
-    "pt_inception-2015-12-05-6726825d.pth",
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "sha256:6726825d",  # the part of it that the name carries
-    direct=False,
-)
+_DIGEST = "6726825d"  # the first digits of the published file's sha256, which its name carries
+NAME = f"pt_inception-2015-12-05-{_DIGEST}.pth"
+_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
+_NORM = ("weight", "bias", "running_mean", "running_var")
 _SIDE, _EPSILON = 299, 1e-3
 
 
@@ -46,9 +44,6 @@ def fold(tensors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarr
         layers[layer] = (kernel.astype(np.float32), bias.astype(np.float32))
     layers["fc"] = (np.asarray(tensors["fc.weight"], np.float32).T, np.asarray(tensors["fc.bias"], np.float32))
     return layers
-
-
-_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def resize(x: jax.Array, side: int = _SIDE) -> jax.Array:
@@ -78,81 +73,71 @@ def _mean(x):
     return _pool(x, jax.lax.add, 0.0, 1, "SAME") / _pool(jnp.ones_like(x[:1, :, :, :1]), jax.lax.add, 0.0, 1, "SAME")
 
 
+def _conv(layers: dict, x, name, stride=1, padding="SAME"):
+    """Convolution with its folded norm, and ReLU."""
+    kernel, bias = layers[name]
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
+    return jax.nn.relu(y + bias[None, None, None])
+
+
+def _chain(layers: dict, x, branch: str, ends=("",), stride=1):
+    """Convolutions in a row, named by a branch and an end each; the last may stride, then without padding."""
+    for i, end in enumerate(ends):
+        last = stride > 1 and i == len(ends) - 1
+        x = _conv(layers, x, branch + end, stride if last else 1, "VALID" if last else "SAME")
+    return x
+
+
+def _ends(count: int) -> tuple[str, ...]:
+    return tuple(f"_{i + 1}" for i in range(count))
+
+
+def _stem(layers, x):
+    x = _conv(layers, x, "Conv2d_1a_3x3", 2, "VALID")
+    x = _conv(layers, _conv(layers, x, "Conv2d_2a_3x3", 1, "VALID"), "Conv2d_2b_3x3")
+    return _max(_conv(layers, _conv(layers, _max(x), "Conv2d_3b_1x1"), "Conv2d_4a_3x3", 1, "VALID"))
+
+
+def _wide(layers, x, name, branches: dict[str, int]):
+    """A 1x1 branch, some of several convolutions each, and one of averages."""
+    parts = [_chain(layers, x, f"{name}.branch1x1")]
+    parts += [_chain(layers, x, f"{name}.{branch}", _ends(count)) for branch, count in branches.items()]
+    return jnp.concatenate([*parts, _chain(layers, _mean(x), f"{name}.branch_pool")], axis=-1)
+
+
+def _narrowing(layers, x, name, branches: dict[str, tuple[str, ...]]):
+    """Branches that halve the sides, and the maximum."""
+    parts = [_chain(layers, x, f"{name}.{branch}", ends, stride=2) for branch, ends in branches.items()]
+    return jnp.concatenate([*parts, _max(x)], axis=-1)
+
+
+def _forked(layers, x, name, pool: Callable):
+    """Branches whose last convolution is one of rows beside one of columns."""
+    single = _chain(layers, x, f"{name}.branch3x3_1")
+    double = _chain(layers, x, f"{name}.branch3x3dbl", _ends(2))
+    parts = [
+        _chain(layers, x, f"{name}.branch1x1"),
+        *(_chain(layers, single, f"{name}.branch3x3_{end}") for end in ("2a", "2b")),
+        *(_chain(layers, double, f"{name}.branch3x3dbl_{end}") for end in ("3a", "3b")),
+        _chain(layers, pool(x), f"{name}.branch_pool"),
+    ]
+    return jnp.concatenate(parts, axis=-1)
+
+
 def features(layers: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(pool [B, 2048], logits [B, 1008] without bias) of images [B, H, W, 3] in 0 ... 255."""
-
-    def conv(x, name, stride=1, padding="SAME"):
-        kernel, bias = layers[name]
-        layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
-        return jax.nn.relu(y + bias[None, None, None])
-
-    def chain(x, block, *names, stride=1):
-        """Convolutions one after the other, the last of them with a stride, then without padding."""
-        for i, name in enumerate(names):
-            last = stride > 1 and i == len(names) - 1
-            x = conv(x, f"{block}.{name}", stride if last else 1, "VALID" if last else "SAME")
-        return x
-
-    def numbered(branch, *ends):
-        return [f"{branch}_{end}" for end in ends]
-
-    def block_a(x, name):
-        parts = [
-            chain(x, name, "branch1x1"),
-            chain(x, name, *numbered("branch5x5", 1, 2)),
-            chain(x, name, *numbered("branch3x3dbl", 1, 2, 3)),
-            chain(_mean(x), name, "branch_pool"),
-        ]
-        return jnp.concatenate(parts, axis=-1)
-
-    def block_c(x, name):
-        parts = [
-            chain(x, name, "branch1x1"),
-            chain(x, name, *numbered("branch7x7", 1, 2, 3)),
-            chain(x, name, *numbered("branch7x7dbl", 1, 2, 3, 4, 5)),
-            chain(_mean(x), name, "branch_pool"),
-        ]
-        return jnp.concatenate(parts, axis=-1)
-
-    def block_e(x, name, pool):
-        single, double = chain(x, name, "branch3x3_1"), chain(x, name, *numbered("branch3x3dbl", 1, 2))
-        parts = [
-            chain(x, name, "branch1x1"),
-            *(chain(single, name, f"branch3x3_{end}") for end in ("2a", "2b")),
-            *(chain(double, name, f"branch3x3dbl_{end}") for end in ("3a", "3b")),
-            chain(pool(x), name, "branch_pool"),
-        ]
-        return jnp.concatenate(parts, axis=-1)
-
-    x = (resize(x) - 128.0) / 128.0
-    x = conv(x, "Conv2d_1a_3x3", 2, "VALID")
-    x = conv(conv(x, "Conv2d_2a_3x3", 1, "VALID"), "Conv2d_2b_3x3")
-    x = conv(conv(_max(x), "Conv2d_3b_1x1"), "Conv2d_4a_3x3", 1, "VALID")
-    x = _max(x)
+    x = _stem(layers, (resize(x) - 128.0) / 128.0)
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
-        x = block_a(x, name)
-    name = "Mixed_6a"
-    dense = chain(x, name, *numbered("branch3x3dbl", 1, 2, 3), stride=2)
-    x = jnp.concatenate([chain(x, name, "branch3x3", stride=2), dense, _max(x)], axis=-1)
+        x = _wide(layers, x, name, {"branch5x5": 2, "branch3x3dbl": 3})
+    x = _narrowing(layers, x, "Mixed_6a", {"branch3x3": ("",), "branch3x3dbl": _ends(3)})
     for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
-        x = block_c(x, name)
-    name = "Mixed_7a"
-    parts = [chain(x, name, *numbered("branch3x3", 1, 2), stride=2)]
-    parts += [chain(x, name, *numbered("branch7x7x3", 1, 2, 3, 4), stride=2), _max(x)]
-    x = jnp.concatenate(parts, axis=-1)
-    x = block_e(x, "Mixed_7b", _mean)
-    x = block_e(x, "Mixed_7c", lambda x: _max(x, 1, "SAME"))
+        x = _wide(layers, x, name, {"branch7x7": 3, "branch7x7dbl": 5})
+    x = _narrowing(layers, x, "Mixed_7a", {"branch3x3": _ends(2), "branch7x7x3": _ends(4)})
+    x = _forked(layers, x, "Mixed_7b", _mean)
+    x = _forked(layers, x, "Mixed_7c", lambda x: _max(x, 1, "SAME"))
     pool = x.mean((1, 2))
     return pool, pool @ layers["fc"][0]
-
-
-def missing(folder: Path) -> str:
-    """What to do where the weights are not in a folder; "" where they are."""
-    path = folder / WEIGHTS.name
-    if path.is_file():
-        return ""
-    return f"the Inception weights are missing: get {WEIGHTS.name} from {WEIGHTS.url} and put it at {path}"
 
 
 def extractor(folder: Path, levels: int) -> Extractor:
@@ -165,12 +150,12 @@ def extractor(folder: Path, levels: int) -> Extractor:
     Raises:
       DataError: if the weights are missing, altered or not what they should be.
     """
-    if words := missing(folder):
-        raise DataError(words)
-    path, wanted = folder / WEIGHTS.name, WEIGHTS.digest.partition(":")[2]
-    if not (found := digest(path)).startswith(wanted):
+    path = folder / NAME
+    if not path.is_file():
+        raise DataError(f"the Inception weights are missing: get {NAME} from {_URL} and put it at {path}")
+    if not (found := digest(path)).startswith(_DIGEST):
         raise DataError(
-            f"{path} is truncated or altered: its sha256 begins {found[:8]}, that of the published {wanted}"
+            f"{path} is truncated or altered: its sha256 begins {found[:8]}, that of the published {_DIGEST}"
         )
     try:
         layers = fold(read_tensors(path))

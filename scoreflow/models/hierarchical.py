@@ -149,16 +149,13 @@ class HierarchicalVAE(nn.Module):
         inner, wide = widths[outer:], (6, 3) if self.inverted else (0, 0)
         cell = lambda *args: ResidualCell(*args, dtype=self.dtype)
         conv = lambda features, **options: NormedConv(features, dtype=self.dtype, **options)
-        outwards = list(range(outer))
 
-        self.stem = conv(widths[0])
-        self.before = [
-            *(
-                c
-                for i in outwards
-                for c in (*(cell(widths[i]) for _ in range(self.outer_cells - 1)), cell(widths[i + 1], -1))
-            )
-        ]
+        self.stem, before, after = conv(widths[0]), [], []
+        for i in range(outer):
+            before += [*(cell(widths[i]) for _ in range(self.outer_cells - 1)), cell(widths[i + 1], -1)]
+        for i in reversed(range(outer)):
+            after += [cell(widths[i], 1, wide[1]), *(cell(widths[i], 0, wide[1]) for _ in range(self.outer_cells - 1))]
+        self.before, self.after = before, after
         self.encoder = [[[cell(w) for _ in range(self.cells)] for _ in range(self.per_scale)] for w in inner]
         self.halve = [cell(w, -1) for w in inner[1:]]
         self.last = conv(inner[-1], size=1)
@@ -170,16 +167,6 @@ class HierarchicalVAE(nn.Module):
         self.mix = [[conv(w, size=1) for _ in range(self.per_scale)] for w in top]
         self.decoder = [[[cell(w, 0, wide[0]) for _ in range(self.cells)] for _ in range(self.per_scale)] for w in top]
         self.double = [cell(w, 1, wide[0]) for w in top[1:]]
-        self.after = [
-            *(
-                c
-                for i in outwards[::-1]
-                for c in (
-                    cell(widths[i], 1, wide[1]),
-                    *(cell(widths[i], 0, wide[1]) for _ in range(self.outer_cells - 1)),
-                )
-            )
-        ]
         self.to_out = NormedConv(self.outputs)
         coarse = self.side // 2 ** (len(widths) - 1)
         self.start = self.param("start", nn.initializers.uniform(1.0), (coarse, coarse, top[0]))
