@@ -87,7 +87,7 @@ def densities(models: dict) -> dict[str, dict]:
         return found.integral, found.nfe, ends
 
     everything = {name: model[0] for name, model in models.items()}
-    integral, nfe, ends = in_batches(solve, everything, how.batch_size)(data.keys, data.x, data.cond)
+    integral, nfe, ends = in_batches(solve, how)("densities", everything, data.keys, data.x, data.cond)
     out = {}
     for name, end in ends.items():
         bits = mean_estimate(units(experiment, integral + end, data.log_q))

@@ -116,6 +116,11 @@ def latest(directory: Path, *, at_most: int | None = None, warn=None) -> int | N
     return None
 
 
+def seal_of(directory: Path, step: int) -> str:
+    """The list of digests of a whole step, as it was written."""
+    return _seal_path(directory, step).read_text()
+
+
 def set_aside(directory: Path, newest: int | None) -> None:
     """Renames every step above `newest` to `<step>.damaged`, so that a resumed run can write that step again."""
     for step in _steps(directory):

@@ -87,6 +87,11 @@ def check_divides(size: int, name: str) -> None:
         raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
 
 
+def rounded_up(count: int) -> int:
+    """The least number from `count` on that the devices can share evenly."""
+    return -(-count // jax.device_count()) * jax.device_count()
+
+
 def replicate(tree):
     """Puts a tree of host arrays, the same in every process, on every device."""
     return jax.tree.map(lambda leaf: _put(leaf, replicated()), tree)
@@ -115,6 +120,32 @@ def gather(tree):
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)
+
+
+def agree(flag: bool) -> bool:
+    """Whether it holds in every process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def total(tree):
+    """Sums host arrays of float64 or int64, and numbers, over the processes."""
+    if jax.process_count() == 1:
+        return tree
+
+    def add(leaf):
+        leaf = np.asarray(leaf)
+        words = np.frombuffer(leaf.tobytes(), np.uint32)  # devices would round 64 bits to 32
+        parts = np.ascontiguousarray(multihost_utils.process_allgather(words))
+        return np.frombuffer(parts.tobytes(), leaf.dtype).reshape(-1, *leaf.shape).sum(0)
+
+    return jax.tree.map(add, tree)
+
+
+def share(count: int) -> np.ndarray:
+    """Which of `count` items are this process's to work on, [count] bool: every one is some process's."""
+    return np.arange(count) % jax.process_count() == jax.process_index()
 
 
 def barrier(name: str) -> None:

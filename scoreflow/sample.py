@@ -10,6 +10,7 @@ import numpy as np
 
 from scoreflow import parallel, report, workdir
 from scoreflow.experiment import SAMPLE, Experiment
+from scoreflow.pieces import NONE
 from scoreflow.samplers.guide import inpaint
 
 
@@ -40,37 +41,51 @@ class Drawn(NamedTuple):
     nfe: float
 
 
+def noise(experiment: Experiment, params, keys: jax.Array) -> jax.Array:
+    """x [B, ...] at the horizon, each by its own of keys [B] from the terminal law."""
+    law = experiment.terminal(params)
+    return jax.vmap(lambda key: law.sample(key, (1, *experiment.shape))[0])(keys)
+
+
 def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Callable:
-    """Compiles draw(params, key, n) -> Drawn, in batches of `batch_size` over all devices.
+    """Compiles draw(params, key, n, pieces=NONE) -> Drawn, in batches of `batch_size` over all devices.
+
+    Sample i is a function of (params, key, i): the same in batches of any size, on any number of devices. Batches that
+    `pieces` has are not drawn again.
 
     Raises:
       UserError: if the devices do not divide the batch.
     """
     parallel.check_divides(batch_size, "sampling.batch_size")
-    shape = (batch_size, *experiment.shape)
 
-    def run(params, keys, x_init, cond):
-        result = experiment.sampler(experiment.score(params), keys[0], x_init, cond)
-        decoded = experiment.decode(params, jax.random.fold_in(keys[0], 1), result.x)
-        return decoded, result.nfe, jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
+    def start(params, key, first):
+        index = first + jnp.arange(batch_size)
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
+        return noise(experiment, params, keys[:, 0]), keys[:, 1], keys[:, 2]
 
-    run = parallel.map_devices(run, broadcast=(0, 1)) if experiment.per_device else parallel.jit(run)
-    start = parallel.jit(
-        lambda params, key: experiment.terminal(params).sample(key, shape), out_shardings=parallel.split()
-    )
+    def run(params, x_init, keys, keys_decode, cond):
+        result = experiment.sampler(experiment.score(params), keys, x_init, cond)
+        decode = lambda key, x: experiment.decode(params, key, x[None])[0]
+        finite = jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
+        return jax.vmap(decode)(keys_decode, result.x), result.nfe, finite
 
-    def draw(params, key, n):
-        parts, nfe = [], []
-        for i in range(-(-n // batch_size)):
-            key_init, key_path = jax.random.split(jax.random.fold_in(key, i))
-            cond = labels(experiment, batch_size, i, label)
-            keys = parallel.replicate(key_path[None])
-            x, evaluations, finite = parallel.gather(run(params, keys, start(params, key_init), cond))
-            if not finite.all():
-                report.warn(f"{np.sum(~finite)} of {batch_size} samples are not finite: the solver or the score failed")
-            parts.append(x)
-            nfe.append(evaluations.mean())
-        return Drawn(np.concatenate(parts)[:n], float(np.mean(nfe)))
+    start = parallel.jit(start, out_shardings=parallel.split())
+    run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else parallel.jit(run)
+
+    def batch(params, key, i):
+        cond = labels(experiment, batch_size, i, label)
+        x, nfe, finite = parallel.gather(run(params, *start(params, key, i * batch_size), cond))
+        if not finite.all():
+            report.warn(f"{np.sum(~finite)} of {batch_size} samples are not finite: the solver or the score failed")
+        return x, nfe
+
+    def draw(params, key, n, pieces=NONE):
+        parts = [
+            pieces.get(f"samples-{i}", lambda: (0, 0), lambda i=i: batch(params, key, i))
+            for i in range(-(-n // batch_size))
+        ]
+        x, nfe = (np.concatenate(leaves)[:n] for leaves in zip(*parts))
+        return Drawn(x, float(nfe.mean()))
 
     return draw
 
@@ -105,20 +120,21 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
     """Draws samples as they form, at `columns` of the sampler's times from noise to data.
 
     Images: ten rows, each time at its own scale, since noise of a large sigma would leave nothing else to see, or as
-    the decoder sees it. Points
-    in the plane: one panel per time. An adaptive sampler keeps no trajectory, and gets no picture.
+    the decoder sees it. Points in the plane: one panel per time. An adaptive sampler keeps no trajectory, and gets no
+    picture.
     """
     if experiment.per_device:
         return
     points = experiment.source.shape == (2,)
     num = 1000 if points else 10
-    shape = (num * parallel.device_count(), *experiment.shape)
-    x_init = parallel.shard(np.asarray(experiment.terminal(params).sample(key, shape)))
+    keys = jax.random.split(key, parallel.rounded_up(num))
 
-    def run(params, key, x_init):
-        return experiment.sampler(experiment.score(params), key, x_init, None, trajectory=True).trajectory
+    def run(params, keys):
+        x_init = noise(experiment, params, keys)
+        return experiment.sampler(experiment.score(params), keys, x_init, None, trajectory=True).trajectory
 
-    states = parallel.gather(parallel.jit(run, out_shardings=parallel.replicated())(params, key, x_init))
+    run = parallel.jit(run, out_shardings=parallel.replicated())
+    states = parallel.gather(run(params, parallel.shard(keys)))
     shown = states[np.linspace(0, len(states) - 1, columns).round().astype(int)][:, :num]
     extents = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0)
     if points:
@@ -161,17 +177,17 @@ def load_ema(experiment: Experiment, folder: Path, step: int, best: str = ""):
 
 def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -> np.ndarray:
     """[3 num, ...]: test data, the part that is kept, and that part with the rest drawn given it, in turn."""
-    size = -(-plan.num // parallel.device_count()) * parallel.device_count()
+    size = parallel.rounded_up(plan.num)
     stored = np.resize(experiment.source.test.x, (size, *experiment.source.shape))
-    key_init, key_path, key_encode = jax.random.split(key, 3)
+    key_path, key_encode = jax.random.split(key)
 
-    def run(params, x_init, known):
+    def run(params, keys, known):
         score = inpaint(experiment.process, experiment.score(params), known, plan.mask, data_rms=plan.data_rms)
-        return experiment.decode(params, key_path, experiment.sampler(score, key_path, x_init, None).x)
+        x_init = noise(experiment, params, keys)
+        return experiment.decode(params, keys[0], experiment.sampler(score, keys, x_init, None).x)
 
     run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else parallel.jit(run)
     known = parallel.shard(np.asarray(experiment.encode(params, key_encode, stored)))
-    x_init = parallel.shard(np.asarray(experiment.terminal(params).sample(key_init, stored.shape)))
-    filled = parallel.gather(run(params, x_init, known))
+    filled = parallel.gather(run(params, parallel.shard(jax.random.split(key_path, size)), known))
     kept = np.where(plan.mask == 1, stored, np.zeros_like(stored))
     return np.stack([stored, kept, filled], axis=1)[: plan.num].reshape(-1, *stored.shape[1:])

@@ -1,5 +1,6 @@
 """The folder of a run: what was configured there, and which checkpoint is the newest whole one."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -110,6 +111,13 @@ def versions() -> dict[str, str]:
 def checkpoints(workdir: Path, best: str = "") -> Path:
     """The folder of the run's checkpoints, or of the best by a measure."""
     return folder_of(workdir, best) if best else workdir / "checkpoints"
+
+
+def fingerprint(workdir: Path, step: int, config: dict, best: str = "") -> str:
+    """A digest of a checkpoint and of all that is configured: where it is the same, so are results."""
+    sealed = checkpoint.seal_of(checkpoints(workdir, best), step)
+    content = json.dumps([sealed, config, versions()], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def newest(workdir: Path, best: str = "") -> int:

@@ -24,7 +24,7 @@ VARIANTS = [
         "digits_velocity",
         "digits_conservative",
         "digits_bridge",
-        "cifar10_networks",
+        "published_images",
         "digits_vae",
         "digits_latent",
         "published_vae",
@@ -206,7 +206,8 @@ def test_every_variant_is_complete_and_is_named(name):
         return
     # grids and training begin where the process has as little noise as it starts with, or less than a level
     assert float(process.sigma(config.t_min)) < max(1.02 * float(process.sigma(0.0)), 2 / 256)
-    assert re.search(rf"\b{variant}\b", tiny.module(path).__doc__)
+    parts = variant.split("_", 1) if "<data>_<model>" in tiny.module(path).__doc__ else [variant]
+    assert all(re.search(rf"\b{part}\b", tiny.module(path).__doc__) for part in parts)
 
 
 def test_an_unknown_variant_lists_the_known_ones():

@@ -1,6 +1,7 @@
 """Evaluation from end to end where the answer is known: Gaussian data and the exact score in the network's place."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from scoreflow import build, evaluate
+from scoreflow import build, checkpoint, evaluate, train, workdir
 from scoreflow.evaluate import density, samples
 from scoreflow.metrics import Estimate, frechet
+from scoreflow.pieces import Pieces
 from tests import tiny
 from tests.truth import gaussian_score
 
@@ -188,3 +190,73 @@ def test_features_of_the_training_data_are_taken_once(tmp_path, capsys):
     (path,) = (tmp_path / "statistics").glob("*.npz")
     path.write_bytes(path.read_bytes()[:100])  # cut short: taken again
     np.testing.assert_array_equal(samples.statistics(extractor, x, tmp_path).pool, flat)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.usefixtures("_allow_rank_promotion")
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    """Stopped before its sixth piece: the five before are not made again, but for one whose file was damaged."""
+    config = tiny.digits(training__steps=2, training__warmup=1, eval__num_samples=100, sampling__batch_size=40)
+    config.eval.update({"draws": 2, "num_test": 12, "batch_size": 4, "bound_times": 2})
+    experiment, folder = build.build(config, "digits"), tmp_path / "run"
+    workdir.claim(folder, experiment.config, resume=True)
+    train.train(experiment, build.train_plan(config), folder)
+
+    made, get = [], Pieces.get
+
+    def counting(stop_before=None):
+        made.clear()
+
+        def wrapped(self, name, like, make):
+            def count():
+                if len(made) == stop_before:
+                    raise _Killed
+                made.append(name)
+                return make()
+
+            return get(self, name, like, count)
+
+        monkeypatch.setattr(Pieces, "get", wrapped)
+
+    def run(cache):
+        results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path / cache), folder)
+        return {name: value for name, value in results.items() if name != "step"}
+
+    counting()
+    whole, every = run("a"), list(made)
+    assert {"likelihood-0-0", "likelihood-1-8", "check-0", "bound-4", "samples-2", "model-0"} < set(every)
+    kept = folder / "eval" / "2" / "pieces"
+    assert not kept.exists()
+
+    counting(stop_before=5)
+    with pytest.raises(_Killed):
+        run("b")
+    (damaged,) = kept.glob("*/likelihood-0-4.npz")
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    counting()
+    again = run("b")
+    assert made == ["likelihood-0-4", *every[5:]] and not kept.exists()
+    for one, other in zip(
+        *((found["likelihood"], found["samples"]["model"], found["samples"]["test_data"]) for found in (whole, again))
+    ):
+        assert {k: v for k, v in one.items() if "seconds" not in k} == {k: other[k] for k in one if "seconds" not in k}
+
+
+def test_pieces_of_other_settings_are_not_taken(tmp_path):
+    names, kept = [], tmp_path / "checkpoints"
+    checkpoint.save(kept, 2, {"ema_params": jnp.zeros(3)})
+    for changes in ({}, {"eval__rtol": 1e-2}, {}, {}):
+        if len(names) == 3:  # trained anew
+            shutil.rmtree(kept)
+            checkpoint.save(kept, 2, {"ema_params": jnp.ones(3)})
+        names.append(workdir.fingerprint(tmp_path, 2, build.build(tiny.digits(**changes), "digits").config))
+    assert names[0] == names[2] and len(set(names)) == 3

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, data, parallel, sample
+from scoreflow import build, data, parallel, sample, samplers
 from scoreflow.evaluate import density
 from tests import tiny
 from tests.truth import PROCESSES, TOY
@@ -80,7 +80,7 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
     keys = jax.random.split(jax.random.key(2), 10)
     plan = build.eval_plan(config, experiment.source, None)
     found = [
-        density.make_log_prob(experiment, plan._replace(batch_size=size), params, rtol=1e-3, atol=1e-3)(keys, x).logp
+        density.make_log_prob(experiment, plan._replace(batch_size=size), params)("some", keys, x).logp
         for size in (4, 20)
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
@@ -95,6 +95,35 @@ def test_samples_do_not_depend_on_the_number_of_devices(monkeypatch):
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
     one = sample.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
     assert (four == one).mean() > 0.99  # a pixel on the edge of a level may round either way
+
+
+@pytest.mark.parametrize("name", ["euler_maruyama", "predictor_corrector", "dpm_solver_pp_2m", "adaptive"])
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(name):
+    """10 samples in batches of 4, of 8 and of 12: the same, and the first are those of a shorter draw."""
+    rows = {
+        "predictor_corrector": {"predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True},
+        "adaptive": {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "denoise": True},
+    }
+    config = tiny.digits(sampler={"name": name, **rows.get(name, {"denoise": True})})
+    experiment = build.build(config, "vp_digits")._replace(decode=lambda params, key, x: x)
+    params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
+    found = [sample.make_draw(experiment, size)(params, jax.random.key(1), 10).x for size in (4, 8, 12)]
+    found.append(np.concatenate([sample.make_draw(experiment, 4)(params, jax.random.key(1), 3).x, found[0][3:]]))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(found[0][1:] - found[0][:-1]).reshape(9, -1).max(1).min() > 0.1  # no two are the same
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_noise_of_many_keys_is_that_of_each(many):
+    keys, like = jax.random.split(jax.random.key(0), 5), jnp.zeros((5, 3, 2))
+    key = keys if many else keys[0]
+    found = samplers.normal(samplers.fold(key, 7), like)
+    if many:
+        alone = [jax.random.normal(jax.random.fold_in(k, 7), (3, 2)) for k in keys]
+    else:
+        alone = jax.random.normal(jax.random.fold_in(key, 7), (5, 3, 2))
+    np.testing.assert_array_equal(found, jnp.stack(alone) if many else alone)
 
 
 def test_batches_are_split_without_change():

@@ -62,7 +62,7 @@ def test_every_process_gives_every_quantity():
 LAYERS = [
     {"errors", "experiment", "caches", "rates"},
     {"sdes", "divergence", "models", "parallel", "metrics", "data", "dequantise", "decoders"},
-    {"score", "times", "terminal", "transitions", "report", "checkpoint", "latent"},
+    {"score", "times", "terminal", "transitions", "report", "checkpoint", "latent", "pieces"},
     {"losses", "samplers", "theory", "best", "workdir"},
     {"likelihood", "diagnostics", "horizon"},
     {"sample"},

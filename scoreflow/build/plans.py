@@ -29,6 +29,7 @@ from scoreflow.losses import latent as latent_losses
 from scoreflow.metrics import digits as digit_metrics
 from scoreflow.metrics import inception
 from scoreflow.models import DEQUANTISER, LATENT
+from scoreflow.pieces import NONE
 from scoreflow.plan import PlanPlan
 from scoreflow.sample import SamplePlan
 from scoreflow.samplers import adaptive, grids, guide
@@ -154,6 +155,7 @@ def eval_plan(config, found: Source, cache_dir: Path) -> EvalPlan:
         cache_dir=cache_dir,
         extractor=extractor(config, found, cache_dir),
         neighbours=plan.neighbours,
+        pieces=NONE,
     )
 
 

@@ -13,13 +13,19 @@ from scoreflow.evaluate.samples import sample_metrics, statistics
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import Experiment
 from scoreflow.metrics import Estimate
+from scoreflow.pieces import Pieces
 
 
 def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
-    """`--mode=eval`: scores the newest checkpoint, prints a table and writes `eval/<step>/metrics.json`."""
+    """`--mode=eval`: scores the newest checkpoint, prints a table and writes `eval/<step>/metrics.json`.
+
+    Finished batches lie in `eval/<step>/pieces` until it ends: the same command goes on after a kill.
+    """
     step = workdir.newest(folder, plan.best)
     params = sample.load_ema(experiment, folder, step, plan.best)
     out = folder / "eval" / (f"{step}-{plan.best}" if plan.best else str(step))
+    pieces = Pieces(out / "pieces" / workdir.fingerprint(folder, step, experiment.config, plan.best))
+    plan = plan._replace(pieces=pieces)
     results = {"step": step}
     if plan.batch_size:
         results["likelihood"] = likelihood_metrics(experiment, plan, params) | baseline_metrics(experiment, plan)
@@ -44,6 +50,7 @@ def evaluate(experiment: Experiment, plan: EvalPlan, folder: Path) -> dict:
     if plan.num_samples:
         results["samples"] = sample_metrics(experiment, plan, params, out)
     report.write_json(out / "metrics.json", _plain(results))
+    pieces.forget()
     report.say(_table(experiment, results))
     report.say(f"wrote {out / 'metrics.json'}")
     return results

@@ -14,7 +14,7 @@ from scoreflow.data import Split
 from scoreflow.diagnostics import parts
 from scoreflow.evaluate.settings import EvalPlan
 from scoreflow.experiment import EVALUATE, Experiment
-from scoreflow.likelihood import Bound, bound, log_prob
+from scoreflow.likelihood import bound, log_prob
 from scoreflow.losses.dsm import dsm
 from scoreflow.metrics import Estimate, baseline, mean_estimate
 from scoreflow.theory.exact import score_of
@@ -51,10 +51,14 @@ def error_by_level(experiment: Experiment, params, *, num: int = 256, levels: in
     return np.asarray(log_snr), curves
 
 
-def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float, atol: float) -> Callable:
-    """(keys [N], x [N, ...], cond [N] or None) -> LogProb of host arrays, each device solving its share."""
+def make_log_prob(experiment: Experiment, plan: EvalPlan, params) -> Callable:
+    """solve(name, keys [N], x [N, ...], cond [N] or None, *, tighter=1) -> LogProb of host arrays.
 
-    def solve(params, keys, x, cond):
+    Each device solves its share, at the plan's tolerances divided by `tighter`; `name` is that of the pieces kept.
+    """
+
+    def solve(inputs, keys, x, cond):
+        params, rtol, atol = inputs
         found = log_prob(
             experiment.process,
             experiment.score(params),
@@ -71,32 +75,37 @@ def make_log_prob(experiment: Experiment, plan: EvalPlan, params, *, rtol: float
         )
         return found._replace(last=None)
 
-    return in_batches(solve, params, plan.batch_size)
+    run = in_batches(solve, plan)
+
+    def at_tolerance(name, keys, x, cond=None, *, tighter=1.0):
+        tolerances = (jnp.float32(tolerance / tighter) for tolerance in (plan.rtol, plan.atol))
+        return run(name, (params, *tolerances), keys, x, cond)
+
+    return at_tolerance
 
 
-def make_bound(experiment: Experiment, plan: EvalPlan, params) -> Callable:
-    """(keys [N], x [N, ...], cond [N] or None) -> Bound of host arrays."""
+def in_batches(solve: Callable, plan: EvalPlan) -> Callable:
+    """run(name, params, keys [N], x [N, ...], cond [N] or None) -> what solve(params, ...) gives, as host arrays.
 
-    def estimate(params, keys, x, cond):
-        process, law = experiment.process, experiment.terminal(params)
-        options = {"t_min": experiment.t_min, "num_times": plan.bound_times}
-        return bound(process, experiment.score(params), law, keys, x, cond, **options)
-
-    return in_batches(estimate, params, plan.batch_size)
-
-
-def in_batches(solve: Callable, params, size: int) -> Callable:
-    """(keys [N], x [N, ...], cond [N] or None) -> what solve(params, ...) gives, in batches over all devices."""
+    In batches of the plan's size over all devices; those that are among the plan's pieces of this name are not solved
+    again.
+    """
+    size = plan.batch_size
     mapped = parallel.map_devices(solve, broadcast=(0,))
 
-    def run(keys, x, cond=None):
-        parts = []
-        for i in range(0, len(x), size):
-            inputs = jax.tree.map(lambda leaf, i=i: leaf[i : i + size], (keys, x, cond))
+    def run(name, params, keys, x, cond=None):
+        def batch(i):
+            inputs = jax.tree.map(lambda leaf: leaf[i : i + size], (keys, x, cond))
             count = len(inputs[1])
-            padded = jax.tree.map(lambda leaf, n=count: leaf[np.arange(size) % n], inputs)
-            result = parallel.gather(mapped(params, *parallel.shard(padded)))
-            parts.append(jax.tree.map(lambda leaf, n=count: leaf[:n], result))
+            padded = jax.tree.map(lambda leaf: leaf[np.arange(size) % count], inputs)
+
+            def make():
+                result = parallel.gather(mapped(params, *parallel.shard(padded)))
+                return jax.tree.map(lambda leaf: leaf[:count], result)
+
+            return plan.pieces.get(f"{name}-{i}", lambda: jax.eval_shape(solve, params, *padded), make)
+
+        parts = [batch(i) for i in range(0, len(x), size)]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return run
@@ -141,11 +150,11 @@ def scale_of(experiment: Experiment) -> float:
 def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[str, Estimate | float | int]:
     """Bits/dim of integer data, or nats of continuous data, with what is needed to trust the number."""
     parallel.check_divides(plan.batch_size, "eval.batch_size")
-    solver = make_log_prob(experiment, plan, params, rtol=plan.rtol, atol=plan.atol)
+    solver = make_log_prob(experiment, plan, params)
     began, results, scores = time.monotonic(), [], []
     for draw in report.progress(range(plan.draws), total=plan.draws, unit="likelihood draw"):
         data = dequantised(experiment, plan, params, draw)
-        results.append(solver(data.keys, data.x, data.cond))
+        results.append(solver(f"likelihood-{draw}", data.keys, data.x, data.cond))
         scores.append(units(experiment, results[-1].logp, data.log_q))
     seconds = time.monotonic() - began
 
@@ -155,8 +164,7 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
     metrics = {name: mean_estimate(per_example[ok])}
     data = dequantised(experiment, plan, params, 0)
     part = data.first(plan.check)
-    tight = make_log_prob(experiment, plan, params, rtol=plan.rtol / _TIGHTER, atol=plan.atol / _TIGHTER)
-    reference = tight(part.keys, part.x, part.cond)
+    reference = solver("check", part.keys, part.x, part.cond, tighter=_TIGHTER)
     difference = scores[0][: len(part.x)] - units(experiment, reference.logp, part.log_q)
     metrics["solver_error"] = mean_estimate(difference[np.isfinite(difference)])
     metrics["prior_term"] = float(-np.mean([r.prior[ok] for r in results]) / scale)
@@ -169,18 +177,24 @@ def likelihood_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
         weighted = logsumexp(-scale * np.asarray(scores)[:, ok], axis=0) - np.log(plan.draws)
         metrics[f"importance_weighted_{name}"] = mean_estimate(-weighted / scale)
     if plan.bound_times:
-        found = make_bound(experiment, plan, params)(data.keys, data.x, data.cond)
-        metrics |= _bound_metrics(experiment, found, data.log_q)
+        metrics |= _bound_metrics(experiment, plan, params, data)
     if experiment.source.log_prob is not None:
         metrics["kl_nats"] = mean_estimate((per_example + experiment.source.log_prob(data.x))[ok])
     return metrics
 
 
-def _bound_metrics(experiment: Experiment, found: Bound, log_q: np.ndarray) -> dict[str, Estimate | float]:
+def _bound_metrics(experiment: Experiment, plan: EvalPlan, params, data: Examples) -> dict[str, Estimate | float]:
     """The SDE model's bound in bits/dim or nats, and its terms before the change of units."""
+
+    def estimate(params, keys, x, cond):
+        process, law = experiment.process, experiment.terminal(params)
+        options = {"t_min": experiment.t_min, "num_times": plan.bound_times}
+        return bound(process, experiment.score(params), law, keys, x, cond, **options)
+
+    found = in_batches(estimate, plan)("bound", params, data.keys, data.x, data.cond)
     names, scale = ("prior", "diffusion", "offset"), scale_of(experiment)
     terms = {f"bound_{name}": float(np.mean(getattr(found, name)) / scale) for name in names}
-    return {"bound": mean_estimate(units(experiment, -found.total, log_q)), **terms}
+    return {"bound": mean_estimate(units(experiment, -found.total, data.log_q)), **terms}
 
 
 def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[str, Estimate]:
@@ -206,7 +220,7 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
         log_q = jax.vmap(known)(end, process.alpha(horizon), process.sigma(horizon))
         return found, log_q - law.log_prob(end)
 
-    found, end = in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)
+    found, end = in_batches(solve, plan)("divergence", params, data.keys, data.x, data.cond)
     values = {name: value for name, value in found._asdict().items() if value is not None}
     if end is not None:
         j_ode = values["j_sm"] + values["j_diff"]

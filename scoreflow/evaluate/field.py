@@ -32,7 +32,7 @@ def symmetry_metrics(experiment: Experiment, plan: EvalPlan, params) -> tuple[di
         score = experiment.score(params)
         return symmetry(process, score, keys[0], x, jnp.asarray(t, x.dtype), cond, num=plan.symmetry_probes)
 
-    found = in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)._asdict()
+    found = in_batches(solve, plan)("symmetry", params, data.keys, data.x, data.cond)._asdict()
     metrics = {name: mean_estimate(value.mean(1)) for name, value in found.items()}
     return metrics, Curves(t, {name: value.mean(0) for name, value in found.items()})
 
@@ -68,7 +68,7 @@ def score_error_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[
         score, options = experiment.score(params), {"t_min": experiment.t_min}
         return score_error(process, score, experiment.log_density, keys[0], x, cond, **options)
 
-    found = in_batches(solve, params, plan.batch_size)(data.keys, data.x, data.cond)._asdict()
+    found = in_batches(solve, plan)("score_error", params, data.keys, data.x, data.cond)._asdict()
     return {name: mean_estimate(value.mean(1)) for name, value in found.items()}
 
 
@@ -81,7 +81,7 @@ def tolerance_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[di
       where the field bends, so scores are compared by this at equal tolerances, and never across rows.
     """
     pairs = sorted((r, a) for r in plan.rtols for a in plan.atols)
-    count = -(-plan.tolerances // parallel.device_count()) * parallel.device_count()
+    count = parallel.rounded_up(plan.tolerances)
     shape = (count, *experiment.shape)
     start = parallel.shard(np.asarray(experiment.terminal(params).sample(experiment.key(EVALUATE), shape)))
     cond = labels(experiment, count, 0, -1)

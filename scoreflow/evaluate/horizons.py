@@ -22,7 +22,7 @@ def horizon_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[dict
       is another and valid there, with the run's law (`fitted`); `gain_nats` and `gain`, of the second over the first
       on the same draws; `slope_prior` and `slope_fitted` by T, whose sign says on which side the best T lies.
     """
-    process, size = experiment.process, plan.batch_size
+    process = experiment.process
     data = dequantised(experiment, plan, params, 0)
     horizons = np.array(sorted(plan.horizons), np.float32)
     everywhere = experiment.terminal_at is not None
@@ -34,7 +34,7 @@ def horizon_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[dict
         options = {"t_min": experiment.t_min, "horizons": jnp.asarray(horizons), "num_times": plan.bound_times or 100}
         return elbo_profile(process, experiment.score(params), laws, keys[0], x, cond, **options)
 
-    found = in_batches(solve, params, size)(data.keys, data.x, data.cond)
+    found = in_batches(solve, plan)("horizons", params, data.keys, data.x, data.cond)
     rows = []
     for k, t in enumerate(horizons):
         here = {"T": float(t), "log_snr": float(process.log_snr(t)), "alpha_sq": float(process.alpha(t)) ** 2}

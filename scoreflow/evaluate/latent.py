@@ -40,7 +40,8 @@ def latent_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
         return terms, normal, jnp.concatenate([groups, view.lower_kl], axis=1), view.shown
 
     keys = jax.random.split(jax.random.fold_in(experiment.key(EVALUATE), READ), count)
-    (reconstruction, entropy, lower), normal, groups, shown = in_batches(solve, params, plan.batch_size)(keys, levels)
+    found = in_batches(solve, plan)("latent", params, keys, levels)
+    (reconstruction, entropy, lower), normal, groups, shown = found
     pairs = np.stack([space.levels.write(levels), shown], axis=1)[:_SHOWN]
     source = experiment.source
     if len(source.shape) == 3 and source.shape[-1] in (1, 3):

@@ -17,8 +17,9 @@ from scoreflow.metrics import Estimate, Extractor, class_score, frechet, jackkni
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbours import covered
 from scoreflow.metrics.transport import wasserstein2
+from scoreflow.pieces import NONE, Pieces
 
-_SUMS = ("total", "outer", "origin")
+_ADDED = ("n", "total", "outer")
 _GROUPS = 10  # of samples, each left out once for the standard error of the Frechet distance
 _KEPT = 10_000  # features kept for the metrics that compare pairs
 _ASSIGNED = 2000  # points matched for the exact Wasserstein distance, whose time grows as the cube
@@ -32,19 +33,38 @@ class Sampled(NamedTuple):
     moments: list[frechet.Moments]
 
 
-def collect(extractor: Extractor, x: np.ndarray, origin: np.ndarray | None = None, batch: int = 500) -> Sampled:
-    """Runs the feature function over a sample in batches, keeping what the metrics need."""
+def collect(
+    extractor: Extractor,
+    x: np.ndarray,
+    origin: np.ndarray | None = None,
+    *,
+    batch: int = 500,
+    pieces: Pieces = NONE,
+    name: str = "",
+) -> Sampled:
+    """Runs the feature function over a sample in batches, keeping what the metrics need.
+
+    Features of the batches that `pieces` has under `name` are not taken again. Every process adds up its share of the
+    rows; the sums are merged at the end.
+    """
+
+    def take(i):
+        found = extractor.extract(x[i : i + batch])
+        return found.pool, np.zeros((len(found.pool), 0)) if found.probs is None else found.probs
+
     moments, kept = None, []
     for i in range(0, len(x), batch):
-        features = extractor.extract(x[i : i + batch])
+        features = pieces.get(f"{name}-{i}", lambda: (0, 0), lambda i=i: take(i))
+        pool = features[0]
         if moments is None:
-            moments = [frechet.init(features.pool[0] if origin is None else origin)] * _GROUPS
-        rows = np.arange(i, i + len(features.pool)) % _GROUPS
-        moments = [frechet.update(stats, features.pool[rows == g]) for g, stats in enumerate(moments)]
+            moments = [frechet.init(pool[0] if origin is None else origin)] * _GROUPS
+        groups, mine = np.arange(i, i + len(pool)) % _GROUPS, parallel.share(len(pool))
+        moments = [frechet.update(stats, pool[(groups == g) & mine]) for g, stats in enumerate(moments)]
         if i < _KEPT:
             kept.append(features)
-    probs = None if kept[0].probs is None else np.concatenate([f.probs for f in kept])[:_KEPT]
-    return Sampled(np.concatenate([f.pool for f in kept])[:_KEPT], probs, moments)
+    moments = [stats._replace(**parallel.total({k: getattr(stats, k) for k in _ADDED})) for stats in moments]
+    pool, probs = (np.concatenate(leaves)[:_KEPT] for leaves in zip(*kept))
+    return Sampled(pool, probs if probs.shape[1] else None, moments)
 
 
 def _merge(moments: list[frechet.Moments]) -> frechet.Moments:
@@ -61,7 +81,7 @@ class Statistics(NamedTuple):
     moments: frechet.Moments
 
 
-def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path) -> Statistics:
+def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path, pieces: Pieces = NONE) -> Statistics:
     """Features of the training data, from `cache_dir` where they have been taken before.
 
     The file's name carries a digest of the data and of the feature function's name.
@@ -72,10 +92,11 @@ def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path) -> Statisti
     path = cache_dir / "statistics" / f"{content.hexdigest()[:32]}.npz"
     try:
         with np.load(path) as kept:
-            return Statistics(kept["pool"], frechet.Moments(int(kept["n"]), *(kept[k] for k in _SUMS)))
+            sums = {k: kept[k] for k in ("total", "outer", "origin")}
+            return Statistics(kept["pool"], frechet.Moments(int(kept["n"]), **sums))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         pass  # none, or none that can be read
-    found = collect(extractor, x)
+    found = collect(extractor, x, pieces=pieces, name="training_data")
     made = Statistics(found.pool, _merge(found.moments))
     if parallel.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,18 +153,21 @@ def _feature_metrics(plan: EvalPlan, x: np.ndarray, source: Source) -> tuple[str
     except DataError as error:
         report.warn(f"{error}; metrics of features are left out")
         return "none", {}, {}
-    reference = statistics(extractor, source.train.x, plan.cache_dir)
+    reference = statistics(extractor, source.train.x, plan.cache_dir, plan.pieces)
     target = frechet.reference(*frechet.mean_and_covariance(reference.moments))
-    samples = (collect(extractor, data, reference.moments.origin) for data in (x, source.test.x))
-    model, real = (quality(s, reference, target, plan.neighbours, extractor.score) for s in samples)
-    return extractor.name, model, real
+
+    def metrics(name, data):
+        found = collect(extractor, data, reference.moments.origin, pieces=plan.pieces, name=name)
+        return quality(found, reference, target, plan.neighbours, extractor.score)
+
+    return extractor.name, metrics("model", x), metrics("test_data", source.test.x)
 
 
 def sample_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path) -> dict[str, dict]:
     """Metrics of the model's samples and, for scale, of the test data, both against the training data."""
     draw = sample.make_draw(experiment, plan.sample_batch)
     began = time.monotonic()
-    drawn = draw(params, experiment.key(EVALUATE), plan.num_samples)
+    drawn = draw(params, experiment.key(EVALUATE), plan.num_samples, plan.pieces)
     seconds = time.monotonic() - began
     sample.write_picture(experiment, drawn.x[:400], folder / "samples.png")
     source = experiment.source

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scoreflow.metrics import Extractor
+from scoreflow.pieces import Pieces
 
 
 class EvalPlan(NamedTuple):
@@ -41,6 +42,7 @@ class EvalPlan(NamedTuple):
       cache_dir: where statistics of the training data's features are kept.
       extractor: () -> the feature function, loaded or fitted on first use.
       neighbours: k of precision and recall.
+      pieces: where finished batches are kept until all is done.
     """
 
     best: str
@@ -74,3 +76,4 @@ class EvalPlan(NamedTuple):
     cache_dir: Path
     extractor: Callable[[], Extractor]
     neighbours: int
+    pieces: Pieces

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Features(NamedTuple):
-    """`pool` [B, D], what distances are measured on, and `probs` [B, K], class probabilities, or None."""
+    """`pool` [B, D], what distances are measured on, and `probs` [B, K], class probabilities, or None; any floats."""
 
     pool: np.ndarray
     probs: np.ndarray | None = None

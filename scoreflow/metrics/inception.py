@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow import parallel
 from scoreflow.data import DataError
 from scoreflow.data.fetch import digest
 from scoreflow.metrics import Extractor, Features
@@ -161,11 +162,13 @@ def extractor(folder: Path, levels: int) -> Extractor:
         layers = fold(read_tensors(path))
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} does not hold the Inception weights: {error}") from error
-    return Extractor("Inception 2015-12-05", _extract(jax.tree.map(jnp.asarray, layers), levels), "inception_score")
+    return Extractor("Inception 2015-12-05", _extract(parallel.replicate(layers), levels), "inception_score")
 
 
-def _extract(layers: dict, levels: int, batch: int = 50) -> Callable[[np.ndarray], Features]:
-    @jax.jit
+def _extract(layers: dict, levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
+    """Features by `batch` images on each device at a time."""
+
+    @parallel.jit
     def run(layers, x):
         with jax.default_matmul_precision("highest"):
             pool, logits = features(layers, x.astype(jnp.float32) * (255.0 / (levels - 1)))
@@ -173,11 +176,12 @@ def _extract(layers: dict, levels: int, batch: int = 50) -> Callable[[np.ndarray
 
     def extract(x):
         x = np.broadcast_to(x, (*x.shape[:-1], 3)) if x.shape[-1] == 1 else x
+        size = min(batch * parallel.device_count(), parallel.rounded_up(len(x)))
         found = []
-        for i in range(0, len(x), batch):
-            part = x[i : i + batch]
-            padded = part[np.arange(batch) % len(part)] if len(x) > batch else part
-            found.append([np.asarray(leaf, np.float64)[: len(part)] for leaf in run(layers, padded)])
+        for i in range(0, len(x), size):
+            part = x[i : i + size]
+            padded = parallel.shard(part[np.arange(size) % len(part)])
+            found.append([leaf[: len(part)] for leaf in parallel.gather(run(layers, padded))])
         return Features(*(np.concatenate(leaves) for leaves in zip(*found)))
 
     return extract

@@ -4,7 +4,8 @@
 
 with `x_init` [B, ...] drawn from the terminal law, and `grid` [N + 1] decreasing from T to the last time (see `grids`).
 With `denoise` the result is E[x_0 | x] at the last time, so that no noise is left; that time must be above 0 unless
-sigma(0) > 0. Without it the result has the law of x at the last time. Deterministic samplers ignore the key.
+sigma(0) > 0. Without it the result has the law of x at the last time. The key is one for the whole batch, or one for
+each sample [B]: then a sample does not depend on its batch mates. Deterministic samplers ignore it.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,18 @@ class SampleResult(NamedTuple):
     x: jax.Array
     nfe: jax.Array
     trajectory: jax.Array | None = None
+
+
+def fold(key: jax.Array, data: int) -> jax.Array:
+    """`jax.random.fold_in` for one key, or for each of keys [B]."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key, data) if key.ndim else jax.random.fold_in(key, data)
+
+
+def normal(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal numbers like `like` [B, ...], from one key, or for each example from its own of keys [B]."""
+    if not key.ndim:
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
 
 
 def run_steps(

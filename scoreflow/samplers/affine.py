@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow import transitions
-from scoreflow.samplers import SampleResult, run_steps
+from scoreflow.samplers import SampleResult, fold, normal, run_steps
 from scoreflow.score import ScoreFn
 from scoreflow.sdes import Process, expand
 
@@ -52,7 +52,7 @@ def langevin(
     the state, so it leaves p_t invariant to first order, nor a sample on its batch mates.
     """
     step = expand(2.0 * snr**2 * process.variance(t), x)
-    return x + step * score(x, t, cond) + jnp.sqrt(2.0 * step) * jax.random.normal(key, x.shape, x.dtype)
+    return x + step * score(x, t, cond) + jnp.sqrt(2.0 * step) * normal(key, x)
 
 
 def predictor_corrector(
@@ -78,17 +78,15 @@ def predictor_corrector(
     """
     n = grid.shape[0] - 1
     steps = transition(process, grid[1:], grid[:-1])
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
 
     def step(carry, inputs):
         (x,) = carry
-        t, s, (scale, weight, noise_var), key = inputs
-        batch = x.shape[:1]
-        keys = jax.random.split(key, corrector_steps + 1)
-        noise = jax.random.normal(keys[0], x.shape, x.dtype)
+        t, s, (scale, weight, noise_var), i = inputs
+        batch, key_step = x.shape[:1], fold(key, i)
+        noise = normal(fold(key_step, 0), x)
         x = scale * x + weight * score(x, jnp.broadcast_to(t, batch), cond) + jnp.sqrt(noise_var) * noise
-        for corrector_key in keys[1:]:
-            x = langevin(process, score, corrector_key, x, jnp.broadcast_to(s, batch), cond, snr=snr)
+        for k in range(corrector_steps):
+            x = langevin(process, score, fold(key_step, 1 + k), x, jnp.broadcast_to(s, batch), cond, snr=snr)
         return (x,)
 
     return run_steps(
@@ -96,7 +94,7 @@ def predictor_corrector(
         score,
         step,
         (x_init,),
-        (grid[:-1], grid[1:], steps, keys),
+        (grid[:-1], grid[1:], steps, jnp.arange(n)),
         x_init=x_init,
         t_last=grid[-1],
         nfe=n * (1 + corrector_steps),

@@ -1,0 +1,81 @@
+"""Images of 32 and 64 pixels with the networks and hyperparameters of the literature; needs GPUs or TPUs for days.
+
+    python main.py --config=configs/published_images.py:cifar10_vp --mode=train
+    python main.py --config=configs/published_images.py:cifar10_vp --mode=eval
+
+A variant is <data>_<model>:
+    data     cifar10 cifar100 svhn imagenet32 celeba64
+    model    vp vp_deep sub_vp sub_vp_deep    DDPM++ with 4 or 8 blocks for each resolution
+             ve ve_deep                       NCSN++ likewise (both Song et al. 2021, arXiv 2011.13456)
+             edm edm_ncsnpp                   EDM on DDPM++ or NCSN++ (Karras et al. 2022, arXiv 2206.00364)
+
+Published are: cifar10 with every model, EDM's without its augmentation of the training images; imagenet32 with vp,
+vp_deep (Song et al. 2021, arXiv 2101.09258) and ve, ve_deep (Lu et al. 2022, arXiv 2206.08265), without dropout and
+mirroring; cifar100_ve_deep, svhn_ve_deep and imagenet32_ve_deep as the free networks of Chao et al. (ICLR 2023), whose
+numbers of steps are UNVERIFIED; celeba64_ve (the public code of Song et al., UNVERIFIED: sigma_max = 90, the rest as
+for CIFAR-10). celeba64_edm takes what Karras et al. have for faces of 64 pixels. The others carry the numbers of their
+model and their data over. Mirrored house numbers are as published; --config.data.flip=False for digits that read as
+digits.
+
+Numbers of parameters are as published (tests/test_plus.py). Labels are not used: --config.data.conditional=True for
+EDM's conditional models. `training.split_state` is for networks that do not fit one device with their averages.
+No result is claimed: none has been trained to the end here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10_processes
+
+# process, network, blocks for each resolution
+MODELS = {
+    "vp": ("vp_linear", "ddpmpp", 4),
+    "vp_deep": ("vp_linear", "ddpmpp", 8),
+    "sub_vp": ("sub_vp_linear", "ddpmpp", 4),
+    "sub_vp_deep": ("sub_vp_linear", "ddpmpp", 8),
+    "ve": ("ve_geometric", "ncsnpp", 4),
+    "ve_deep": ("ve_geometric", "ncsnpp", 8),
+    "edm": ("edm", "ddpmpp", 4),
+    "edm_ncsnpp": ("edm", "ncsnpp", 4),
+}
+# name of the data, whether images are mirrored, dropout, samples behind the FID
+DATA = {
+    "cifar10": ("cifar10", True, 0.1, 50_000),
+    "cifar100": ("cifar100", True, 0.1, 50_000),
+    "svhn": ("svhn_cropped", True, 0.1, 26_032),
+    "imagenet32": ("downsampled_imagenet/32x32", False, 0.0, 50_000),
+    "celeba64": ("celeb_a", True, 0.1, 50_000),
+}
+VARIANTS = tuple(f"{data}_{model}" for data in DATA for model in MODELS)
+
+
+def _edm(config, faces: bool) -> None:
+    """200 million images; the learning rate rises over the first 10 million, averages have a half-life of 500,000."""
+    size = 256 if faces else 512
+    config.model.multipliers = (1, 2, 2, 2) if faces else (2, 2, 2)
+    config.model.dropout = 0.05 if faces else 0.13
+    config.training.update({"steps": 781_250 if faces else 390_620, "batch_size": size, "clip": 0.0})
+    config.training.update({"learning_rate": 2e-4 if faces else 1e-3, "warmup": 10_000_000 // size})
+    config.training.ema_decay = 0.5 ** (size / 500_000)
+    config.sampling.steps = 39 if faces else 17  # 79 or 35 evaluations
+
+
+def get_config(variant: str = "cifar10_vp"):
+    """The experiment with data of `DATA` and a model of `MODELS`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"{variant} must be one of {', '.join(DATA)}, with _ and one of {', '.join(MODELS)}")
+    data, model = variant.split("_", 1)
+    process, network, blocks = MODELS[model]
+    config = cifar10_processes.get_config(process)
+    config.data.name, config.data.flip, dropout, config.eval.num_samples = DATA[data]
+    config.data.dequantisation = "none"  # in training; likelihoods dequantise
+    config.model = ConfigDict({"name": network, "channels": 128, "multipliers": (1, 2, 2, 2), "blocks": blocks})
+    config.model.update({"attention": (16,), "dropout": dropout, "remat": False, "dtype": "bfloat16"})
+    if blocks == 8:
+        config.training.steps = 950_000
+    if process == "edm":
+        _edm(config, faces=data == "celeba64")
+    elif data == "celeba64":
+        config.process.update({"sigma_max": 180.0} if process == "ve_geometric" else {})  # 90 for data in [0, 1]
+    elif data in ("cifar100", "svhn") or (data == "imagenet32" and process == "ve_geometric"):
+        config.training.steps = 300_000 if data == "svhn" else 600_000
+    return config
