@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 128
     config.training.accumulate = 1  # parts a batch is cut into
     config.training.steps_per_dispatch = 1  # steps in one compiled program
+    config.training.split_state = False  # True: each device holds a part of the parameters, averages and moments
     config.training.optimiser = "adamw"  # or adam, adamax
     config.training.learning_rate = 1e-3
     config.training.schedule = "cosine"  # to learning_rate_end at the last step; or constant

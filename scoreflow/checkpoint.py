@@ -144,6 +144,7 @@ def restore(directory: Path, step: int, template):
 
     Args:
       template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved, or a dict of a part of it.
+        Leaves come back in its shardings; whole on every device where it has none.
 
     Raises:
       UserError: if the step does not fit the template.
@@ -151,7 +152,9 @@ def restore(directory: Path, step: int, template):
     import orbax.checkpoint as ocp
 
     def describe(leaf):
-        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=parallel.replicated())
+        return jax.ShapeDtypeStruct(
+            np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None) or parallel.replicated()
+        )
 
     target = jax.tree.map(describe, template)
     arguments = ocp.args.PyTreeRestore(

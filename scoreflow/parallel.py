@@ -6,8 +6,11 @@ run. Loops whose length depends on the data go through `map_devices` instead, so
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +26,9 @@ _AXIS = "data"
 def initialize() -> None:
     """Joins the other processes of the job, where there are any; call before anything else touches a device.
 
-    SLURM, TPU pods, Kubernetes and MPI are found by `jax.distributed` itself. By hand: start the same command in every
-    process with SCOREFLOW_COORDINATOR=host:port, SCOREFLOW_PROCESSES=n and SCOREFLOW_PROCESS_ID=0 ... n - 1 set.
+    Steps of SLURM, indexed Jobs of Kubernetes, Open MPI and TPU pods are told by their environment, and
+    `jax.distributed` finds the rest by itself. By hand: start the same command in every process with
+    SCOREFLOW_COORDINATOR=host:port, SCOREFLOW_PROCESSES=n and SCOREFLOW_PROCESS_ID=0 ... n - 1 set.
 
     Raises:
       UserError: if only some of the three variables are set, or one is not a number.
@@ -32,7 +36,7 @@ def initialize() -> None:
     names = ("SCOREFLOW_COORDINATOR", "SCOREFLOW_PROCESSES", "SCOREFLOW_PROCESS_ID")
     values = [os.environ.get(name) for name in names]
     if not any(values):
-        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        if _in_a_job():
             jax.distributed.initialize()
         return
     if not all(values):
@@ -40,6 +44,20 @@ def initialize() -> None:
     if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
         raise UserError(f"SCOREFLOW_PROCESS_ID={values[2]} must be a number below SCOREFLOW_PROCESSES={values[1]}")
     jax.distributed.initialize(values[0], num_processes=int(values[1]), process_id=int(values[2]))
+
+
+def _in_a_job() -> bool:
+    """Whether a scheduler has started this process as one of several, or it runs on a TPU machine."""
+    several = {  # variable that counts processes -> one that is set only for a process that was started as one of them
+        "SLURM_NTASKS": "SLURM_STEP_NODELIST",
+        "OMPI_COMM_WORLD_SIZE": "OMPI_MCA_orte_hnp_uri",
+    }
+    if any(int(os.environ.get(count, "1")) > 1 and mark in os.environ for count, mark in several.items()):
+        return True
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
+        return True
+    tpu = any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
+    return tpu and importlib.util.find_spec("libtpu") is not None
 
 
 def is_main() -> bool:
@@ -75,6 +93,39 @@ def replicated() -> NamedSharding:
 def split(axis: int = 0) -> NamedSharding:
     """The sharding under which `axis` is split over the devices."""
     return _sharding(PartitionSpec(*[None] * axis, _AXIS))
+
+
+_SPLIT_FROM = 2**12  # numbers; fewer are not worth the messages
+
+
+def layout(tree, *, divided: bool):
+    """The sharding of every leaf of a tree of shapes, such as a training state.
+
+    Args:
+      tree: of arrays or `jax.ShapeDtypeStruct`.
+      divided: whether a leaf is split over the devices, along its longest axis that they can share evenly, so that each
+        holds a part of it (FSDP: XLA gathers it where it is used, and sums gradients into parts); else, and where
+        there is no such axis or the leaf is small, every device holds all of it.
+    """
+
+    def of(leaf):
+        axes = [i for i, size in enumerate(leaf.shape) if size % jax.device_count() == 0]
+        if not divided or not axes or leaf.size < _SPLIT_FROM:
+            return replicated()
+        return split(max(axes, key=lambda i: leaf.shape[i]))
+
+    return jax.tree.map(of, tree)
+
+
+def place(tree, shardings):
+    """Moves a tree of device arrays to other shardings of the same devices."""
+
+    def move(leaf, sharding):
+        if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+
+    return jax.tree.map(move, tree, shardings)
 
 
 def check_divides(size: int, name: str) -> None:
@@ -180,6 +231,30 @@ def jit(fn: Callable, *, once: bool = False, **options) -> Callable:
     """
     hurry = {"xla_backend_optimization_level": 0} if once and jax.default_backend() == "cpu" else {}
     return jax.jit(fn, compiler_options=_own_code() | hurry, **options)
+
+
+class Memory(NamedTuple):
+    """Bytes on each device: of a program's arguments, and what it needs beside them while it runs."""
+
+    arguments: int
+    work: int
+
+    def __str__(self) -> str:
+        return f"{self.arguments / 2**20:,.1f} MiB held, {self.work / 2**20:,.1f} MiB more while a step runs"
+
+
+def compile_for(fn: Callable, *args) -> tuple[Callable, Memory]:
+    """Compiles what `jit` returned for arguments like these, and counts its memory."""
+    compiled = fn.lower(*args).compile()
+    found = compiled.memory_analysis()
+    work = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return compiled, Memory(found.argument_size_in_bytes, work)
+
+
+def peak_memory() -> int | None:
+    """The most bytes that were in use on a device of this process; None where the platform does not count them."""
+    found = [device.memory_stats() for device in jax.local_devices()]
+    return max(stats["peak_bytes_in_use"] for stats in found) if all(found) else None
 
 
 def map_devices(fn: Callable, *, broadcast: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Callable:

@@ -1,5 +1,6 @@
 """Training: the step as a pure function, and the loop around it."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ class TrainPlan(NamedTuple):
       best: measures whose best checkpoint is kept as well: name -> (experiment) -> (averaged parameters -> number).
       num_samples: images in a sample grid.
       sample_batch: examples per sampling call.
+      split_state: whether each device holds a part of the state, or all of it.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class TrainPlan(NamedTuple):
     best: dict[str, Callable]
     num_samples: int
     sample_batch: int
+    split_state: bool
 
 
 class TrainState(NamedTuple):
@@ -70,14 +73,16 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def init_state(experiment: Experiment, optimiser: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, on all devices."""
+def init_state(experiment: Experiment, optimiser: optax.GradientTransformation, *, divided: bool = False) -> TrainState:
+    """The state before the first step, whole on every device or `divided` over them."""
 
     def make(key):
         params = experiment.network.init(key, (1, *experiment.shape))
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
 
-    return parallel.jit(make, once=True, out_shardings=parallel.replicated())(experiment.key(INIT))
+    key = experiment.key(INIT)
+    layout = parallel.layout(jax.eval_shape(make, key), divided=divided)
+    return parallel.jit(make, once=True, out_shardings=layout)(key)
 
 
 def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
@@ -142,8 +147,12 @@ def make_train_step(
     return train_step
 
 
-def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
-    """Jits (state, batches [K, B, ...]) -> (state, metrics [K]); the state's memory is reused."""
+def compile_dispatch(train_step: Callable, steps_per_dispatch: int, layout=None) -> Callable:
+    """Jits (state, batches [K, B, ...]) -> (state, metrics [K]); the state's memory is reused.
+
+    Args:
+      layout: the state's shardings; None for all of it on every device.
+    """
 
     def dispatch(state, batches):
         if steps_per_dispatch == 1:
@@ -151,15 +160,16 @@ def compile_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
             return state, jax.tree.map(lambda leaf: leaf[None], metrics)
         return jax.lax.scan(train_step, state, batches)
 
-    return parallel.jit(dispatch, donate_argnums=0, out_shardings=parallel.replicated())
+    whole = parallel.replicated()
+    return parallel.jit(dispatch, donate_argnums=0, out_shardings=(whole if layout is None else layout, whole))
 
 
-def dispatch_of(experiment: Experiment, plan: TrainPlan) -> Callable:
-    """The compiled dispatch of an experiment under a plan."""
+def dispatch_of(experiment: Experiment, plan: TrainPlan, layout=None) -> Callable:
+    """The jitted dispatch of an experiment under a plan; `layout` as in `compile_dispatch`."""
     options = {"ema_decay": plan.ema_decay, "followed": plan.followed}
     options |= {"accumulate": plan.accumulate, "skip": plan.skip}
     step = make_train_step(experiment.objective, plan.optimiser, experiment.key(TRAIN), **options)
-    return compile_dispatch(step, plan.steps_per_dispatch)
+    return compile_dispatch(step, plan.steps_per_dispatch, layout)
 
 
 def batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tuple[int, dict]]:
@@ -187,7 +197,8 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
 
     # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
     checkpoints = workdir.checkpoints(folder)
-    state = init_state(experiment, plan.optimiser)
+    state = init_state(experiment, plan.optimiser, divided=plan.split_state)
+    layout = parallel.layout(state, divided=plan.split_state)
     start = checkpoint.latest(checkpoints, warn=report.warn)
     if parallel.is_main():
         checkpoint.set_aside(checkpoints, start)
@@ -199,7 +210,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         state = _warm_start(experiment, state, plan)
     fresh, start = start is None, start or 0
     if fresh:
-        state = _fit(experiment, state)
+        state = parallel.place(_fit(experiment, state), layout)
     log = report.Log(folder, start)
     report.say(
         f"{experiment.name}: {len(experiment.source.train.x)} training examples of shape {experiment.source.shape}, "
@@ -210,7 +221,10 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         report.say(f"step {start} is there already{advice}")
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
-    dispatch = dispatch_of(experiment, plan)
+    dispatch = dispatch_of(experiment, plan, layout)
+    for _, part in itertools.islice(batches(experiment, plan, start), 1):
+        dispatch, memory = parallel.compile_for(dispatch, state, part)
+        report.say(f"memory of each device: {memory}")
     validate = validator(experiment, plan)
     draw = sample.make_draw(experiment, plan.sample_batch)
     measures, best = {name: make(experiment) for name, make in plan.best.items()}, Best(folder, plan.best, start)
@@ -361,6 +375,8 @@ def _finish(experiment: Experiment, params, folder: Path, step: int, log: report
         report.plot_loss(plots, records)
     sample.write_trajectory(experiment, params, folder / "trajectory.png", experiment.key(SAMPLE))
     log.close()
+    if peak := parallel.peak_memory():
+        report.say(f"most memory in use on a device: {peak / 2**20:,.0f} MiB")
     report.say(f"trained to step {step} in {seconds:.0f} s")
     report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {plots} and beside it")
     report.say(f"next:    python main.py --config={experiment.name} --workdir={folder} --mode=eval")

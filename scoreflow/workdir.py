@@ -23,6 +23,7 @@ _FREE_TO_RESUME = (
     "data.dir",
     "training.steps",
     "training.keep",
+    "training.split_state",
     "training.log_every",
     "training.validate_every",
     "training.checkpoint_every",

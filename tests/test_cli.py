@@ -247,8 +247,10 @@ def test_planning_needs_no_training_and_starts_no_run(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """The README's command in two processes of two devices each: the losses of one process of one device."""
-    config = _config(tmp_path)
+    """The README's command in two processes of two devices each, which divide the state: the losses and the metrics of
+    one process of one device."""
+    model = {"name": "mlp", "width": 64, "depth": 2, "dropout": 0.1, "dtype": "float32"}
+    config = _config(tmp_path, model=model)
     alone = _run(f"--config={config}", "--workdir=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     with socket.socket() as free:
@@ -257,7 +259,8 @@ def test_two_processes_train_as_one(tmp_path):
     for mode in ("train", "eval"):
         processes = [
             subprocess.Popen(
-                _command(f"--config={config}", "--workdir=pair", f"--mode={mode}"), cwd=tmp_path,
+                _command(f"--config={config}", "--workdir=pair", f"--mode={mode}", "--config.training.split_state=True"),
+                cwd=tmp_path,
                 env=_environment(
                     XLA_FLAGS="--xla_force_host_platform_device_count=2",
                     SCOREFLOW_COORDINATOR=f"127.0.0.1:{port}", SCOREFLOW_PROCESSES="2", SCOREFLOW_PROCESS_ID=str(i),
@@ -278,6 +281,18 @@ def test_two_processes_train_as_one(tmp_path):
         ]
         for name in ("alone", "pair")
     ]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
-    single = _run(f"--config={config}", "--workdir=pair", "--mode=eval", cwd=tmp_path)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    (path,) = tmp_path.glob("pair/eval/*/metrics.json")
+    together = json.loads(path.read_text())
+    single = _run(  # with statistics of its own, which are not sums over processes
+        f"--config={config}", "--workdir=pair", "--mode=eval", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")
+    )
     assert single.returncode == 0, single.stderr
+    alone = json.loads(path.read_text())
+    for name in ("frechet", "kernel", "precision"):
+        for who in ("model", "test_data"):
+            wanted = alone["samples"][who][name]["value"]
+            assert together["samples"][who][name]["value"] == pytest.approx(wanted, rel=1e-9), (name, who)
+    assert together["likelihood"]["bits_per_dim"]["value"] == pytest.approx(
+        alone["likelihood"]["bits_per_dim"]["value"], rel=1e-5
+    )

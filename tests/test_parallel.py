@@ -59,6 +59,30 @@ def test_likelihood_does_not_depend_on_the_number_of_devices():
     np.testing.assert_array_equal(four.nfe, one.nfe)
 
 
+JOBS = [
+    ({}, False),
+    ({"SLURM_NTASKS": "4"}, False),  # of sbatch: this process was not started by srun
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}, True),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod of its own
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, True),
+]
+
+
+@pytest.mark.parametrize("variables, joins", JOBS)
+def test_processes_join_where_a_scheduler_started_several(variables, joins, monkeypatch):
+    """And leave it to jax.distributed to find the others."""
+    for name in {name for row, _ in JOBS for name in row} | {"SCOREFLOW_COORDINATOR"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
+    parallel.initialize()
+    assert calls == ([((), {})] if joins else [])
+
+
 def test_devices_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"training.batch_size = 6 must be a multiple of the 4 devices"):
         parallel.check_divides(6, "training.batch_size")

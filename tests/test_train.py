@@ -77,6 +77,46 @@ def test_one_and_four_devices_give_the_same_losses(whole, tmp_path, monkeypatch)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
+def _half(folder, **changes):
+    """(experiment, plan) of a wider network, whose larger kernels can be split."""
+    model = {"name": "mlp", "width": 64, "depth": 2, "dropout": 0.1, "dtype": "float32"}
+    config = tiny.digits(model=model, training__split_state=True, **changes)
+    return build.build(config, "vp_digits"), build.train_plan(config)
+
+
+def test_a_divided_state_is_the_same_run(tmp_path):
+    """Against whole copies: the losses, and the parameters at the end. Each of 4 devices holds a quarter of them."""
+    experiment, plan = _half(tmp_path)
+    ends = {}
+    for name, divided in (("whole", False), ("divided", True)):
+        folder = tmp_path / name
+        workdir.claim(folder, experiment.config, resume=True)
+        train.train(experiment, plan._replace(split_state=divided), folder)
+        template = train.init_state(experiment, plan.optimiser, divided=not divided)  # and comes back the other way
+        ends[name] = checkpoint.restore(workdir.checkpoints(folder), 8, template)
+    whole, divided = ({r["step"]: r["loss"] for r in report.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
+    assert whole.keys() == divided.keys() and list(divided.values()) == pytest.approx(list(whole.values()), rel=1e-5)
+    for a, b in zip(*(jax.tree.leaves(state.ema_params) for state in ends.values())):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+    def held(state):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+
+    small = sum(leaf.nbytes for leaf in jax.tree.leaves(ends["divided"]) if leaf.size < 2**12)
+    assert held(ends["whole"]) - small == pytest.approx((held(ends["divided"]) - small) / 4, rel=1e-6)
+
+
+def test_what_a_program_needs_is_counted_for_each_device():
+    """x [4 n] split over 4 devices, beside y [n] whole on all: 2 n numbers on each, and n of the result, which is new."""
+    n = 2**16
+    x, y = parallel.shard(np.ones(4 * n, np.float32)), parallel.replicate(np.ones(n, np.float32))
+    run = parallel.jit(lambda x, y: x + jax.numpy.tile(y, 4), out_shardings=parallel.split())
+    compiled, memory = parallel.compile_for(run, x, y)
+    assert memory.arguments == 2 * 4 * n
+    assert 4 * n <= memory.work < 16 * n
+    np.testing.assert_array_equal(compiled(x, y), 2 * np.ones(4 * n))
+
+
 def test_a_checkpoint_of_four_devices_restores_on_one(whole, monkeypatch):
     experiment, plan = _experiment()
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))

@@ -71,6 +71,7 @@ SECTIONS = {
         "batch_size": COUNT,
         "accumulate": COUNT,
         "steps_per_dispatch": COUNT,
+        "split_state": FLAG,
         "optimiser": one_of(*OPTIMISERS),
         "learning_rate": POSITIVE,
         "learning_rate_end": NON_NEGATIVE,

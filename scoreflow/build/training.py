@@ -92,6 +92,7 @@ def train_plan(config) -> TrainPlan:
         best={},
         num_samples=min(config.sampling.num, 400),
         sample_batch=config.sampling.batch_size,
+        split_state=config.training.split_state,
     )
 
     def measure(name, experiment):
