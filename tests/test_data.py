@@ -72,9 +72,9 @@ def _make_mnist(downloads):
 
 
 def _make_omniglot(downloads):
-    strokes = (RNG.random((6, 105, 105)) > 0.1).astype(np.uint8) * 255
+    strokes = (RNG.random((10, 105, 105)) > 0.1).astype(np.uint8) * 255
     out = []
-    for name, indices, first in (("background", range(4), 0), ("evaluation", range(4, 6), 2)):
+    for name, indices, first in (("background", range(4), 0), ("evaluation", range(4, 10), 2)):
         with zipfile.ZipFile(downloads / f"images_{name}.zip", "w") as archive:
             for i in indices:
                 stored = _png(strokes[i].astype(bool)) if i % 2 else _png(strokes[i])  # 1-bit and 8-bit files
