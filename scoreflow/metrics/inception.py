@@ -162,11 +162,15 @@ def extractor(folder: Path, levels: int) -> Extractor:
         layers = fold(read_tensors(path))
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} does not hold the Inception weights: {error}") from error
-    return Extractor("Inception 2015-12-05", _extract(parallel.replicate(layers), levels), "inception_score")
+    return Extractor("Inception 2015-12-05", features_of(parallel.replicate(layers), levels), "inception_score")
 
 
-def _extract(layers: dict, levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
-    """Features by `batch` images on each device at a time."""
+def features_of(layers: dict, levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
+    """The feature function: images [N, H, W, 1 or 3] of `levels` -> Features, `batch` on each device at a time.
+
+    Args:
+      layers: what `fold` gives, on all devices.
+    """
 
     @parallel.jit
     def run(layers, x):
