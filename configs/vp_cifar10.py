@@ -32,8 +32,8 @@ def get_config():
     config.training.checkpoint_every = 5000
     config.training.sample_every = 25_000
     config.eval.dequantisation = "uniform"
-    config.eval.batch_size = 200
+    config.eval.batch_size = 256
     config.eval.num_samples = 50_000
     config.eval.features = "inception"
-    config.sampling.batch_size = 500
+    config.sampling.batch_size = 512
     return config

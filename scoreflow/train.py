@@ -320,6 +320,9 @@ def _warm_start(experiment: Experiment, state: TrainState, plan: TrainPlan) -> T
 
 def _fit(experiment: Experiment, state: TrainState) -> TrainState:
     """The state with what is fitted to the training data: all there is to learn of it, or where its training begins."""
+    if experiment.fits:  # which look at parameters on the host too, so whole
+        whole = parallel.layout(state.params, divided=False)
+        state = state._replace(params=parallel.place(state.params, whole))
     for i, (name, fit) in enumerate(experiment.fits.items()):
         began = time.monotonic()
         key = jax.random.fold_in(experiment.key(INIT), 1 + i)

@@ -171,3 +171,21 @@ def test_parameters_by_hand():
     embedding = 64 * 16 + 16 + 16 * 16 + 16
     block = (16 * 32 + 32) + 32 + 2 * (16 * 16 + 16)
     assert count_params(params) == embedding + (6 * 16 + 16) + block + 32 + (16 * 6 + 6)
+
+
+def test_what_stands_between_fusions_is_the_identity_in_all_derivatives(x64):
+    """To third order, mapped over numbers and not; and NaN where the number is."""
+    wall = lambda x, number: jnp.sin(layers.unfused(x, number)).sum()
+    plain = lambda x, number: jnp.sin(x).sum()
+    x, v, number = jnp.linspace(-1.0, 1.0, 6), jnp.arange(6.0), jnp.float64(0.0)
+
+    def third(f):
+        slope = lambda x, number: jax.grad(f)(x, number) @ v
+        second = lambda x, number: jax.jvp(lambda x: slope(x, number), (x,), (v,))[1]
+        return jax.jit(jax.grad(second))
+
+    np.testing.assert_allclose(third(wall)(x, number), third(plain)(x, number), rtol=1e-12)
+    many = jnp.zeros(3)
+    found = jax.vmap(third(wall), (None, 0))(x, many)
+    np.testing.assert_allclose(found, jnp.broadcast_to(third(plain)(x, number), (3, 6)), rtol=1e-12)
+    assert np.isnan(jax.jit(layers.unfused)(x, jnp.float64(jnp.nan))).all()
