@@ -31,7 +31,7 @@ import jax
 import numpy as np
 
 from configs import published_images
-from scoreflow import build, parallel, sample, train
+from scoreflow import build, data, parallel, sample, train
 from scoreflow.evaluate.density import make_log_prob
 from scoreflow.metrics import inception
 
@@ -63,7 +63,7 @@ def config_of(arguments, dtype: str):
     """`cifar10_edm` on random levels, at the asked width."""
     config = published_images.get_config("cifar10_edm")
     config.data.update({"name": "arrays", "path": str(arguments.data)})
-    config.model.update({"channels": arguments.channels, "dtype": dtype})
+    config.model.update({"channels": arguments.channels, "blocks": arguments.blocks, "dtype": dtype})
     config.training.batch_size = config.sampling.batch_size = config.eval.batch_size = arguments.batch
     if jax.default_backend() == "cpu":  # where a loop saves no time
         config.training.steps_per_dispatch = 1
@@ -181,7 +181,7 @@ def bench_train(arguments, dtype: str) -> None:
     per_call = plan.batch_size * plan.steps_per_dispatch
     state = train.init_state(experiment, plan.optimiser)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    parts = (part for _, part in train.batches(experiment, plan, 0))
+    parts = (part for _, part in data.ahead(train.batches(experiment, plan, 0)))
     first = next(parts)
     one = plan._replace(steps_per_dispatch=1)
     counted = train.dispatch_of(experiment, one).lower(state, jax.tree.map(lambda leaf: leaf[:1], first))
@@ -277,7 +277,8 @@ def main() -> None:
     cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="train,sample,likelihood,inception")
-    parser.add_argument("--channels", type=int, default=16 if cpu else 128)
+    parser.add_argument("--channels", type=int, default=32 if cpu else 128)
+    parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16 if cpu else 512)
     parser.add_argument("--repeats", type=int, default=7 if cpu else 20)
     parser.add_argument("--images", type=int, default=50 if cpu else 2000, help="through Inception")

@@ -130,7 +130,8 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
     keys = jax.random.split(key, parallel.rounded_up(num))
 
     def run(params, keys):
-        x_init = noise(experiment, params, keys)
+        keys_init, keys = jax.vmap(jax.random.split)(keys).T
+        x_init = noise(experiment, params, keys_init)
         return experiment.sampler(experiment.score(params), keys, x_init, None, trajectory=True).trajectory
 
     run = parallel.jit(run, out_shardings=parallel.replicated())
@@ -183,8 +184,9 @@ def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -
 
     def run(params, keys, known):
         score = inpaint(experiment.process, experiment.score(params), known, plan.mask, data_rms=plan.data_rms)
-        x_init = noise(experiment, params, keys)
-        return experiment.decode(params, keys[0], experiment.sampler(score, keys, x_init, None).x)
+        keys_init, keys = jax.vmap(jax.random.split)(keys).T
+        x_init = noise(experiment, params, keys_init)
+        return experiment.decode(params, key_path, experiment.sampler(score, keys, x_init, None).x)
 
     run = parallel.map_devices(run, broadcast=(0,)) if experiment.per_device else parallel.jit(run)
     known = parallel.shard(np.asarray(experiment.encode(params, key_encode, stored)))

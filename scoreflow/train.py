@@ -239,9 +239,8 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     recent: list[dict] = []
     skipped = 0  # steps in a row
     clock = time.monotonic()
-    for first, part in report.progress(
-        batches(experiment, plan, start), total=plan.steps, initial=start, per_item=plan.steps_per_dispatch
-    ):
+    parts = data.ahead(batches(experiment, plan, start))
+    for first, part in report.progress(parts, total=plan.steps, initial=start, per_item=plan.steps_per_dispatch):
         state, metrics = dispatch(state, part)
         metrics = parallel.gather(metrics)
         skipped = check_finite(metrics, first, checkpoints, allowed=plan.skip, before=skipped)

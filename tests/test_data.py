@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from scoreflow.data import DataError, Split, archives, batch, fetch, hold_out, load, toy
+from scoreflow.data import DataError, Split, ahead, archives, batch, fetch, hold_out, load, toy
 
 RNG = np.random.default_rng(0)
 CIFAR_IMAGES = RNG.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
@@ -431,3 +431,26 @@ def test_ring_density_against_quadrature():
     centres = 1.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
     wanted = np.mean(np.exp(-0.5 * ((x - centres) ** 2).sum(1) / 0.09) / (2 * np.pi * 0.09))
     assert density.log_prob(x[None])[0] == pytest.approx(np.log(wanted), rel=1e-10)
+
+
+def test_making_items_ahead_changes_neither_them_nor_what_goes_wrong():
+    made = []
+
+    def numbers(count, broken=None):
+        for i in range(count):
+            if i == broken:
+                raise DataError("the third is damaged")
+            made.append(i)
+            yield i
+
+    assert list(ahead(numbers(5))) == [0, 1, 2, 3, 4]
+    found = []
+    with pytest.raises(DataError, match="damaged"):
+        for i in ahead(numbers(5, broken=3)):
+            found.append(i)
+    assert found == [0, 1, 2]
+    made.clear()
+    items = ahead(numbers(10**9))
+    assert next(items) == 0
+    items.close()  # as when a run stops: it ends, with one made in vain
+    assert len(made) <= 2

@@ -5,7 +5,8 @@ run sees what an uninterrupted one would have seen.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,16 @@ def batch(split: Split, seed: int, step: int, size: int, *, flip: bool = False) 
         mirrored = np.random.default_rng([seed, step, 1]).random(size) < 0.5
         x = np.where(mirrored.reshape(-1, *[1] * (x.ndim - 1)), x[:, :, ::-1], x)
     return {"x": x} if split.label is None else {"x": x, "label": split.label[index]}
+
+
+def ahead(items: Iterator) -> Iterator:
+    """The same items in the same order, each made by another thread while the one before is worked on."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, items, end)
+            yield item
 
 
 def hold_out(x: np.ndarray, label: np.ndarray | None, fraction: float, seed: int = 0) -> tuple[Split, Split]:
