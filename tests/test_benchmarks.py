@@ -16,7 +16,7 @@ def _allow_rank_promotion():
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_it_prints_rates_and_the_operations_of_a_step(capsys, monkeypatch):
     monkeypatch.setattr(images, "torch", None)
     options = ["--only=train,sample,likelihood", "--channels=8", "--blocks=1", "--batch=4", "--repeats=1"]

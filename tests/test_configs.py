@@ -41,6 +41,12 @@ def _allow_rank_promotion():
         yield
 
 
+def _marked(names, by_hand: str):
+    """Parameters for the slow tests; those that match are like others among them, and run by hand (pytest -m full)."""
+    marks = {True: pytest.mark.full, False: pytest.mark.slow}
+    return [pytest.param(name, marks=marks[re.search(by_hand, name) is not None]) for name in names]
+
+
 def _shrink(config: ConfigDict) -> ConfigDict:
     """The same experiment at a size that takes seconds: fewer of everything, nothing of another kind."""
     if "multipliers" in config.model:
@@ -62,14 +68,16 @@ def _shrink(config: ConfigDict) -> ConfigDict:
     return config
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name in CONFIGS  # the others are variants of these, or tested with what they are about
-        if not re.search("_(processes|dequantiser|bridge|conservative|orders|velocity|images|vae|latent)$", name)
-    ],
+    _marked(
+        [
+            name
+            for name in CONFIGS  # the others are variants of these, or tested with what they are about
+            if not re.search("_(processes|dequantiser|bridge|conservative|orders|velocity|images|vae|latent)$", name)
+        ],
+        "vp_digits$",
+    ),
 )
 def test_every_config_works_from_end_to_end(name, tmp_path, request):
     config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
@@ -137,8 +145,13 @@ def _archive(config: ConfigDict, request) -> None:
     config.data.update({"path": str(folder), "test_fraction": 0.4, "image_size": 32})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in VARIANTS if re.match("published_images:.*(vp|ve|edm|pp)$", name)])
+@pytest.mark.parametrize(
+    "name",
+    _marked(
+        [name for name in VARIANTS if re.match("published_images:.*(vp|ve|edm|pp)$", name)],
+        "celeba64_(sub_vp|edm_ncsnpp)",
+    ),
+)
 def test_every_published_image_model_trains_samples_and_is_scored(name, request):
     """At tiny width. The deep variants have more blocks of the same, and are these at this width."""
     config = _shrink(tiny.load(tiny.ROOT / "configs" / "published_images.py", name.partition(":")[2]))
@@ -149,17 +162,20 @@ def test_every_published_image_model_trains_samples_and_is_scored(name, request)
     _trains_samples_and_is_scored(config, name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name for name in VARIANTS if re.match("published_(vae|latent):(?!cifar10_fid|celeba_qual)", name)]
+    "name",
+    _marked(
+        [name for name in VARIANTS if re.match("published_(vae|latent):", name)],
+        "(?<!vae:cifar10_balanced)(?<!latent:mnist)(?<!latent:celeba_last)$",
+    ),
 )
 def test_every_published_latent_model_trains_samples_and_is_scored(name, request):
-    """At tiny width, with an MLP as the prior's network. The two left out are others of their data in other numbers."""
+    """At tiny width, with an MLP as the prior's network."""
     stem, variant = name.split(":")
     config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
     config.data.image_size = 28 if config.data.name == "omniglot" else 0
     config.vae.update({"channels": 4, "per_scale": 1, "latents": 2, "cells": 1, "outer_cells": 1, "dtype": "float32"})
-    config.vae.multipliers = (1,) * len(config.vae.multipliers)
+    config.vae.update({"scales": min(2, config.vae.scales), "multipliers": (1, 1)})
     config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
     config.training.update({"batch_size": 4, "best": ()})
     config.eval.update({"num_test": 4, "batch_size": 4})
