@@ -4,6 +4,7 @@ import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import images
@@ -32,3 +33,46 @@ def test_it_prints_rates_and_the_operations_of_a_step(capsys, monkeypatch):
     forward = jax.jit(net.apply).lower(params, jax.numpy.zeros((1, 32, 32, 3)), jax.numpy.zeros(1))
     (counted,) = re.findall(r"(\S+) GFLOP an image", out)
     assert 2.2 < float(counted) * 1e9 / forward.cost_analysis()["flops"] < 4.0
+
+
+@pytest.mark.full
+def test_the_network_timed_against_is_the_same_function():
+    """With our weights PyTorch's DDPM++ gives our values. Needs `pip install -e '.[bench]'`."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.torch_plus import TorchDDPMpp
+
+    net = network(plus.ddpmpp(channels=8, multipliers=(1, 2), blocks=2, attention=(4,), dropout=0.0))
+    x, log_snr = jax.random.normal(jax.random.key(0), (3, 8, 8, 3)), jax.numpy.array([-4.0, 0.0, 4.0])
+    params = net.init(jax.random.key(1), x.shape)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), params)
+    theirs = TorchDDPMpp(8, 8, (1, 2), 2, (4,), 0.0)
+
+    def put(module, given):
+        kernel = np.asarray(given["kernel"] if "kernel" in given else given["scale"])
+        if isinstance(module, torch.nn.Linear):
+            kernel = kernel.reshape(module.in_features, -1).T
+        elif isinstance(module, torch.nn.Conv2d):
+            kernel = kernel.reshape(*module.kernel_size, *kernel.shape[-2:]).transpose(3, 2, 0, 1)
+        assert kernel.shape == module.weight.shape
+        module.weight.data = torch.tensor(kernel)
+        module.bias.data = torch.tensor(np.asarray(given["bias"]).reshape(-1))
+
+    put(theirs.first, params["Conv3x3_0"])
+    put(theirs.embed[0], params["Dense_1"])  # made after the layer it feeds
+    put(theirs.embed[2], params["Dense_0"])
+    put(theirs.last_norm, params["GroupNorm_0"])
+    put(theirs.last, params["Conv3x3_1"])
+    for i, block in enumerate([*theirs.down, theirs.middle1, theirs.middle2, *theirs.up]):
+        given = params[f"Block_{i}"]
+        pairs = {"norm1": "GroupNorm_0", "conv1": "Conv3x3_0", "shift": "Dense_0", "norm2": "GroupNorm_1"}
+        pairs |= {"conv2": "Conv3x3_1"} | ({"skip": "Dense_1"} if "Dense_1" in given else {})
+        for ours, name in pairs.items():
+            put(getattr(block, ours), given[name])
+        if "Attention_0" in given:
+            parts = {"norm": "GroupNorm_0", "qkv": "DenseGeneral_0", "out": "DenseGeneral_1"}
+            for ours, name in parts.items():
+                put(getattr(block.attention, ours), given["Attention_0"][name])
+    with torch.no_grad():
+        found = theirs(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2), torch.tensor(np.asarray(log_snr)))
+    wanted = np.asarray(net.apply(params, x, log_snr))
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
