@@ -6,11 +6,9 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
 from scoreflow import build, evaluate, likelihood, sample, train, workdir
-from scoreflow.build import parts
-from scoreflow.data import Source, Split, archives
+from scoreflow.data import archives
 from scoreflow.errors import UserError
 from tests import tiny
 from tests.test_data import made  # noqa: F401  (a fixture)
@@ -41,13 +39,13 @@ def _allow_rank_promotion():
         yield
 
 
-def _marked(names, by_hand: str):
+def marked(names, by_hand: str):
     """Parameters for the slow tests; those that match are like others among them, and run by hand (pytest -m full)."""
     marks = {True: pytest.mark.full, False: pytest.mark.slow}
     return [pytest.param(name, marks=marks[re.search(by_hand, name) is not None]) for name in names]
 
 
-def _shrink(config: ConfigDict) -> ConfigDict:
+def shrink(config: ConfigDict) -> ConfigDict:
     """The same experiment at a size that takes seconds: fewer of everything, nothing of another kind."""
     if "multipliers" in config.model:
         config.model.update({"channels": 8, "multipliers": (1,) * min(2, len(config.model.multipliers)), "blocks": 1})
@@ -70,7 +68,7 @@ def _shrink(config: ConfigDict) -> ConfigDict:
 
 @pytest.mark.parametrize(
     "name",
-    _marked(
+    marked(
         [
             name
             for name in CONFIGS  # the others are variants of these, or tested with what they are about
@@ -80,7 +78,7 @@ def _shrink(config: ConfigDict) -> ConfigDict:
     ),
 )
 def test_every_config_works_from_end_to_end(name, tmp_path, request):
-    config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
+    config = shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
     if config.data.name in archives.ARCHIVES:
         data_dir, _ = request.getfixturevalue("made")(config.data.name)
         config.data.dir = str(data_dir)
@@ -95,7 +93,7 @@ def test_every_config_works_from_end_to_end(name, tmp_path, request):
 def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     """All finite, as configured, with an MLP, since the network is the same for all; CIFAR-10 from an archive."""
     stem, variant = name.split(":")
-    config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
+    config = shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
     if config.data.name in archives.ARCHIVES:
         config.data.dir = str(request.getfixturevalue("made")(config.data.name)[0])
     config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
@@ -117,99 +115,11 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(params)))
 
 
-def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
-    """Two steps that move parameters, one sample as the data are stored, and a finite likelihood of test data."""
-    experiment, plan = build.build(config, name), build.train_plan(config)
-    state = train.init_state(experiment, plan.optimiser)
-    before, dispatch = jax.device_get(state.params), train.dispatch_of(experiment, plan)
-    for _, part in train.batches(experiment, plan, 0):
-        state, metrics = dispatch(state, part)
-        assert np.isfinite(metrics["loss"]).all()
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
-    assert state.step == 2 and max(jax.tree.leaves(moved)) > 0
-    drawn = sample.make_draw(experiment, 4)(state.ema_params, jax.random.key(0), 1)
-    assert drawn.x.dtype == np.uint8 and drawn.x.shape == (1, *experiment.source.shape)
-    found = evaluate.likelihood_metrics(experiment, build.eval_plan(config, experiment.source, None), state.ema_params)
-    assert np.isfinite(found["bits_per_dim" if experiment.bins else "nats"].value) and not found["likelihood_failed"]
-
-
-def _archive(config: ConfigDict, request) -> None:
-    """An archive of the data set in its own format, or a folder of images, made by the test."""
-    if config.data.name != "folder":
-        config.data.dir = str(request.getfixturevalue("made")(config.data.name)[0])
-        return
-    folder = request.getfixturevalue("tmp_path") / "images"
-    folder.mkdir()
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 40, 36, 3)).astype(np.uint8)):
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    config.data.update({"path": str(folder), "test_fraction": 0.4, "image_size": 32})
-
-
-@pytest.mark.parametrize(
-    "name",
-    _marked(
-        [name for name in VARIANTS if re.match("published_images:.*(vp|ve|edm|pp)$", name)],
-        "celeba64_(sub_vp|edm_ncsnpp)",
-    ),
-)
-def test_every_published_image_model_trains_samples_and_is_scored(name, request):
-    """At tiny width. The deep variants have more blocks of the same, and are these at this width."""
-    config = _shrink(tiny.load(tiny.ROOT / "configs" / "published_images.py", name.partition(":")[2]))
-    config.model.channels = 4
-    config.training.batch_size = 4
-    config.eval.update({"num_test": 4, "batch_size": 4})
-    _archive(config, request)
-    _trains_samples_and_is_scored(config, name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    _marked(
-        [name for name in VARIANTS if re.match("published_(vae|latent):", name)],
-        "(?<!vae:cifar10_balanced)(?<!latent:mnist)(?<!latent:celeba_last)$",
-    ),
-)
-def test_every_published_latent_model_trains_samples_and_is_scored(name, request):
-    """At tiny width, with an MLP as the prior's network."""
-    stem, variant = name.split(":")
-    config = _shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
-    config.data.image_size = 28 if config.data.name == "omniglot" else 0
-    config.vae.update({"channels": 4, "per_scale": 1, "latents": 2, "cells": 1, "outer_cells": 1, "dtype": "float32"})
-    config.vae.update({"scales": min(2, config.vae.scales), "multipliers": (1, 1)})
-    config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
-    config.training.update({"batch_size": 4, "best": ()})
-    config.eval.update({"num_test": 4, "batch_size": 4})
-    config.init_from = "runs/not_read" if stem == "published_latent" else ""  # asked for, but read by `train` alone
-    _archive(config, request)
-    _trains_samples_and_is_scored(config, name)
-
-
-PUBLISHED = {  # (data shape, latents under the prior) as tabled
-    "mnist": ((28, 28, 1), (8, 8, 40)),
-    "omniglot": ((28, 28, 1), (16, 16, 60)),
-    "cifar10_nll": ((32, 32, 3), (16, 16, 180)),
-    "celeba_quantitative": ((256, 256, 3), (32, 32, 160)),
-}
-
-
-def _images(name: str, *shape: int) -> Source:
-    x = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)
-    return Source(name, Split(x), Split(x), levels=256)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", PUBLISHED)
-def test_published_latent_models_have_the_published_latents(variant):
-    shape, latents = PUBLISHED[variant]
-    config = tiny.load(tiny.ROOT / "configs" / "published_latent.py", variant)
-    assert parts.space(config, _images(variant, *shape)).shape == latents
-
-
 @pytest.mark.slow
 def test_a_variant_works_from_end_to_end(tmp_path):
     config = tiny.load(tiny.ROOT / "configs" / "digits_processes.py", "ve_power")
     config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0, "dtype": "float32"})
-    _end_to_end(_shrink(config), "configs/digits_processes.py:ve_power", tmp_path)
+    _end_to_end(shrink(config), "configs/digits_processes.py:ve_power", tmp_path)
 
 
 @pytest.mark.slow
