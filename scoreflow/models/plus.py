@@ -25,7 +25,7 @@ from scoreflow.models.layers import Conv3x3, at_least_float32, conv3x3_direct, u
 def resample(x: jax.Array, taps: Sequence[float], up: bool) -> jax.Array:
     """Doubles or halves the sides of [B, H, W, C] by a separable filter of an even number of taps, mean kept.
 
-    By shifted slices: a convolution of one channel at a time is slow everywhere, and its gradient slower.
+    By shifted slices: a convolution of one channel at a time, and above all its gradient, is slow on a CPU.
     """
     weights = np.asarray(taps, np.float64) / np.sum(taps)
     return _along(_along(x, weights, up, 1), weights, up, 2)
