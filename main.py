@@ -43,10 +43,14 @@ def _parse(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # jax and matplotlib tell of their searches for devices and fonts
 
-    from scoreflow import build, caches, evaluate, parallel, plan, sample, train, workdir
-    from scoreflow.errors import RunError, UserError
+    from scoreflow import configure as build
+    from scoreflow import evaluators as evaluate
+    from scoreflow import planner as plan
+    from scoreflow import sample, train
+    from scoreflow.runs import caches, parallel, workdir
+    from scoreflow.runs.errors import RunError, UserError
 
-    caches.keep_compiled()
+    caches.enable_compilation_cache()
     config, name = _CONFIG.value, flags.FLAGS["config"].config_filename
     folder = Path(_WORKDIR.value or workdir.default(name))
     try:

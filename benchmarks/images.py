@@ -4,9 +4,9 @@
     python benchmarks/images.py                   # 56 million parameters on a GPU or TPU, a narrow network on a CPU
     python benchmarks/images.py --only=train,sample,likelihood,inception --channels=128 --batch=256 --peak=989
 
-train        a step of `configs/published_images.py:cifar10_edm`, optimiser and average included, and the same with its
+train        a step of `configs/published_images.py:cifar10_edm`, optimizer and average included, and the same with its
              batches shuffled, mirrored and sent by the host; PyTorch: the same network, channels last, torch.compile, Adam,
-             average. Utilisation is XLA's own count of operations over the rate of a large matrix product on the device,
+             average. Utilization is XLA's own count of operations over the rate of a large matrix product on the device,
              measured here in the same type, or over --peak (TFLOP/s).
 sample       17 steps of Heun's rule and one to the data: 35 evaluations; PyTorch: the same loop.
 likelihood   Hutchinson's divergence along the adaptive solve, its time for each evaluation; PyTorch: one evaluation of
@@ -31,9 +31,11 @@ import jax
 import numpy as np
 
 from configs import published_images
-from scoreflow import build, data, parallel, sample, train
-from scoreflow.evaluate.density import make_log_prob
+from scoreflow import configure as build
+from scoreflow import data, sample, train
+from scoreflow.evaluators.density import make_log_prob
 from scoreflow.metrics import inception
+from scoreflow.runs import parallel
 
 try:
     import torch
@@ -108,7 +110,7 @@ def torch_step(config):
     model, run = torch_model(config)
     dtype, device = config.model.dtype, torch_device()
     average = [p.detach().clone() for p in model.parameters()]
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=device == "cuda")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=device == "cuda")
     levels = torch.randint(0, 256, (config.training.batch_size, 3, 32, 32), device=device)
 
     def step():
@@ -117,9 +119,9 @@ def torch_step(config):
         xt = x0 + sigma[:, None, None, None] * torch.randn_like(x0)
         weight = ((sigma**2 + 0.25) / (0.5 * sigma) ** 2)[:, None, None, None]
         loss = (weight * (torch_denoised(run, dtype, xt, sigma) - x0) ** 2).mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.001)
         torch_wait(loss)
 
@@ -179,9 +181,9 @@ def bench_train(arguments, dtype: str) -> None:
     config = config_of(arguments, dtype)
     experiment, plan = build.build(config, "cifar10_edm"), build.train_plan(config)
     per_call = plan.batch_size * plan.steps_per_dispatch
-    state = train.init_state(experiment, plan.optimiser)
+    state = train.init_state(experiment, plan.optimizer)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    parts = (part for _, part in data.ahead(train.batches(experiment, plan, 0)))
+    parts = (part for _, part in data.prefetch(train.batches(experiment, plan, 0)))
     first = next(parts)
     one = plan._replace(steps_per_dispatch=1)
     counted = train.dispatch_of(experiment, one).lower(state, jax.tree.map(lambda leaf: leaf[:1], first))
@@ -217,7 +219,7 @@ def bench_sample(arguments, dtype: str) -> None:
     """Images a second of Heun's rule."""
     config = config_of(arguments, dtype)
     experiment = build.build(config, "cifar10_edm")
-    params = train.init_state(experiment, build.train_plan(config).optimiser).params
+    params = train.init_state(experiment, build.train_plan(config).optimizer).params
     draw = sample.make_draw(experiment, arguments.batch)
     found = draw(params, jax.random.key(0), arguments.batch)
     ours = arguments.batch / median(lambda: draw(params, jax.random.key(0), arguments.batch).x, 3, warm=0)
@@ -230,13 +232,11 @@ def bench_likelihood(arguments, dtype: str) -> None:
     """Evaluations of drift and divergence a second."""
     config = config_of(arguments, dtype)
     experiment = build.build(config, "cifar10_edm")
-    plan = build.eval_plan(config, experiment.source, Path("unused"))
-    params = train.init_state(experiment, build.train_plan(config).optimiser).params
+    plan = build.eval_plan(config, experiment.data, Path("unused"))
+    params = train.init_state(experiment, build.train_plan(config).optimizer).params
     solve = make_log_prob(experiment, plan, params)
     keys = jax.random.split(jax.random.key(0), arguments.batch)
-    x = np.asarray(
-        plan.dequantise(params, jax.random.key(1), np.asarray(experiment.source.test.x[: arguments.batch])).x
-    )
+    x = np.asarray(plan.dequantise(params, jax.random.key(1), np.asarray(experiment.data.test.x[: arguments.batch])).x)
     nfe = float(solve("timed", keys, x).nfe.max())  # a batch runs as long as its slowest example
     seconds = median(lambda: solve("timed", keys, x).logp, 2, warm=0)
     theirs = arguments.batch / median(torch_divergence(config), 5) if torch else None

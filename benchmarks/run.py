@@ -31,8 +31,10 @@ from scipy.integrate import solve_ivp
 
 from configs import digits_orders, vp_digits
 from experiments.common import step_cost
-from scoreflow import build, data, parallel, sample, train, workdir
-from scoreflow.evaluate.density import make_log_prob
+from scoreflow import configure as build
+from scoreflow import data, sample, train
+from scoreflow.evaluators.density import make_log_prob
+from scoreflow.runs import parallel, workdir
 from scoreflow.samplers.adaptive import adaptive_ode
 from scoreflow.score import probability_flow
 
@@ -56,14 +58,14 @@ def _row(name: str, ours: float, theirs: float, unit: str, remark: str = "") -> 
 
 
 def jax_step_seconds(repeats: int = 15) -> tuple[float, int]:
-    """Seconds of one training step of vp_digits, optimiser and EMA included, and its number of parameters."""
+    """Seconds of one training step of vp_digits, optimizer and EMA included, and its number of parameters."""
     config = vp_digits.get_config()
     experiment, plan = build.build(config, "vp_digits"), build.train_plan(config)
-    step = train.make_train_step(experiment.objective, plan.optimiser, experiment.key(1), ema_decay=plan.ema_decay)
+    step = train.make_train_step(experiment.objective, plan.optimizer, experiment.key(1), ema_decay=plan.ema_decay)
     dispatch = train.compile_dispatch(step, 1)
-    state = train.init_state(experiment, plan.optimiser)
+    state = train.init_state(experiment, plan.optimizer)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch = data.batch(experiment.source.train, 0, 0, plan.batch_size)
+    batch = data.batch(experiment.data.train, 0, 0, plan.batch_size)
     batch = parallel.shard(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
     times = []
     for i in range(repeats + 2):
@@ -86,7 +88,7 @@ def torch_step_seconds(repeats: int = 15) -> tuple[float, int]:
         1, config.model.channels, tuple(config.model.multipliers), config.model.blocks, config.model.dropout
     )
     average = [p.detach().clone() for p in model.parameters()]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     image = torch.randint(0, 17, (config.training.batch_size, 1, 8, 8)).float()
     times = []
     for i in range(repeats + 2):
@@ -98,10 +100,10 @@ def torch_step_seconds(repeats: int = 15) -> tuple[float, int]:
         xt = alpha * x0 + sigma * noise
         found = sigma * xt + alpha * model(xt, log_snr)
         loss = 23.9 * ((found - noise) ** 2).mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.001)
         if i >= 2:
             times.append(time.perf_counter() - begin)
@@ -163,9 +165,9 @@ def _host_log_prob(experiment, params, x, probe):
 
 def bench_likelihood(folder: Path, n: int = 120) -> None:
     config, experiment, params = _trained(folder)
-    plan = build.eval_plan(config, experiment.source, Path("/nonexistent"))._replace(batch_size=n)
+    plan = build.eval_plan(config, experiment.data, Path("/nonexistent"))._replace(batch_size=n)
     keys = jax.random.split(jax.random.key(0), n)
-    x = np.asarray(plan.dequantise(params, jax.random.key(1), experiment.source.test.x[:n]).x)
+    x = np.asarray(plan.dequantise(params, jax.random.key(1), experiment.data.test.x[:n]).x)
     probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
     theirs, host_seconds, calls = _host_log_prob(experiment, params, x, probe)
     scale = np.log(2.0) * x[0].size

@@ -41,10 +41,10 @@ def get_config(variant: str = "vp_linear"):
     config = vp_cifar10.get_config()
     config.process = ConfigDict(VARIANTS[variant])
     config.model.blocks = 4
-    config.score.kind = "noise"
+    config.score.prediction = "noise"
     config.weight = ConfigDict({"name": "noise"})
     config.times = ConfigDict({"name": "uniform"})
-    config.training.optimiser = "adam"
+    config.training.optimizer = "adam"
     config.training.steps = 1_300_000
     config.training.ema_decay = 0.999 if exploding else 0.9999
     config.grid = ConfigDict({"name": "uniform"})
@@ -58,8 +58,8 @@ def get_config(variant: str = "vp_linear"):
         config.t_min = config.sampling.t_min = 1e-9
     if variant == "edm":  # Karras et al. 2022, table 1, for data in [-1, 1] with a root mean square of 1/2
         config.t_min = config.sampling.t_min = 2e-3
-        config.score.update({"kind": "edm", "data_rms": 0.5})
-        config.weight = ConfigDict({"name": "edm", "data_rms": 0.5})
+        config.score.update({"prediction": "edm", "sigma_data": 0.5})
+        config.weight = ConfigDict({"name": "edm", "sigma_data": 0.5})
         config.times = ConfigDict({"name": "log_normal", "mean": -1.2, "std": 1.2})
         config.grid = ConfigDict({"name": "karras", "rho": 7.0})
         config.sampler = ConfigDict({"name": "heun", "denoise": True})

@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = "newest"  # that is evaluated or sampled; or, of training.best, validation or frechet
     config.init_from = ""  # folder of a run whose averaged parameters training begins with; "" for fresh ones
 
-    # What is modelled. By name: digits; checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals; cifar10,
+    # What is modeled. By name: digits; checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals; cifar10,
     # cifar100, svhn_cropped, mnist, omniglot, celeb_a, downsampled_imagenet/32x32; arrays (.npy, .npz); folder.
     config.data = ConfigDict()
     config.data.name = "digits"
@@ -21,10 +21,10 @@ def get_config() -> ConfigDict:
     config.data.image_size = 0  # side to which images of folder, omniglot are resized; 0 leaves them
     config.data.test_fraction = 0.1  # held out, for arrays and folder without a test split
     config.data.flip = False  # mirror training images at random
-    config.data.centred = True  # integer data in [-1, 1]; False for [0, 1]
-    config.data.dequantisation = "uniform"  # of training data: uniform, or none (bin centres)
+    config.data.centered = True  # integer data in [-1, 1]; False for [0, 1]
+    config.data.dequantization = "uniform"  # of training data: uniform, or none (bin centers)
     config.data.conditional = False  # give the network the labels
-    config.data.binarised = False  # for a decoder: 0 or 1 at every access, with the level's share of the top as chance
+    config.data.binarized = False  # for a decoder: 0 or 1 at every access, with the level's share of the top as chance
     config.data.bits = 0  # for a decoder: of the levels that are kept; 0 for all
 
     # The forward SDE, all with a horizon: vp_linear, vp_constant, vp_exponential, sub_vp_linear (beta_min, beta_max),
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     # What the network predicts (noise, x0, v, flow, score, edm), and the root mean square of the data.
     # mixed: with N(0, I), for latents; mixed_logit: that of the network's share at first.
     # energy: none for a free score; noise, paper or code for the gradient of an energy made of it (score.energy_fn).
-    config.score = ConfigDict({"kind": "v", "data_rms": 1.0, "energy": "none"})
+    config.score = ConfigDict({"prediction": "v", "sigma_data": 1.0, "energy": "none"})
     config.score.update({"mixed": False, "mixed_logit": -3.0})
 
     # The network: mlp (width, depth), unet, or of the literature ddpmpp, ncsnpp, adm (the same without num_heads).
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute the inside of blocks in the gradient: slower, less memory
     config.model.dtype = "float32"  # inside the network; or bfloat16
 
-    # What is minimised: first_order, or high_order (order 2 or 3; method projected, exact in few dimensions, or trace;
+    # What is minimized: first_order, or high_order (order 2 or 3; method projected, exact in few dimensions, or trace;
     # of each term a coefficient and the power of the dimensions it is divided by: coefficient2, coefficient2_trace,
     # coefficient3, power2, power2_trace, power3; weighted: whether the weight below counts for orders 2 and 3 too;
     # begin and ramp: steps before which they count nothing, and over which they are let in).
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     # To which is added: none, or quasi_conservative (coefficient; form a1, a2, b; law rademacher, gaussian, sphere, or
     # exact in few dimensions; num of probes; weight noise, likelihood; every so many steps; part of the batch).
     config.penalty = ConfigDict({"name": "none"})
-    # With what weight: noise, likelihood, diffusion (g^2), edm (data_rms), min_snr (gamma), sigmoid (bias).
+    # With what weight: noise, likelihood, diffusion (g^2), edm (sigma_data), min_snr (gamma), sigmoid (bias).
     config.weight = ConfigDict({"name": "likelihood"})
     # With what law of t: uniform, stratified, importance (for the likelihood weight), velocity (the same for networks
     # that predict v, or flow on the straight path), log_normal (mean, std); for data close to N(0, I)
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     # spectral_weight.
     config.latent = ConfigDict({"name": "none"})
 
-    # Instead of all this, a flow for variational dequantisation, trained on the finished score model of init_from:
+    # Instead of all this, a flow for variational dequantization, trained on the finished score model of init_from:
     # couplings (couplings, channels, blocks, components, num_heads, context; published: 4, 96, 2, 32, 4, 32).
     config.dequantiser = ConfigDict({"name": "none"})
 
@@ -92,10 +92,10 @@ def get_config() -> ConfigDict:
     config.training.learn = "all"  # or terminal: the score of init_from stays, and a terminal law is fitted
     config.training.steps = 1000  # 0 only fits what needs no steps
     config.training.batch_size = 128
-    config.training.accumulate = 1  # parts a batch is cut into
+    config.training.grad_accum = 1  # parts a batch is cut into
     config.training.steps_per_dispatch = 1  # steps in one compiled program
-    config.training.split_state = False  # True: each device holds a part of the parameters, averages and moments
-    config.training.optimiser = "adamw"  # or adam, adamax
+    config.training.fsdp = False  # True: each device holds a part of the parameters, averages and moments
+    config.training.optimizer = "adamw"  # or adam, adamax
     config.training.learning_rate = 1e-3
     config.training.schedule = "cosine"  # to learning_rate_end at the last step; or constant
     config.training.learning_rate_end = 0.0
@@ -129,14 +129,14 @@ def get_config() -> ConfigDict:
     config.sampling.t_min = 1e-3  # last time of the grid
     config.sampling.guidance = 1.0  # 0 ignores labels, 1 follows them, more exaggerates
     config.sampling.label = -1  # class; -1 for all in turn
-    config.sampling.inpaint = "none"  # bottom, right, centre: fill that part of test images in
+    config.sampling.inpaint = "none"  # bottom, right, center: fill that part of test images in
 
     config.eval = ConfigDict()
     config.eval.likelihood = True
     config.eval.t_min = 0.0  # time at which the likelihood's ODE begins; 0 for t_min
     # Must be chosen for integer data: uniform, truncated_normal (set t_min for it), variational (needs a dequantiser).
-    config.eval.dequantisation = ""
-    config.eval.draws = 5  # dequantisations per test example, averaged; importance-weighted too if divergence is exact
+    config.eval.dequantization = ""
+    config.eval.draws = 5  # dequantizations per test example, averaged; importance-weighted too if divergence is exact
     config.eval.num_test = 0  # test examples; 0 for all
     config.eval.batch_size = 120
     config.eval.divergence = "hutchinson"  # or exact
@@ -160,7 +160,7 @@ def get_config() -> ConfigDict:
     # pixels; digits: a classifier fitted to the training split; inception: the network of the FID, whose weights must
     # be in downloads/ of the data folder, or metrics of features are left out
     config.eval.features = "pixels"
-    config.eval.neighbours = 3
+    config.eval.neighbors = 3
 
     # --mode=plan: processes, horizons and steps, for the Gaussian with the data's mean and covariance.
     config.plan = ConfigDict()

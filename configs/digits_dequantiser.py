@@ -1,4 +1,4 @@
-"""Variational dequantisation of the digits: a conditional flow of the noise, trained on a finished `vp_digits`.
+"""Variational dequantization of the digits: a conditional flow of the noise, trained on a finished `vp_digits`.
 
     python main.py --config=configs/vp_digits.py --mode=train
     python main.py --config=configs/digits_dequantiser.py --mode=train      4 to 5 minutes on 2 CPU cores
@@ -31,6 +31,6 @@ def get_config():
     config.training.steps = 1000
     config.training.learning_rate = 2e-3
     config.training.ema_decay = 0.99
-    config.eval.dequantisation = "variational"
+    config.eval.dequantization = "variational"
     config.eval.num_samples = 0  # the samples are those of vp_digits
     return config

@@ -24,7 +24,7 @@ def get_config(variant: str = "levels_3"):
     config = digits_vae.get_config(data)
     config.init_from = f"runs/digits_vae-{data}"
     config.t_min = 0.01
-    config.score.update({"kind": "noise", "mixed": True})
+    config.score.update({"prediction": "noise", "mixed": True})
     config.model = ConfigDict({"name": "mlp", "width": 256, "depth": 4, "dropout": 0.0, "dtype": "float32"})
     if how == "frozen":
         config.latent = ConfigDict({"name": "frozen"})
@@ -34,7 +34,7 @@ def get_config(variant: str = "levels_3"):
     unweighted = how in ("2", "3")
     config.weight.name = "noise" if unweighted else "likelihood"
     config.times.name = "normal_unweighted" if unweighted else "normal_likelihood"
-    config.training.update({"optimiser": "adamw", "learning_rate": 1e-3, "learning_rate_end": 0.0, "eps": 1e-8})
+    config.training.update({"optimizer": "adamw", "learning_rate": 1e-3, "learning_rate_end": 0.0, "eps": 1e-8})
     config.training.update({"steps": 2000, "clip": 1.0, "weight_decay": 0.0})
     config.sampler = ConfigDict({"name": "adaptive", "rtol": 1e-3, "atol": 1e-3, "denoise": True})
     config.sampling.t_min = 1e-3

@@ -43,6 +43,6 @@ def get_config(variant: str = "vp_linear"):
     config.process = ConfigDict(process)
     config.t_min, config.sampling.t_min = t_min, last
     if process["name"].startswith(("ve", "edm")):
-        config.score.update({"kind": "edm", "data_rms": 0.8})
+        config.score.update({"prediction": "edm", "sigma_data": 0.8})
         config.grid = ConfigDict({"name": "karras", "rho": 7.0})
     return config

@@ -3,7 +3,7 @@
     python main.py --config=configs/digits_vae.py:levels --mode=train      a minute on 2 CPU cores
     python main.py --config=configs/digits_vae.py:levels --mode=eval
 
-Variants: levels, the 17 grey levels under a mixture of discretised logistics; binary, every access a fresh draw of 0 or
+Variants: levels, the 17 grey levels under a mixture of discretized logistics; binary, every access a fresh draw of 0 or
 1 with the grey level as chance, under a Bernoulli decoder. Stage two is `configs/digits_latent.py`.
 """
 
@@ -22,15 +22,15 @@ def get_config(variant: str = "levels"):
     if variant not in VARIANTS:
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     config = default.get_config()
-    config.data.binarised = variant == "binary"
+    config.data.binarized = variant == "binary"
     config.vae = ConfigDict({"name": "conv", "channels": 16, "multipliers": (1, 2), "blocks": 1, "latents": 2})
     config.vae.dtype = "float32"
     config.decoder = ConfigDict(VARIANTS[variant])
     config.latent = ConfigDict({"name": "alone", "coefficient_min": 0.01, "ramp": 500, "balance": True})
-    config.training.update({"steps": 2000, "batch_size": 64, "optimiser": "adamax", "learning_rate": 5e-3})
+    config.training.update({"steps": 2000, "batch_size": 64, "optimizer": "adamax", "learning_rate": 5e-3})
     config.training.update({"eps": 1e-3, "weight_decay": 3e-4, "clip": 0.0, "learning_rate_end": 1e-4})
     # N(0, I) is at rest under the process: one step is exact
     config.sampler = ConfigDict({"name": "euler_ode", "denoise": False})
     config.sampling.steps = 1
-    config.eval.update({"features": "digits", "baseline": not config.data.binarised, "draws": 5})
+    config.eval.update({"features": "digits", "baseline": not config.data.binarized, "draws": 5})
     return config

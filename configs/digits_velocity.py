@@ -27,7 +27,7 @@ def get_config(variant: str = "vp"):
     config = vp_digits.get_config()
     config.process = ConfigDict(process)
     config.t_min, config.sampling.t_min = t_min, last
-    config.score.update({"kind": kind, "data_rms": 1.0})
+    config.score.update({"kind": kind, "sigma_data": 1.0})
     config.times = ConfigDict({"name": "velocity"})
     config.loss = ConfigDict(
         {

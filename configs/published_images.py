@@ -18,7 +18,7 @@ model and their data over. Mirrored house numbers are as published; --config.dat
 digits.
 
 Numbers of parameters are as published (tests/test_plus.py). Labels are not used: --config.data.conditional=True for
-EDM's conditional models. `training.split_state` is for networks that do not fit one device with their averages.
+EDM's conditional models. `training.fsdp` is for networks that do not fit one device with their averages.
 No result is claimed: none has been trained to the end here.
 """
 
@@ -67,7 +67,7 @@ def get_config(variant: str = "cifar10_vp"):
     process, network, blocks = MODELS[model]
     config = cifar10_processes.get_config(process)
     config.data.name, config.data.flip, dropout, config.eval.num_samples = DATA[data]
-    config.data.dequantisation = "none"  # in training; likelihoods dequantise
+    config.data.dequantization = "none"  # in training; likelihoods dequantise
     config.model = ConfigDict({"name": network, "channels": 128, "multipliers": (1, 2, 2, 2), "blocks": blocks})
     config.model.update({"attention": (16,), "dropout": dropout, "remat": False, "dtype": "bfloat16"})
     if blocks == 8:

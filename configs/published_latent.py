@@ -66,7 +66,7 @@ def get_config(variant: str = "cifar10_balanced"):
         config.process = ConfigDict({"name": "vp_geometric", "variance_min": 3e-5, "variance_max": 0.999})
         config.process.horizon = 1.0
     config.t_min = 1e-6 if variant in _GEOMETRIC else 0.01
-    config.score.update({"kind": "noise", "mixed": True, "mixed_logit": chosen["logit"]})
+    config.score.update({"prediction": "noise", "mixed": True, "mixed_logit": chosen["logit"]})
     config.model.update({"channels": chosen["channels"], "multipliers": chosen["multipliers"], "blocks": 8})
     config.model.update({"attention": (16,), "dropout": 0.2, "dtype": "bfloat16"})
     if chosen["algorithm"]:
@@ -80,7 +80,7 @@ def get_config(variant: str = "cifar10_balanced"):
         config.latent = ConfigDict({"name": "frozen", "drop_inactive": chosen["drop"]})
     config.weight.name, config.times.name = chosen["weight"], chosen["times"]
     config.training.update({name: chosen[name] for name in ("steps", "batch_size", "warmup")})
-    config.training.update({"optimiser": "adamw", "schedule": "constant", "learning_rate": chosen["rate"]})
+    config.training.update({"optimizer": "adamw", "schedule": "constant", "learning_rate": chosen["rate"]})
     config.training.update({"learning_rate_end": 0.0, "eps": 1e-4, "weight_decay": 3e-4, "ema_decay": 0.9999})
     config.training.update({"best": ("validation",), "checkpoint_every": 5000, "validate_every": 5000})
     tolerance = 1e-2 if variant == "celeba_quantitative" else 1e-5

@@ -5,7 +5,7 @@
 
 Variants: mnist, omniglot (binary, drawn afresh at every access); cifar10_balanced, cifar10_fid, cifar10_nll;
 celeba_quantitative and celeba_qualitative (CelebA-HQ in 256 x 256 and 5 bits: a folder of images, --config.data.path).
-Hyperparameters as published, steps from epochs. Not as published: normalisation over groups of channels instead of
+Hyperparameters as published, steps from epochs. Not as published: normalization over groups of channels instead of
 batches, and no volume-preserving flows in the encoders of cifar10_nll and both celeba. Nothing here was trained to its
 end by us, and no result is claimed.
 """
@@ -43,7 +43,7 @@ def get_config(variant: str = "cifar10_balanced"):
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     config, data = default.get_config(), variant.split("_")[0]
     binary, celeba = data in ("mnist", "omniglot"), data == "celeba"
-    config.data.update({"name": "folder" if celeba else data, "flip": not binary, "binarised": binary})
+    config.data.update({"name": "folder" if celeba else data, "flip": not binary, "binarized": binary})
     config.data.update({"path": "celeba_hq" if celeba else "", "bits": 5 if celeba else 0})
     config.data.image_size = {"celeba": 256, "omniglot": 28}.get(data, 0)
     scales, groups, latents, channels, multipliers, cells, outer, inverted = _NETWORKS[variant]
@@ -54,11 +54,11 @@ def get_config(variant: str = "cifar10_balanced"):
     steps, batch_size, epoch, share, top, weight = _TRAINING[variant]
     config.latent = ConfigDict({"name": "alone", "coefficient_min": 1e-4, "coefficient_max": top, "balance": True})
     config.latent.update({"hold": steps // 10_000, "ramp": int(share * steps), "spectral_weight": weight})
-    config.training.update({"steps": steps, "batch_size": batch_size, "optimiser": "adamax", "warmup": 5 * epoch})
+    config.training.update({"steps": steps, "batch_size": batch_size, "optimizer": "adamax", "warmup": 5 * epoch})
     config.training.update({"learning_rate": 1e-2, "learning_rate_end": 1e-4, "eps": 1e-3, "weight_decay": 3e-4})
     config.training.update({"clip": 0.0, "log_every": 100, "validate_every": 2000, "checkpoint_every": 2000})
     config.sampler = ConfigDict({"name": "euler_ode", "denoise": False})  # N(0, I) is at rest: one step is exact
     config.sampling.steps = 1
-    config.eval.update({"dequantisation": "", "draws": 1, "baseline": False, "num_samples": 50_000})
+    config.eval.update({"dequantization": "", "draws": 1, "baseline": False, "num_samples": 50_000})
     config.eval.features = "inception"
     return config

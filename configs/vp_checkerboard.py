@@ -15,7 +15,7 @@ def get_config():
     """The experiment."""
     config = default.get_config()
     config.data.name = "checkerboard"
-    config.score.data_rms = 2.3
+    config.score.sigma_data = 2.3
     config.model = ConfigDict({"name": "mlp", "width": 128, "depth": 3, "dropout": 0.0, "dtype": "float32"})
     config.training.steps = 10_000
     config.training.batch_size = 512

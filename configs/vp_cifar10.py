@@ -31,7 +31,7 @@ def get_config():
     config.training.validate_every = 5000
     config.training.checkpoint_every = 5000
     config.training.sample_every = 25_000
-    config.eval.dequantisation = "uniform"
+    config.eval.dequantization = "uniform"
     config.eval.batch_size = 256
     config.eval.num_samples = 50_000
     config.eval.features = "inception"

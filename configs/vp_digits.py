@@ -3,7 +3,7 @@
     python main.py --config=configs/vp_digits.py --mode=train     3 to 4 minutes on 2 CPU cores
     python main.py --config=configs/vp_digits.py --mode=eval      2 to 3 minutes
 
-Expect about 1.94 bits/dim on the 360 test digits (uniform dequantisation) and a mean class confidence of 0.95.
+Expect about 1.94 bits/dim on the 360 test digits (uniform dequantization) and a mean class confidence of 0.95.
 """
 
 from configs import default
@@ -18,6 +18,6 @@ def get_config():
     config.training.steps = 2800
     config.training.batch_size = 64
     config.training.learning_rate = 2e-3
-    config.eval.dequantisation = "uniform"
+    config.eval.dequantization = "uniform"
     config.eval.features = "digits"
     return config

@@ -4,7 +4,7 @@
 
 s(x) = R h(W^T x + b) + c with two units in the plane and h(z) = z sigmoid(beta z), beta learnt for each unit (Chao et
 al. 2023, arXiv 2209.12753, section 6). Nothing but L_QC = |J - J^T|_F^2 / 2, averaged over a 40 x 40 grid on
-[-10, 10]^2, is minimised, from ten random starts. Tied weights, R = W, are enough for L_QC = 0; the published claim is
+[-10, 10]^2, is minimized, from ten random starts. Tied weights, R = W, are enough for L_QC = 0; the published claim is
 that they are not needed, and that the condition is W R^T = R W^T. Corrected here (derived): that condition is right for
 a linear h alone. For any other, R diag(h') W^T has to be symmetric at every x, for which each r_k parallel to w_k is
 enough.
@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 from experiments import common
-from scoreflow import report
 from scoreflow.divergence import asymmetry_exact
+from scoreflow.runs import report
 
 SEEDS, STEPS, EVERY = 10, 10_000, 100
 
@@ -74,18 +74,18 @@ def penalty(weights: Weights) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=1)
 def train(weights: Weights, steps: int) -> tuple[Weights, jax.Array]:
     """Adam at 1e-4, clipped at 1; the last weights and `measures` at every EVERY-th step, [steps / EVERY + 1, 4]."""
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))
 
     def step(_, carry):
         weights, state = carry
-        updates, state = optimiser.update(jax.grad(penalty)(weights), state)
+        updates, state = optimizer.update(jax.grad(penalty)(weights), state)
         return optax.apply_updates(weights, updates), state
 
     def block(carry, _):
         carry = jax.lax.fori_loop(0, EVERY, step, carry)
         return carry, measures(carry[0])
 
-    (last, _), history = jax.lax.scan(block, (weights, optimiser.init(weights)), length=steps // EVERY)
+    (last, _), history = jax.lax.scan(block, (weights, optimizer.init(weights)), length=steps // EVERY)
     return last, jnp.concatenate([measures(weights)[None], history])
 
 

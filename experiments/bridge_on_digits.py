@@ -6,7 +6,7 @@ One model of `configs/vp_digits.py`, trained to T = 1, is used as it is at T = 0
 terminal laws of `configs/digits_bridge.py`, and with a generator without a density (2,000 draws of the mixture, stored
 as images and diffused to T).
 
-    bits/dim    of the ODE, uniform dequantisation, 360 test digits; bound: of the SDE, by the profile over T
+    bits/dim    of the ODE, uniform dequantization, 360 test digits; bound: of the SDE, by the profile over T
     NFE         of the likelihood's solver; of the sampler 40 T steps, and where it says so 40
     frechet     of 1,000 samples, with precision and recall
     fit, s      seconds of fitting or training the law
@@ -25,13 +25,15 @@ from ml_collections import ConfigDict
 
 from configs import digits_bridge, vp_digits
 from experiments import common
-from scoreflow import build, caches, likelihood, report, terminal
-from scoreflow.evaluate import sample_metrics
-from scoreflow.evaluate.density import dequantised, in_batches, units
-from scoreflow.evaluate.horizons import horizon_metrics
+from scoreflow import configure as build
+from scoreflow import likelihood, terminal
+from scoreflow.evaluators import sample_metrics
+from scoreflow.evaluators.density import dequantised, in_batches, units
+from scoreflow.evaluators.horizons import horizon_metrics
 from scoreflow.experiment import INIT
 from scoreflow.metrics import mean_estimate
 from scoreflow.models import MAIN, TERMINAL
+from scoreflow.runs import caches, report
 from scoreflow.terminal import mixture
 
 HORIZONS = (0.1, 0.2, 0.4, 0.6, 1.0)
@@ -58,7 +60,7 @@ def make(law: str, t: float, *, fast: bool, alone: bool = True, scale_steps: boo
     if alone:
         config.init_from = "in memory"
     experiment = build.build(config, "bridge_on_digits")
-    return experiment, build.train_plan(config), build.eval_plan(config, experiment.source, caches.folder())
+    return experiment, build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
 
 
 def with_law(law: str, t: float, score, fast: bool):

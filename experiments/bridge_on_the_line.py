@@ -22,7 +22,8 @@ import numpy as np
 import optax
 
 from experiments import common
-from scoreflow import report, sdes
+from scoreflow.processes import sdes
+from scoreflow.runs import report
 from scoreflow.theory import horizon as hz
 
 HORIZONS, SEEDS, STEPS, BATCH = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), 8, 2000, 64
@@ -48,7 +49,7 @@ NET = Net()
 def train(key: jax.Array, last: jax.Array, steps: int):
     """Parameters after training from log-SNR at t = 0.001 down to `last`."""
     rate = optax.cosine_decay_schedule(1e-2, steps)
-    optimiser, top = optax.adam(rate), PROCESS.log_snr(FIRST)
+    optimizer, top = optax.adam(rate), PROCESS.log_snr(FIRST)
     weights, means, deviations = (jnp.asarray(a, jnp.float32) for a in (DATA.weights, DATA.means, DATA.variances**0.5))
 
     def loss(params, key):
@@ -62,11 +63,11 @@ def train(key: jax.Array, last: jax.Array, steps: int):
 
     def step(i, carry):
         params, state = carry
-        updates, state = optimiser.update(jax.grad(loss)(params, jax.random.fold_in(key, i)), state)
+        updates, state = optimizer.update(jax.grad(loss)(params, jax.random.fold_in(key, i)), state)
         return optax.apply_updates(params, updates), state
 
     params = NET.init(key, jnp.zeros(1), jnp.zeros(1))
-    return jax.lax.fori_loop(0, steps, step, (params, optimiser.init(params)))[0]
+    return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
 
 
 def gap(params, t: float, levels: int = 100) -> float:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import caches, parallel, report, train
+from scoreflow import train
 from scoreflow.experiment import Experiment
+from scoreflow.runs import caches, parallel, report
 
 
 def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Namespace:
     """--fast, --out (a folder, runs/experiments/<name> unless it is given) and a flag for each of `choices`."""
-    caches.keep_compiled()
+    caches.enable_compilation_cache()
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fast", action="store_true", help="within a minute, to see that it runs; proves nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments") / name, help="folder for what it writes")
@@ -27,7 +28,7 @@ def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Names
 
 def fit(experiment: Experiment, plan: train.TrainPlan, params=None):
     """Trains to `plan.steps` in memory, from `params` or from scratch; the averaged parameters. Writes nothing."""
-    state = train.init_state(experiment, plan.optimiser)
+    state = train.init_state(experiment, plan.optimizer)
     if params is not None:
         state = state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
     dispatch, skipped = train.dispatch_of(experiment, plan), 0
@@ -46,10 +47,10 @@ class StepCost(NamedTuple):
 
 
 def step_cost(experiment: Experiment, plan: train.TrainPlan, repeats: int = 10) -> StepCost:
-    """Compiles and times the step: gradient, optimiser and average."""
+    """Compiles and times the step: gradient, optimizer and average."""
     plan = plan._replace(steps=repeats + 2, steps_per_dispatch=1)
     batches = (batch for _, batch in train.batches(experiment, plan, 0))
-    state, seconds = train.init_state(experiment, plan.optimiser), []
+    state, seconds = train.init_state(experiment, plan.optimizer), []
     compiled = train.dispatch_of(experiment, plan).lower(state, next(batches)).compile()
     for batch in batches:
         began = time.perf_counter()

@@ -25,8 +25,10 @@ import numpy as np
 import optax
 
 from experiments import common
-from scoreflow import divergence, likelihood, report, score, sdes, terminal
-from scoreflow.losses import conservative, dsm
+from scoreflow import divergence, likelihood, score, terminal
+from scoreflow.objectives import conservative, dsm
+from scoreflow.processes import sdes
+from scoreflow.runs import report
 from scoreflow.theory import exact
 
 PROCESS, T_MIN = sdes.ve_geometric(0.1, 3.0), 1e-5
@@ -50,8 +52,8 @@ def points(data: str, rng: np.random.Generator, n: int) -> np.ndarray:
     """n points of a data set as published, [n, 2] float32."""
     if data == "8-Gaussian":
         angles = rng.integers(0, 8, n) * np.pi / 4
-        centre = 8.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        x = (centre + rng.standard_normal((n, 2))) / np.sqrt(2)
+        center = 8.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        x = (center + rng.standard_normal((n, 2))) / np.sqrt(2)
     elif data == "spirals":
         turn = np.sqrt(rng.random(n)) * 540 * 2 * np.pi / 360
         x = np.stack([-np.cos(turn), np.sin(turn)], axis=1) * turn[:, None] + 0.5 * rng.random((n, 2))
@@ -131,7 +133,7 @@ def score_of(model: str, data: str, params) -> Callable:
 @functools.cache
 def trainer(model: str, data: str, steps: int):
     """Compiled (key, cloud [N, 2]) -> params after `steps` of Adam."""
-    net, optimiser = network(model, data), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(7.5e-4))
+    net, optimizer = network(model, data), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(7.5e-4))
     # the plane's code has no 1/2 in its first-order loss: its lambda of 0.1 is a coefficient of 0.05
     exactly = functools.partial(conservative.quasi_conservative, coefficient=0.05, probes=conservative.Probes(None))
 
@@ -149,10 +151,10 @@ def trainer(model: str, data: str, steps: int):
         def step(i, carry):
             params, state = carry
             grads = jax.grad(loss)(params, jax.random.fold_in(key, i), cloud)
-            updates, state = optimiser.update(grads, state)
+            updates, state = optimizer.update(grads, state)
             return optax.apply_updates(params, updates), state
 
-        return jax.lax.fori_loop(0, steps, step, (params, optimiser.init(params)))[0]
+        return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]
 
     return jax.jit(run)
 

@@ -6,7 +6,7 @@ By the settings of `configs/digits_conservative.py`: one model of `configs/vp_di
 each of two seeds, as it was (U) and with the penalty at two weights (QC, with its lambda); C, the gradient of an
 energy, is trained once from scratch for as many steps as the others took in all. On test digits and samples of each:
 
-    bits/dim, NFE      of the ODE with uniform dequantisation, and evaluations that its solver took
+    bits/dim, NFE      of the ODE with uniform dequantization, and evaluations that its solver took
     weighted, nasym    sigma^2 |J - J^T|^2 / 2 and the share of |J|^2 that is antisymmetric, means over t; curves too
     frechet ...        of 1,000 samples
     NFE by tolerance   of the adaptive sampler, from the same starts
@@ -24,9 +24,10 @@ from ml_collections import ConfigDict
 
 from configs import digits_conservative, vp_digits
 from experiments import common
-from scoreflow import build, caches, report
-from scoreflow.evaluate import likelihood_metrics, sample_metrics
-from scoreflow.evaluate.field import symmetry_metrics, tolerance_metrics
+from scoreflow import configure as build
+from scoreflow.evaluators import likelihood_metrics, sample_metrics
+from scoreflow.evaluators.field import symmetry_metrics, tolerance_metrics
+from scoreflow.runs import caches, report
 
 # variant of the config, and lambda
 RECIPES = {"U": ("u", 0.0), "QC 0.001": ("qc", 0.001), "QC 10": ("qc", 10.0), "C": ("c", 0.0)}
@@ -54,7 +55,7 @@ def make(recipe: str | None, seed: int, *, fast: bool):
         config.eval.update({"rtol": 1e-2, "atol": 1e-2, "symmetry": 24, "symmetry_times": 3, "tolerances": 4})
         config.eval.update({"rtols": (1e-2, 1e-3), "atols": (1e-3,)})
     experiment = build.build(config, "conservative_on_digits")
-    return experiment, build.train_plan(config), build.eval_plan(config, experiment.source, caches.folder())
+    return experiment, build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
 
 
 def run(recipe: str, seed: int, base, fast: bool, out: Path) -> dict:

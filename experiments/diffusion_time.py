@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from experiments import common
-from scoreflow import report, sdes
+from scoreflow.processes import sdes
+from scoreflow.runs import report
 from scoreflow.theory import horizon as hz
 
 HORIZONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)

@@ -17,21 +17,23 @@ import numpy as np
 import optax
 
 from experiments import common
-from scoreflow import divergence, likelihood, report, score, sdes, terminal, times
-from scoreflow.losses import latent
-from scoreflow.losses.dsm import likelihood_weight, noise_weight
+from scoreflow import divergence, likelihood, score, terminal
+from scoreflow.objectives import latent, times
+from scoreflow.objectives.weights import likelihood_weight, noise_weight
+from scoreflow.processes import sdes
+from scoreflow.runs import report
 
-CENTRE, SPREAD, NOISE = np.array([0.4, -0.2]), np.array([0.6, 1.4]), 0.5
+CENTER, SPREAD, NOISE = np.array([0.4, -0.2]), np.array([0.6, 1.4]), 0.5
 LOADINGS = np.array([[1.0, 0.3], [0.5, -0.6], [0.0, 0.5]])  # orthogonal columns
 CUTOFFS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def prior_score(process: sdes.Process) -> score.ScoreFn:
-    """Of diffused N(CENTRE, diag(SPREAD))."""
+    """Of diffused N(CENTER, diag(SPREAD))."""
 
     def exact(x, t, cond=None):
         alpha, variance = sdes.expand(process.alpha(t), x), sdes.expand(process.variance(t), x)
-        return -(x - alpha * jnp.asarray(CENTRE)[None]) / (alpha**2 * jnp.asarray(SPREAD)[None] + variance)
+        return -(x - alpha * jnp.asarray(CENTER)[None]) / (alpha**2 * jnp.asarray(SPREAD)[None] + variance)
 
     return exact
 
@@ -39,7 +41,7 @@ def prior_score(process: sdes.Process) -> score.ScoreFn:
 def posterior(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [n, 2] and standard deviations [2] of z given x [n, 3]."""
     precision = 1 / SPREAD + (LOADINGS**2).sum(0) / NOISE**2
-    return (CENTRE / SPREAD + x @ LOADINGS / NOISE**2) / precision, precision**-0.5
+    return (CENTER / SPREAD + x @ LOADINGS / NOISE**2) / precision, precision**-0.5
 
 
 def normal_log_prob(x, mean, std):
@@ -50,9 +52,9 @@ def normal_log_prob(x, mean, std):
 def data(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """x [n, 3] and the exact log p(x)."""
     rng = np.random.default_rng(seed)
-    x = (CENTRE + np.sqrt(SPREAD) * rng.standard_normal((n, 2))) @ LOADINGS.T + NOISE * rng.standard_normal((n, 3))
+    x = (CENTER + np.sqrt(SPREAD) * rng.standard_normal((n, 2))) @ LOADINGS.T + NOISE * rng.standard_normal((n, 3))
     covariance = LOADINGS @ np.diag(SPREAD) @ LOADINGS.T + NOISE**2 * np.eye(3)
-    apart = x - LOADINGS @ CENTRE
+    apart = x - LOADINGS @ CENTER
     size = np.sum(apart * np.linalg.solve(covariance, apart.T).T, axis=1)
     return x, -0.5 * (size + np.linalg.slogdet(2 * np.pi * covariance)[1])
 
@@ -87,7 +89,7 @@ def train_encoder(weight, steps: int, batch: int = 512) -> tuple[np.ndarray, flo
     x, _ = data(20_000, seed=2)
     shared = jnp.asarray(x)
     start = {"matrix": jnp.zeros((3, 2)), "bias": jnp.zeros(2), "log_std": jnp.zeros(2)}
-    optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
     def loss(params, key):
         key_x, key_z, key_t, key_noise = jax.random.split(key, 4)
@@ -102,11 +104,11 @@ def train_encoder(weight, steps: int, batch: int = 512) -> tuple[np.ndarray, flo
 
     def step(state, key):
         params, opt_state = state
-        updates, opt_state = optimiser.update(jax.grad(loss)(params, key), opt_state)
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, key), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
     keys = jax.random.split(jax.random.key(3), steps)
-    (params, _), _ = jax.jit(lambda keys: jax.lax.scan(step, (start, optimiser.init(start)), keys))(keys)
+    (params, _), _ = jax.jit(lambda keys: jax.lax.scan(step, (start, optimizer.init(start)), keys))(keys)
     mean, std = posterior(x)
     learnt, at = np.exp(params["log_std"]), x @ np.asarray(params["matrix"]) + np.asarray(params["bias"])
     kl = np.log(std / learnt) + (learnt**2 + (at - mean) ** 2) / (2 * std**2) - 0.5

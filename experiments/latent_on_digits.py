@@ -27,11 +27,13 @@ from ml_collections import ConfigDict
 
 from configs import digits_latent, digits_vae, vp_digits
 from experiments import common
-from scoreflow import build, caches, report, sample
-from scoreflow.evaluate import latent_metrics, likelihood_metrics, sample_metrics
-from scoreflow.evaluate.field import tolerance_metrics
+from scoreflow import configure as build
+from scoreflow import sample
+from scoreflow.evaluators import latent_metrics, likelihood_metrics, sample_metrics
+from scoreflow.evaluators.field import tolerance_metrics
 from scoreflow.experiment import SAMPLE
 from scoreflow.models import LATENT
+from scoreflow.runs import caches, report
 
 RECIPES = ("VAE alone", "frozen", "1", "2", "3", "1, not mixed", "1, uniform t", "1, geometric", "x")
 DATA = ("levels", "binary")
@@ -72,7 +74,7 @@ def run(data: str, recipe: str, fast: bool, out: Path) -> dict:
     """Trains, or takes what was trained, and measures; plain numbers and their standard errors."""
     config = configure(data, recipe, fast=fast)
     experiment = build.build(config, recipe)
-    plan, how = build.train_plan(config), build.eval_plan(config, experiment.source, caches.folder())
+    plan, how = build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
     params = params_of(data, recipe, fast, out)
     found = likelihood_metrics(experiment, how, params)
     unit = "bits_per_dim" if experiment.bins else "nats"

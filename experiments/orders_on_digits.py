@@ -4,7 +4,7 @@
 
 One model of `configs/vp_digits.py` is trained, and fine-tuned from there in five ways with each of two seeds, by the
 settings of `configs/digits_orders.py`: by order 1, 2 or 3 for the same number of steps, and by order 1 alone for as
-many steps as cost what order 2 or 3 did, in XLA's own count of operations. Bits/dim of the ODE (uniform dequantisation)
+many steps as cost what order 2 or 3 did, in XLA's own count of operations. Bits/dim of the ODE (uniform dequantization)
 and the bound of the SDE on the test digits; Frechet distance, precision, recall and class confidence of samples;
 seconds and temporary memory of a step. Standard errors are over the fine-tuning seeds: what another first model would
 change is not in them.
@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 from configs import digits_orders, vp_digits
 from experiments import common
-from scoreflow import build, caches, report
-from scoreflow.evaluate import likelihood_metrics, sample_metrics
+from scoreflow import configure as build
+from scoreflow.evaluators import likelihood_metrics, sample_metrics
+from scoreflow.runs import caches, report
 
 # how training goes on: the order, and the order whose cost it gets to spend
 RECIPES = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "1, cost of 2": (1, 2), "1, cost of 3": (1, 3)}
@@ -52,7 +53,7 @@ def make(order: int, seed: int, steps: int, *, fast: bool):
     """The experiment, its training plan and its evaluation plan."""
     config = configure(order, seed, steps, fast=fast)
     experiment = build.build(config, "orders_on_digits")
-    return experiment, build.train_plan(config), build.eval_plan(config, experiment.source, caches.folder())
+    return experiment, build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
 
 
 def cost(order: int, fast: bool) -> common.StepCost:

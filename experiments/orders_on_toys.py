@@ -6,7 +6,7 @@ A small network learns a mixture on the line and a checkerboard in the plane und
 order, and goes on from there in five ways: by order 1, 2 or 3 for as many steps again, and by order 1 alone for as many
 steps as cost what order 2 or 3 did, in XLA's own count of operations. Everything else is the same, and so are the three
 seeds. Judged by the KL divergence from the data to the ODE model at t_min (quadrature on the line, fresh points in the
-plane) and by what is behind it: J_SM, which first-order matching minimises; J_Diff, which it leaves out and which is
+plane) and by what is behind it: J_SM, which first-order matching minimizes; J_Diff, which it leaves out and which is
 KL - KL(T) - J_SM; and the errors of the score and of its Jacobian,
 
     err1 = int E sigma^2 |s - s1|^2 dt,  err2 = int E sigma^4 |J - s2|_F^2 dt.
@@ -25,9 +25,12 @@ from ml_collections import ConfigDict
 
 from configs import vp_checkerboard
 from experiments import common
-from scoreflow import build, divergence, likelihood, parallel, report, times
+from scoreflow import configure as build
+from scoreflow import divergence, likelihood
 from scoreflow.data import toy
 from scoreflow.experiment import Experiment
+from scoreflow.objectives import times
+from scoreflow.runs import parallel, report
 
 DATA = {"mixture_1d": 0.62, "checkerboard": 2.3}  # root mean squares
 PROCESSES = {
@@ -47,7 +50,7 @@ def configure(data: str, process: str, order: int, seed: int, steps: int, *, fir
     """The config of a run's first or second half."""
     config = vp_checkerboard.get_config()
     config.seed, config.data.name, config.process = seed, data, ConfigDict(PROCESSES[process])
-    config.score.update({"kind": "noise", "data_rms": DATA[data]})
+    config.score.update({"prediction": "noise", "sigma_data": DATA[data]})
     config.model = ConfigDict({"name": "mlp", "width": 64, "depth": 3, "dropout": 0.0, "dtype": "float32"})
     config.weight, config.times = ConfigDict({"name": "noise"}), ConfigDict({"name": "stratified"})
     config.training.update({"steps": steps, "batch_size": 256, "steps_per_dispatch": CHUNK, "learning_rate": 1e-3})
@@ -72,7 +75,7 @@ def cost(data: str, order: int) -> float:
     def count(order):
         experiment, plan = make(data, "VP", order, 0, CHUNK)
         params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-        batch = {"x": jnp.asarray(experiment.source.train.x[: plan.batch_size])}
+        batch = {"x": jnp.asarray(experiment.data.train.x[: plan.batch_size])}
         loss = lambda params: experiment.objective(params, jax.random.key(0), batch, train=True)[0]
         return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
 
@@ -100,7 +103,7 @@ def judge(data: str, process: str, points: int) -> Judge:
     """The judge of all networks that learn `data` under `process`: the same points, times and noise for all."""
     experiment, _ = make(data, process, 1, 0, CHUNK)
     forward, law, t_min = experiment.process, experiment.terminal(None), experiment.t_min
-    x0 = jnp.asarray(experiment.source.test.x[:points])
+    x0 = jnp.asarray(experiment.data.test.x[:points])
     log_q = experiment.log_density
 
     def log_density(params, x):
@@ -142,7 +145,7 @@ def score_run(params, data: str, process: str, points: int, *, picture: bool) ->
         )
         kl = float(np.trapezoid(np.exp(log_q) * (log_q - log_p), LINE))
     else:
-        x0 = jnp.asarray(experiment.source.test.x[-points // 10 :])
+        x0 = jnp.asarray(experiment.data.test.x[-points // 10 :])
         x = forward.perturb(jax.random.key(8), x0, jnp.full(len(x0), t_min)).xt
         kl = float(np.mean(np.asarray(noised(x), np.float64) - np.asarray(log_density(params, x), np.float64)))
         log_p = np.asarray(log_density(params, PLANE)) if picture else None

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from scoreflow import report
 from scoreflow.divergence import asymmetry_exact
+from scoreflow.runs import report
 
 ERRORS = (0.0, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 1.75e-3, 2.25e-3)
 STD, ITERATIONS = 0.1, 300
@@ -29,8 +29,8 @@ def log_p(x: jax.Array) -> jax.Array:
 def ring(x: jax.Array) -> jax.Array:
     """Density of ten unit Gaussians evenly on the circle of radius 3, [B]."""
     angles = 2 * np.pi * np.arange(10) / 10
-    centres = jnp.asarray(3 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    square = jnp.sum((x[:, None] - centres[None]) ** 2, axis=-1)
+    centers = jnp.asarray(3 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    square = jnp.sum((x[:, None] - centers[None]) ** 2, axis=-1)
     return jnp.mean(jnp.exp(-0.5 * square), axis=1) / (2 * jnp.pi)
 
 

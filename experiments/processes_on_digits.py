@@ -3,7 +3,7 @@
     python -m experiments.processes_on_digits                          25 to 35 minutes on 2 CPU cores
     python -m experiments.processes_on_digits --training=published     the same again
 
-One small network of the same parameterisation is trained for each process of `configs/digits_processes.py` and each of
+One small network of the same parameterization is trained for each process of `configs/digits_processes.py` and each of
 two seeds, all with the same number of steps, and sampled by the exponential integrator on two grids: uniform in t,
 which the theory's statements are for, and even in log-SNR. Quality is the Frechet distance of the features of a digit
 classifier to the training data. Beside it stands the exact W2 of the same sampler for the Gaussian with the digits'
@@ -23,12 +23,16 @@ from scipy.stats import spearmanr
 
 from configs import digits_processes
 from experiments import common
-from scoreflow import build, caches, parallel, plan, report, score, transitions
-from scoreflow.build import tables
+from scoreflow import configure as build
+from scoreflow import planner as plan
+from scoreflow import score
+from scoreflow.configure import tables
 from scoreflow.data import load
 from scoreflow.experiment import SAMPLE, Experiment
 from scoreflow.metrics import digits as digit_metrics
 from scoreflow.metrics import frechet
+from scoreflow.processes import transitions
+from scoreflow.runs import caches, parallel, report
 from scoreflow.samplers import affine, grids
 from scoreflow.theory import exact
 from scoreflow.train import TrainPlan
@@ -44,7 +48,7 @@ def configure(variant: str, seed: int, training: str, steps: int) -> ConfigDict:
     config = digits_processes.get_config(variant)
     config.seed = seed
     config.model = ConfigDict({"name": "mlp", "width": 256, "depth": 4, "dropout": 0.1, "dtype": "float32"})
-    config.score.update({"kind": "edm", "data_rms": 0.8})
+    config.score.update({"prediction": "edm", "sigma_data": 0.8})
     config.training.update(
         {"steps": steps, "batch_size": 128, "steps_per_dispatch": 10, "learning_rate": 2e-3, "warmup": 50}
     )
@@ -59,7 +63,7 @@ class Judge:
 
     def __init__(self):
         source = load.digits()
-        self.extract = digit_metrics.classifier(source.train, source.levels, caches.folder()).extract
+        self.extract = digit_metrics.classifier(source.train, source.num_levels, caches.folder()).extract
         self.origin = self.extract(source.train.x[:1]).pool[0]
         self.target = frechet.reference(*frechet.mean_and_covariance(self.moments(source.train.x)))
         self.floor = self(source.test.x)
@@ -73,10 +77,10 @@ class Judge:
 
 @functools.cache
 def sampler(apply, kind: str):
-    """Compiled (process, params, data_rms, key, x_init, times) -> x; one program for all processes of a form."""
+    """Compiled (process, params, sigma_data, key, x_init, times) -> x; one program for all processes of a form."""
 
-    def draw(process, params, data_rms, key, x_init, times):
-        network_score = score.score_fn(process, apply, params, tables.PARAMETERISATIONS[kind], data_rms=data_rms)
+    def draw(process, params, sigma_data, key, x_init, times):
+        network_score = score.score_fn(process, apply, params, tables.PREDICTIONS[kind], sigma_data=sigma_data)
         return affine.affine(process, network_score, key, x_init, times, transition=RULE).x
 
     return parallel.jit(draw)
@@ -97,7 +101,7 @@ def measure(
     x_init = experiment.terminal(params).sample(key_init, (samples, *experiment.shape))
 
     def distance(times):
-        x = draw(experiment.process, params, how_scored["data_rms"], key_path, x_init, times)
+        x = draw(experiment.process, params, how_scored["sigma_data"], key_path, x_init, times)
         return judge(np.asarray(experiment.decode(params, jax.random.key(1), x)))
 
     return {grid: [distance(times_of(experiment, grid, k)) for k in counts] for grid, counts in steps.items()}

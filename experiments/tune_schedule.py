@@ -3,7 +3,7 @@
     python -m experiments.tune_schedule           a minute on 2 CPU cores
 
 Every number of a schedule has a gradient, and the law that a sampler makes of Gaussian data is exact: so the
-2-Wasserstein distance after K steps can be minimised over the schedule itself. Here the Gaussian has the mean and
+2-Wasserstein distance after K steps can be minimized over the schedule itself. Here the Gaussian has the mean and
 covariance of the digits, the schedule is VP with beta^(1/rho) along a line, started at the linear schedule, and K is
 10, 20 or 50 steps of the exponential integrator on a uniform grid. What is gained is exact for the Gaussian; that the
 digits gain as much is not claimed.
@@ -15,7 +15,10 @@ import optax
 
 from configs import vp_digits
 from experiments import common
-from scoreflow import build, plan, report, sdes, transitions
+from scoreflow import configure as build
+from scoreflow import planner as plan
+from scoreflow.processes import sdes, transitions
+from scoreflow.runs import report
 from scoreflow.samplers import grids
 from scoreflow.theory import exact
 
@@ -32,14 +35,14 @@ def distance(log_schedule: jax.Array, steps: int, data: exact.Law) -> jax.Array:
 
 def tune(steps: int, log: jax.Array, data: exact.Law, iterations: int) -> tuple[jax.Array, list[float]]:
     """Adam on the logarithms of the three numbers; the best schedule met, and the distance at each iteration."""
-    optimiser = optax.adam(optax.cosine_decay_schedule(0.05, iterations))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, iterations))
     value_and_grad = jax.jit(jax.value_and_grad(lambda log: distance(log, steps, data)))
-    state, history, best = optimiser.init(log), [], (jnp.inf, log)
+    state, history, best = optimizer.init(log), [], (jnp.inf, log)
     for _ in range(iterations):
         value, slope = value_and_grad(log)
         history.append(float(value))
         best = min(best, (float(value), log), key=lambda pair: pair[0])
-        updates, state = optimiser.update(slope, state)
+        updates, state = optimizer.update(slope, state)
         log = optax.apply_updates(log, updates)
     return best[1], history
 

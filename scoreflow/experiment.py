@@ -7,9 +7,9 @@ import jax
 
 from scoreflow.data import Source
 from scoreflow.dequantise import Bins
-from scoreflow.latent import Space
+from scoreflow.latent.space import Space
 from scoreflow.models import Network
-from scoreflow.sdes import Process
+from scoreflow.processes.sdes import Process
 
 
 class Experiment(NamedTuple):

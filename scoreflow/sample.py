@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import parallel, report, workdir
 from scoreflow.experiment import SAMPLE, Experiment
-from scoreflow.pieces import NONE
+from scoreflow.runs import parallel, report, workdir
+from scoreflow.runs.partial import NONE
 from scoreflow.samplers.guide import inpaint
 
 
@@ -23,7 +23,7 @@ class SamplePlan(NamedTuple):
       best: the measure whose best checkpoint is used; "" for the newest.
       label: class to sample where the network knows classes; -1 for all in turn.
       mask: None, or 0 and 1 in the shape of an example: 1 where test data are kept, 0 where they are to be filled in.
-      data_rms: root mean square of the data, for inpainting.
+      sigma_data: root mean square of the data, for inpainting.
     """
 
     num: int
@@ -31,7 +31,7 @@ class SamplePlan(NamedTuple):
     best: str
     label: int
     mask: np.ndarray | None
-    data_rms: float
+    sigma_data: float
 
 
 class Drawn(NamedTuple):
@@ -94,14 +94,14 @@ def labels(experiment: Experiment, size: int, index: int, label: int):
     """Labels of one batch: those asked for, or all classes in turn; None where there are none."""
     if not experiment.conditional:
         return None
-    classes = experiment.source.num_classes
+    classes = experiment.data.num_classes
     labels = np.full(size, label) if label >= 0 else np.arange(index * size, (index + 1) * size) % classes
     return parallel.shard(labels.astype(np.int32))
 
 
 def picture(experiment: Experiment, x: np.ndarray) -> np.ndarray | None:
     """A grid of the samples where they are images, else None."""
-    levels = experiment.source.levels
+    levels = experiment.data.levels
     return report.grid(x, levels) if levels and x.ndim == 4 and x.shape[-1] in (1, 3) else None
 
 
@@ -110,7 +110,7 @@ def write_picture(experiment: Experiment, x: np.ndarray, path: Path) -> None:
     if (pixels := picture(experiment, x)) is not None:
         report.save_png(path, pixels)
     elif x.ndim == 2 and x.shape[1] == 2:
-        test = experiment.source.test.x[: len(x)]
+        test = experiment.data.test.x[: len(x)]
         report.plot_points(path, {"test data": test, "samples": x}, float(np.abs(test).max() * 1.15))
     else:
         report.say(f"no picture of examples of shape {x.shape[1:]}")
@@ -125,7 +125,7 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
     """
     if experiment.per_device:
         return
-    points = experiment.source.shape == (2,)
+    points = experiment.data.shape == (2,)
     num = 1000 if points else 10
     keys = jax.random.split(key, parallel.rounded_up(num))
 
@@ -141,12 +141,12 @@ def write_trajectory(experiment: Experiment, params, path: Path, key: jax.Array,
     if points:
         panels = {f"{i + 1}/{columns}": x / extent for i, (x, extent) in enumerate(zip(shown, extents))}
         report.plot_points(path, panels, 1.05)
-    elif experiment.source.levels and len(experiment.source.shape) == 3:
+    elif experiment.data.levels and len(experiment.data.shape) == 3:
         if experiment.latent is None:
             shown = shown / extents[:, None, None, None, None]
         flat = shown.swapaxes(0, 1).reshape(-1, *experiment.shape)
         images = np.asarray(experiment.decode(params, key, jnp.asarray(flat)))
-        report.save_png(path, report.grid(images, experiment.source.levels, columns=columns))
+        report.save_png(path, report.grid(images, experiment.data.levels, columns=columns))
 
 
 def sample(experiment: Experiment, plan: SamplePlan, folder: Path) -> None:
@@ -179,11 +179,11 @@ def load_ema(experiment: Experiment, folder: Path, step: int, best: str = ""):
 def _fill_in(experiment: Experiment, params, plan: SamplePlan, key: jax.Array) -> np.ndarray:
     """[3 num, ...]: test data, the part that is kept, and that part with the rest drawn given it, in turn."""
     size = parallel.rounded_up(plan.num)
-    stored = np.resize(experiment.source.test.x, (size, *experiment.source.shape))
+    stored = np.resize(experiment.data.test.x, (size, *experiment.data.shape))
     key_path, key_encode = jax.random.split(key)
 
     def run(params, keys, known):
-        score = inpaint(experiment.process, experiment.score(params), known, plan.mask, data_rms=plan.data_rms)
+        score = inpaint(experiment.process, experiment.score(params), known, plan.mask, sigma_data=plan.sigma_data)
         keys_init, keys = jax.vmap(jax.random.split)(keys).T
         x_init = noise(experiment, params, keys_init)
         return experiment.decode(params, key_path, experiment.sampler(score, keys, x_init, None).x)

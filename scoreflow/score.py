@@ -22,19 +22,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scoreflow.sdes import Process, expand
-from scoreflow.times import normal_variance
+from scoreflow.processes.sdes import Process, expand
 
 ScoreFn = Callable[..., jax.Array]
 """score(x [B, ...], t [B], cond [B] or None) -> [B, ...]."""
 
 
-class Levels(NamedTuple):
+class SignalNoise(NamedTuple):
     """What a conversion needs besides x_t: alpha and sigma (broadcastable to x_t) and the data's root mean square."""
 
     alpha: jax.Array
     sigma: jax.Array
-    data_rms: float = 1.0
+    sigma_data: float = 1.0
 
 
 class Clean(NamedTuple):
@@ -44,45 +43,45 @@ class Clean(NamedTuple):
     noise: jax.Array
 
 
-class Parameterisation(NamedTuple):
+class Prediction(NamedTuple):
     """What the network's output means.
 
     Attributes:
-      decode: (output, xt, Levels) -> Clean.
-      encode: (Clean, xt, Levels) -> the output that stands for it.
+      decode: (output, xt, SignalNoise) -> Clean.
+      encode: (Clean, xt, SignalNoise) -> the output that stands for it.
     """
 
-    decode: Callable[[jax.Array, jax.Array, Levels], Clean]
-    encode: Callable[[Clean, jax.Array, Levels], jax.Array]
+    decode: Callable[[jax.Array, jax.Array, SignalNoise], Clean]
+    encode: Callable[[Clean, jax.Array, SignalNoise], jax.Array]
 
 
-def _from_noise(noise, xt, levels):
-    return Clean((xt - levels.sigma * noise) / levels.alpha, noise)
+def _from_noise(noise, xt, scales):
+    return Clean((xt - scales.sigma * noise) / scales.alpha, noise)
 
 
-def _from_x0(x0, xt, levels):
-    return Clean(x0, (xt - levels.alpha * x0) / levels.sigma)
+def _from_x0(x0, xt, scales):
+    return Clean(x0, (xt - scales.alpha * x0) / scales.sigma)
 
 
-def _from_v(v, xt, levels):
-    alpha, sigma, _ = levels
+def _from_v(v, xt, scales):
+    alpha, sigma, _ = scales
     square = alpha**2 + sigma**2
     return Clean((alpha * xt - sigma * v) / square, (sigma * xt + alpha * v) / square)
 
 
-def _from_flow(flow, xt, levels):
-    alpha, sigma, _ = levels
+def _from_flow(flow, xt, scales):
+    alpha, sigma, _ = scales
     apart, total = jnp.sqrt(2.0).astype(xt.dtype) * flow, alpha + sigma
     return Clean((xt - sigma * apart) / total, (xt + alpha * apart) / total)
 
 
-def _from_score(score, xt, levels):
-    return _from_noise(-levels.sigma * score, xt, levels)
+def _from_score(score, xt, scales):
+    return _from_noise(-scales.sigma * score, xt, scales)
 
 
-def _from_edm(output, xt, levels):
+def _from_edm(output, xt, scales):
     # Both members of the pair are written out: going through x0 would divide a difference by a small sigma.
-    alpha, sigma, rms = levels
+    alpha, sigma, rms = scales
     square = alpha**2 * rms**2 + sigma**2
     root = jnp.sqrt(square)
     return Clean(
@@ -90,28 +89,26 @@ def _from_edm(output, xt, levels):
     )
 
 
-def _to_edm(clean, xt, levels):
-    alpha, sigma, rms = levels
+def _to_edm(clean, xt, scales):
+    alpha, sigma, rms = scales
     return (sigma / rms * clean.x0 - alpha * rms * clean.noise) / jnp.sqrt(alpha**2 * rms**2 + sigma**2)
 
 
-NOISE = Parameterisation(_from_noise, lambda clean, xt, levels: clean.noise)
-X0 = Parameterisation(_from_x0, lambda clean, xt, levels: clean.x0)
-V = Parameterisation(_from_v, lambda clean, xt, levels: levels.alpha * clean.noise - levels.sigma * clean.x0)
-FLOW = Parameterisation(_from_flow, lambda clean, xt, levels: (clean.noise - clean.x0) * 0.5**0.5)
-SCORE = Parameterisation(_from_score, lambda clean, xt, levels: -clean.noise / levels.sigma)
-EDM = Parameterisation(_from_edm, _to_edm)
+NOISE = Prediction(_from_noise, lambda clean, xt, scales: clean.noise)
+X0 = Prediction(_from_x0, lambda clean, xt, scales: clean.x0)
+V = Prediction(_from_v, lambda clean, xt, scales: scales.alpha * clean.noise - scales.sigma * clean.x0)
+FLOW = Prediction(_from_flow, lambda clean, xt, scales: (clean.noise - clean.x0) * 0.5**0.5)
+SCORE = Prediction(_from_score, lambda clean, xt, scales: -clean.noise / scales.sigma)
+EDM = Prediction(_from_edm, _to_edm)
 
 
-def convert(
-    output: jax.Array, xt: jax.Array, levels: Levels, source: Parameterisation, target: Parameterisation
-) -> jax.Array:
+def convert(output: jax.Array, xt: jax.Array, scales: SignalNoise, source: Prediction, target: Prediction) -> jax.Array:
     """What a `target` network would have to say for it to mean the same as `output` [B, ...] of a `source` network."""
-    return target.encode(source.decode(output, xt, levels), xt, levels)
+    return target.encode(source.decode(output, xt, scales), xt, scales)
 
 
 def score_fn(
-    process: Process, apply: Callable, params, kind: Parameterisation = V, *, data_rms: float = 1.0
+    process: Process, apply: Callable, params, prediction: Prediction = V, *, sigma_data: float = 1.0
 ) -> ScoreFn:
     """Makes a score function of a network.
 
@@ -119,18 +116,18 @@ def score_fn(
       process: the forward SDE.
       apply: apply(params, x [B, ...], log_snr [B], cond [B] or None) -> [B, ...].
       params: the network's parameters.
-      kind: what the network's output means.
-      data_rms: root mean square of the data, in the units of x.
+      prediction: what the network's output means.
+      sigma_data: root mean square of the data, in the units of x.
 
     Returns:
       score(x, t, cond=None), the estimate of grad log p_t, [B, ...].
     """
 
     def score(x, t, cond=None):
-        levels = Levels(expand(process.alpha(t), x), expand(process.sigma(t), x), data_rms)
-        scale = jax.lax.rsqrt(levels.alpha**2 * data_rms**2 + levels.sigma**2)
+        scales = SignalNoise(expand(process.alpha(t), x), expand(process.sigma(t), x), sigma_data)
+        scale = jax.lax.rsqrt(scales.alpha**2 * sigma_data**2 + scales.sigma**2)
         output = apply(params, scale * x, process.log_snr(t), cond)
-        return convert(output, x, levels, kind, SCORE)
+        return convert(output, x, scales, prediction, SCORE)
 
     return score
 
@@ -185,7 +182,7 @@ def probability_flow(process: Process, score: ScoreFn) -> Callable[..., jax.Arra
 
 def normal(process: Process) -> ScoreFn:
     """The exact score of N(0, I), the first noise included, under the process."""
-    return lambda x, t, cond=None: -x / expand(normal_variance(process, t), x)
+    return lambda x, t, cond=None: -x / expand(process.normal_variance(t), x)
 
 
 def mixed(process: Process, score: ScoreFn, logits: jax.Array) -> ScoreFn:

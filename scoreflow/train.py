@@ -11,26 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scoreflow import checkpoint, data, parallel, report, sample, workdir
-from scoreflow.best import Best
-from scoreflow.errors import RunError
-from scoreflow.evaluate.density import error_by_level
+from scoreflow import data, sample
+from scoreflow.evaluators.density import error_by_level
 from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
 from scoreflow.models import MAIN, count_params
+from scoreflow.runs import checkpoint, parallel, report, workdir
+from scoreflow.runs.best import Best
+from scoreflow.runs.errors import RunError
 
 
 class TrainPlan(NamedTuple):
     """How to train. Intervals are in steps, and multiples of `steps_per_dispatch`.
 
     Attributes:
-      steps: optimiser steps in all.
+      steps: optimizer steps in all.
       batch_size: examples per step, over all devices and accumulated parts.
-      accumulate: parts that a batch is cut into, to fit memory.
+      grad_accum: parts that a batch is cut into, to fit memory.
       skip: steps in a row that may be skipped because their loss or gradient is not finite; 0 stops at the first.
       init_from: folder of a run whose averaged parameters training begins with; None for the network's own.
       init_same: settings, by what their names begin with, that must be the same there.
       steps_per_dispatch: steps inside one compiled program.
-      optimiser: the optax transformation, with clipping and schedule.
+      optimizer: the optax transformation, with clipping and schedule.
       ema_decay: of the averaged parameters that evaluation and sampling use.
       followed: parts of the parameters that are not averaged: the newest are used.
       flip: mirror training images at random.
@@ -39,17 +40,17 @@ class TrainPlan(NamedTuple):
       best: measures whose best checkpoint is kept as well: name -> (experiment) -> (averaged parameters -> number).
       num_samples: images in a sample grid.
       sample_batch: examples per sampling call.
-      split_state: whether each device holds a part of the state, or all of it.
+      fsdp: whether each device holds a part of the state, or all of it.
     """
 
     steps: int
     batch_size: int
-    accumulate: int
+    grad_accum: int
     skip: int
     init_from: Path | None
     init_same: tuple[str, ...]
     steps_per_dispatch: int
-    optimiser: optax.GradientTransformation
+    optimizer: optax.GradientTransformation
     ema_decay: float
     followed: tuple[str, ...]
     flip: bool
@@ -61,7 +62,7 @@ class TrainPlan(NamedTuple):
     best: dict[str, Callable]
     num_samples: int
     sample_batch: int
-    split_state: bool
+    fsdp: bool
 
 
 class TrainState(NamedTuple):
@@ -73,12 +74,12 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def init_state(experiment: Experiment, optimiser: optax.GradientTransformation, *, divided: bool = False) -> TrainState:
+def init_state(experiment: Experiment, optimizer: optax.GradientTransformation, *, divided: bool = False) -> TrainState:
     """The state before the first step, whole on every device or `divided` over them."""
 
     def make(key):
         params = experiment.network.init(key, (1, *experiment.shape))
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
     key = experiment.key(INIT)
     layout = parallel.layout(jax.eval_shape(make, key), divided=divided)
@@ -92,17 +93,17 @@ def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
 
 def make_train_step(
     objective: Callable,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     key: jax.Array,
     *,
     ema_decay: float,
     followed: tuple[str, ...] = (),
-    accumulate: int = 1,
+    grad_accum: int = 1,
     skip: int = 0,
 ) -> Callable:
     """Makes train_step(state, batch) -> (state, {name: scalar}).
 
-    Its randomness is a function of (key, state.step). With `accumulate` = a, the batch is cut into a equal parts, each
+    Its randomness is a function of (key, state.step). With `grad_accum` = a, the batch is cut into a equal parts, each
     with a key of its own, whose gradients are averaged before the one update. With `skip`, a step whose loss or
     gradient is not finite changes nothing but `state.step`, and its metrics say `skipped` = 1.
     """
@@ -112,10 +113,10 @@ def make_train_step(
             return objective(params, key, batch, train=True, step=step)
 
         grad = jax.value_and_grad(loss, has_aux=True)
-        if accumulate == 1:
+        if grad_accum == 1:
             (_, terms), grads = grad(params, key, batch)
             return grads, terms
-        parts = jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(grad_accum, -1, *leaf.shape[1:]), batch)
 
         def one(inputs):
             (_, terms), grads = grad(params, *inputs)
@@ -124,14 +125,14 @@ def make_train_step(
         def add(total, inputs):
             return jax.tree.map(jnp.add, total, one(inputs)), None
 
-        keys = jax.random.split(key, accumulate)
+        keys = jax.random.split(key, grad_accum)
         first, rest = (jax.tree.map(lambda leaf, i=i: leaf[i], (keys, parts)) for i in (0, slice(1, None)))
         total, _ = jax.lax.scan(add, one(first), rest)
-        return jax.tree.map(lambda leaf: leaf / accumulate, total)
+        return jax.tree.map(lambda leaf: leaf / grad_accum, total)
 
     def train_step(state, batch):
         grads, terms = gradients(state.params, jax.random.fold_in(key, state.step), batch, state.step)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         pace = 1.0 - ema_decay_at(state.step, ema_decay)
         # a number that never moves stays the same to the last digit, as it would not in a weighted sum
@@ -167,8 +168,8 @@ def compile_dispatch(train_step: Callable, steps_per_dispatch: int, layout=None)
 def dispatch_of(experiment: Experiment, plan: TrainPlan, layout=None) -> Callable:
     """The jitted dispatch of an experiment under a plan; `layout` as in `compile_dispatch`."""
     options = {"ema_decay": plan.ema_decay, "followed": plan.followed}
-    options |= {"accumulate": plan.accumulate, "skip": plan.skip}
-    step = make_train_step(experiment.objective, plan.optimiser, experiment.key(TRAIN), **options)
+    options |= {"grad_accum": plan.grad_accum, "skip": plan.skip}
+    step = make_train_step(experiment.objective, plan.optimizer, experiment.key(TRAIN), **options)
     return compile_dispatch(step, plan.steps_per_dispatch, layout)
 
 
@@ -176,7 +177,7 @@ def batches(experiment: Experiment, plan: TrainPlan, start: int) -> Iterator[tup
     """(first step, batches of one dispatch on the devices), for every dispatch from `start` on."""
     for step in range(start, plan.steps, plan.steps_per_dispatch):
         parts = [
-            data.batch(experiment.source.train, experiment.seed, step + i, plan.batch_size, flip=plan.flip)
+            data.batch(experiment.data.train, experiment.seed, step + i, plan.batch_size, flip=plan.flip)
             for i in range(plan.steps_per_dispatch)
         ]
         yield step, parallel.shard(jax.tree.map(lambda *leaves: np.stack(leaves), *parts), axis=1)
@@ -193,15 +194,15 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
       RunError: if the loss or the gradient stops being finite; it names the step and the last good checkpoint.
     """
     began = time.monotonic()
-    parallel.check_divides(plan.batch_size // plan.accumulate, "training.batch_size / training.accumulate")
+    parallel.check_divides(plan.batch_size // plan.grad_accum, "training.batch_size / training.grad_accum")
 
     # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
     checkpoints = workdir.checkpoints(folder)
-    state = init_state(experiment, plan.optimiser, divided=plan.split_state)
-    layout = parallel.layout(state, divided=plan.split_state)
+    state = init_state(experiment, plan.optimizer, divided=plan.fsdp)
+    layout = parallel.layout(state, divided=plan.fsdp)
     start = checkpoint.latest(checkpoints, warn=report.warn)
     if parallel.is_main():
-        checkpoint.set_aside(checkpoints, start)
+        checkpoint.quarantine(checkpoints, start)
     parallel.barrier("set aside")
     if start is not None:
         state = checkpoint.restore(checkpoints, start, state)
@@ -213,7 +214,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
         state = parallel.place(_fit(experiment, state), layout)
     log = report.Log(folder, start)
     report.say(
-        f"{experiment.name}: {len(experiment.source.train.x)} training examples of shape {experiment.source.shape}, "
+        f"{experiment.name}: {len(experiment.data.train.x)} training examples of shape {experiment.data.shape}, "
         f"{count_params(state.params):,} parameters, {parallel.describe()}"
     )
     if start >= plan.steps and not fresh:
@@ -239,7 +240,7 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
     recent: list[dict] = []
     skipped = 0  # steps in a row
     clock = time.monotonic()
-    parts = data.ahead(batches(experiment, plan, start))
+    parts = data.prefetch(batches(experiment, plan, start))
     for first, part in report.progress(parts, total=plan.steps, initial=start, per_item=plan.steps_per_dispatch):
         state, metrics = dispatch(state, part)
         metrics = parallel.gather(metrics)
@@ -277,17 +278,17 @@ def train(experiment: Experiment, plan: TrainPlan, folder: Path) -> None:
 
 def validator(experiment: Experiment, plan: TrainPlan) -> Callable:
     """ema_params -> the objective on test data, with the same batches, times and noise at every call."""
-    size = plan.batch_size // plan.accumulate
+    size = plan.batch_size // plan.grad_accum
     objective = parallel.jit(
         lambda params, key, batch: experiment.objective(params, key, batch, train=False)[0],
         out_shardings=parallel.replicated(),
     )
-    n_batches = max(1, min(4, len(experiment.source.test.x) // size))
+    n_batches = max(1, min(4, len(experiment.data.test.x) // size))
 
     def validate(params):
         losses = []
         for i in range(n_batches):
-            batch = parallel.shard(data.batch(experiment.source.test, experiment.seed, i, size))
+            batch = parallel.shard(data.batch(experiment.data.test, experiment.seed, i, size))
             losses.append(float(objective(params, jax.random.fold_in(experiment.key(VALIDATE), i), batch)))
         return np.mean(losses)
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from scoreflow import build, checkpoint, evaluate, sample, terminal, train, workdir
-from scoreflow.errors import UserError
+from scoreflow import configure as build
+from scoreflow import evaluators as evaluate
+from scoreflow import sample, terminal, train
 from scoreflow.experiment import INIT
 from scoreflow.models import MAIN, TERMINAL
+from scoreflow.runs import checkpoint, workdir
+from scoreflow.runs.errors import UserError
 from tests import tiny
 
 SMALL = {"eval__draws": 1, "eval__rtol": 1e-2, "eval__atol": 1e-2}
@@ -60,7 +63,7 @@ def test_a_law_fitted_to_a_finished_score(finished, tmp_path, capsys):
     same(again, params)
     assert "step 0 is there already" in capsys.readouterr().out
     config.eval.update({"horizons": (0.05, 0.2), "bound_times": 10})
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     found = evaluate.evaluate(experiment, plan, tmp_path)
     short, last = found["horizons"]
     assert "slope_fitted" in short and short["T"] == pytest.approx(0.05)
@@ -96,7 +99,7 @@ def test_a_flow_is_trained_on_the_end_of_the_path_and_the_score_is_not_touched(f
     assert nats[-1] < nats[0]
     assert experiment.terminal_at is None
     config.eval.update({"horizons": (0.1, 0.2), "bound_times": 5})
-    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path)
+    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path)
     assert "fitted" not in found["horizons"][0] and "fitted" in found["horizons"][1]
 
 
@@ -134,7 +137,7 @@ def test_samples_of_any_generator_start_the_path(tmp_path):
     x = np.asarray(start.sample(jax.random.key(0), (4000, 8, 8, 1)))
     alpha, sigma = float(experiment.process.alpha(0.1)), float(experiment.process.sigma(0.1))
     assert x.mean() == pytest.approx(alpha * (1 - 1 / 17), abs=4 * sigma / np.sqrt(x.size) + 2e-3)
-    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path / "run")
+    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path / "run")
     assert found["samples"]["model"]["samples"] == 100
     with pytest.raises(UserError, match="eval.likelihood = False"):
         build.build(tiny.digits(terminal=law), "likelihood")

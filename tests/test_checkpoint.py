@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from scoreflow import checkpoint
-from scoreflow.errors import RunError, UserError
+from scoreflow.runs import checkpoint
+from scoreflow.runs.errors import RunError, UserError
 from scoreflow.train import TrainState
 
 
@@ -50,7 +50,7 @@ def test_damage_is_named_and_the_step_before_is_used(tmp_path, how):
     said = []
     assert checkpoint.latest(tmp_path, warn=said.append) == 10
     assert len(said) == 1 and str(tmp_path / "20") in said[0] and "damaged" in said[0]
-    checkpoint.set_aside(tmp_path, 10)
+    checkpoint.quarantine(tmp_path, 10)
     checkpoint.save(tmp_path, 20, _state(21))  # the same step can be written again
     np.testing.assert_array_equal(checkpoint.restore(tmp_path, 20, _state()).params["a"], _state(21).params["a"])
     assert (tmp_path / "20.damaged").is_dir()

@@ -259,7 +259,7 @@ def test_two_processes_train_as_one(tmp_path):
     for mode in ("train", "eval"):
         processes = [
             subprocess.Popen(
-                _command(f"--config={config}", "--workdir=pair", f"--mode={mode}", "--config.training.split_state=True"),
+                _command(f"--config={config}", "--workdir=pair", f"--mode={mode}", "--config.training.fsdp=True"),
                 cwd=tmp_path,
                 env=_environment(
                     XLA_FLAGS="--xla_force_host_platform_device_count=2",

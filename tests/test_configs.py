@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from scoreflow import build, evaluate, likelihood, sample, train, workdir
+from scoreflow import configure as build
+from scoreflow import evaluators as evaluate
+from scoreflow import likelihood, sample, train
 from scoreflow.data import archives
-from scoreflow.errors import UserError
+from scoreflow.runs import workdir
+from scoreflow.runs.errors import UserError
 from tests import tiny
 from tests.test_data import made  # noqa: F401  (a fixture)
 
@@ -55,7 +58,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     else:
         config.model.update({"width": 16, "depth": 1})
     k = min(2, config.training.steps_per_dispatch)
-    config.training.update({"steps": 2, "batch_size": 8, "warmup": 1, "steps_per_dispatch": k, "accumulate": 1})
+    config.training.update({"steps": 2, "batch_size": 8, "warmup": 1, "steps_per_dispatch": k, "grad_accum": 1})
     config.training.update({"log_every": 2, "checkpoint_every": 2, "validate_every": 2, "sample_every": 0})
     config.model.dtype = "float32"
     config.init_from = ""  # the other run is tested with training
@@ -99,7 +102,7 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
     experiment = build.build(config, name)
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-    batch = {"x": experiment.source.train.x[:8]}
+    batch = {"x": experiment.data.train.x[:8]}
     x_init = experiment.terminal(params).sample(jax.random.key(2), (2, *experiment.shape))
 
     @jax.jit
@@ -137,9 +140,9 @@ def _end_to_end(config, name, tmp_path):
     experiment = build.build(config, name)
     workdir.claim(tmp_path / "run", experiment.config, resume=True)
     train.train(experiment, build.train_plan(config), tmp_path / "run")
-    sample.sample(experiment, build.sample_plan(config, experiment.source), tmp_path / "run")
-    results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path / "run")
-    unit = "bits_per_dim" if experiment.source.levels else "nats"
+    sample.sample(experiment, build.sample_plan(config, experiment.data), tmp_path / "run")
+    results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path / "run")
+    unit = "bits_per_dim" if experiment.data.num_levels else "nats"
     assert np.isfinite(results["likelihood"][unit].value)
     assert results["likelihood"]["likelihood_failed"] == 0
     assert results["samples"]["model"]["samples"] == 100
@@ -183,18 +186,18 @@ BAD = [
     ({"t_min": 0.0}, "t_min = 0.0 must be a number above 0"),
     ({"t_min": 2.0}, "t_min = 2.0 must be below process.horizon = 1.0"),
     (
-        {"eval__bound_times": 5, "eval__dequantisation": "truncated_normal"},
-        "eval.bound_times = 5 needs data at t = 0, and eval.dequantisation = truncated_normal makes them at t_min",
+        {"eval__bound_times": 5, "eval__dequantization": "truncated_normal"},
+        "eval.bound_times = 5 needs data at t = 0, and eval.dequantization = truncated_normal makes them at t_min",
     ),
     ({"loss": {"name": "high_order", "order": 4}}, "loss.order = 4 must be 2 or 3"),
     ({"loss": {"name": "high_order", "order": 3, "method": "trace"}}, "loss.method = trace has no order 3"),
     ({"dequantiser": {"name": "couplings"}}, "is trained on a finished score model: set init_from"),
     ({"dequantiser": {"name": "couplings"}, "init_from": "runs/a", "data__name": "rings"},
      "dequantiser.name = couplings needs images of integer levels, and rings has none"),
-    ({"eval__dequantisation": "variational"}, "eval.dequantisation = variational needs a flow"),
+    ({"eval__dequantization": "variational"}, "eval.dequantization = variational needs a flow"),
     (
-        {"eval__diagnose": 5, "eval__dequantisation": "truncated_normal"},
-        "eval.diagnose = 5 needs data at t = 0, and eval.dequantisation = truncated_normal makes them at t_min",
+        {"eval__diagnose": 5, "eval__dequantization": "truncated_normal"},
+        "eval.diagnose = 5 needs data at t = 0, and eval.dequantization = truncated_normal makes them at t_min",
     ),
     ({"process": ConfigDict({"name": "straight", "horizon": 1.0})}, "process.horizon = 1.0 must be a number between 0"),
     ({"loss": {"name": "high_order", "power4": 1}}, "loss.power4 is not a known setting: did you mean power"),
@@ -209,11 +212,11 @@ BAD = [
     ({"training__steps": 2.5}, "training.steps = 2.5 must be a whole number"),
     ({"training__steps": True}, "training.steps = True must be a whole number"),
     ({"training__batch_size": 0}, "training.batch_size = 0 must be a whole number, 1 or above"),
-    ({"training__accumulate": 3}, "training.accumulate = 3 must divide training.batch_size = 16"),
+    ({"training__accumulate": 3}, "training.grad_accum = 3 must divide training.batch_size = 16"),
     ({"training__steps_per_dispatch": 3}, "training.steps = 8 must be a multiple of training.steps_per_dispatch = 3"),
     ({"training__checkpoint_every": 3}, "training.checkpoint_every = 3 must be a multiple of training.log_every = 2"),
     ({"training__warmup": 8}, "training.warmup = 8 must be below training.steps = 8"),
-    ({"training__optimiser": "sgd"}, "training.optimiser = 'sgd' must be one of adam, adamw"),
+    ({"training__optimizer": "sgd"}, "training.optimizer = 'sgd' must be one of adam, adamw"),
     ({"training__schedule": "linear"}, "training.schedule = 'linear' must be one of cosine, constant"),
     ({"training__ema_decay": 1.0}, "training.ema_decay = 1.0 must be a number from 0 to below 1"),
     ({"training__batch_size": 512}, "must not exceed the 360 test examples of digits"),
@@ -232,7 +235,7 @@ BAD = [
      "process.sigma_max = 1.0 must be above process.sigma_min = 2.0"),
     ({"process": ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 1.0})}, "process.horizon is missing"),
     ({"process": 3}, "process = 3 must be a section"),
-    ({"score__kind": "epsilon"}, "score.kind = 'epsilon' must be one of noise, x0, v, flow, score, edm"),
+    ({"score__prediction": "epsilon"}, "score.prediction = 'epsilon' must be one of noise, x0, v, flow, score, edm"),
     ({"model__name": "transformer"}, "model.name = 'transformer' must be one of mlp, unet"),
     ({"model__width": 0}, "model.width = 0 must be a whole number, 1 or above"),
     ({"model__dropout": 1.0}, "model.dropout = 1.0 must be a number from 0 to below 1"),
@@ -242,9 +245,9 @@ BAD = [
     ({"training": ConfigDict({"learn": "all", "steps": 3})}, "training.batch_size is missing: it must be a whole number"),
     ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
     ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
-    ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, centre"),
+    ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, center"),
     ({"latent": {"name": "alone"}}, "latent.name = alone, vae.name = none, decoder.name = none: choose all three"),
-    ({"data__binarised": True}, "data.binarised and data.bits are for a decoder's data"),
+    ({"data__binarized": True}, "data.binarized and data.bits are for a decoder's data"),
     ({**LATENT, "latent": {"name": "joint"}}, "latent.name = joint begins with a finished VAE: set init_from"),
     ({**LATENT, "latent": {"name": "joint"}, "init_from": "a", "weight": {"name": "noise"}},
      "weight.name = noise: latent.algorithm = 1 is the bound itself"),
@@ -254,7 +257,7 @@ BAD = [
     ({**LATENT, "latent": {"name": "frozen", "drop_inactive": True}, "init_from": "a"}, "needs score.mixed = True"),
     ({**LATENT, "score__mixed": True}, "score.mixed = True needs a score network, and latent.name = alone has none"),
     ({**LATENT, "decoder": {"name": "bernoulli"}}, "decoder.name = bernoulli is for 2 levels, and digits has 17"),
-    ({**LATENT, "data__binarised": True}, "data.binarised = True goes with decoder.name = bernoulli"),
+    ({**LATENT, "data__binarized": True}, "data.binarized = True goes with decoder.name = bernoulli"),
     ({**LATENT, "data__bits": 5}, "data.bits = 5 is more than the 17 levels of digits"),
     ({**LATENT, "data__name": "rings"}, "vae.name = mlp models integer levels, and rings has none"),
     ({**LATENT, "vae": {"name": "conv", "channels": 4, "multipliers": (1, 1, 1, 1, 1), "blocks": 1, "latents": 2, "dtype": "float32"}},
@@ -263,10 +266,10 @@ BAD = [
     ({"checkpoint": "best"}, "checkpoint = 'best' must be one of newest, validation, frechet"),
     ({"training__best": ("loss",)}, "training.best = ('loss',) must be a tuple of measures: validation, frechet"),
     ({"sampling__guidance": 2.0}, "sampling.guidance = 2.0 needs data.conditional = True"),
-    ({"data__conditional": True, "sampling__guidance": 2.0}, "needs a network that also knows unlabelled data"),
+    ({"data__conditional": True, "sampling__guidance": 2.0}, "needs a network that also knows unlabeled data"),
     ({"sampling__label": 10}, "sampling.label = 10: digits has 10 classes"),
-    ({"eval__dequantisation": ""}, "eval.dequantisation = '': the density of integer data depends on it"),
-    ({"eval__dequantisation": "none"}, "eval.dequantisation = 'none': the density of integer data depends on it"),
+    ({"eval__dequantization": ""}, "eval.dequantization = '': the density of integer data depends on it"),
+    ({"eval__dequantization": "none"}, "eval.dequantization = 'none': the density of integer data depends on it"),
     ({"eval__divergence": "skilling"}, "eval.divergence = 'skilling' must be one of hutchinson, exact"),
     ({"eval__rtol": 0.0}, "eval.rtol = 0.0 must be a number above 0"),
     ({"data__name": "imagenet"}, "data.name = 'imagenet' must be one of digits"),
@@ -275,7 +278,7 @@ BAD = [
     ({"data__name": "folder", "data__path": "nowhere"}, "data.path = nowhere: there is no such folder"),
     ({"data__name": "rings", "data__conditional": True}, "data.conditional = True, but rings has no labels"),
     ({"data__name": "rings", "data__flip": True}, "data.flip = True needs images"),
-    ({"data__name": "rings", "eval__features": "digits"}, "eval.features = digits needs labelled images"),
+    ({"data__name": "rings", "eval__features": "digits"}, "eval.features = digits needs labeled images"),
     ({"data__name": "rings", "eval__features": "inception"}, "eval.features = inception needs images of 1 or 3 channels"),
     ({"data__name": "rings", "sampling__inpaint": "right"}, "sampling.inpaint = right needs images"),
 ]  # fmt: skip
@@ -302,7 +305,7 @@ def test_a_unet_needs_sides_it_can_halve():
 @pytest.mark.slow
 def test_every_row_of_every_table_builds():
     """Each choice by name, with one value for each of its parameters."""
-    from scoreflow.build import sections
+    from scoreflow.configure import sections
 
     values = {"horizon": 1.0, "rho": 7.0, "predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True}
     values |= {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "gamma": 5.0, "bias": 0.0, "mean": 0.0, "std": 1.0}
@@ -316,7 +319,7 @@ def test_every_row_of_every_table_builds():
         "beta_max": 20.0,
         "sigma_min": 0.01,
         "sigma_max": 50.0,
-        "data_rms": 1.0,
+        "sigma_data": 1.0,
     }
     for section in ("process", "weight", "times", "grid", "sampler"):
         for name, parameters in sections.NAMED[section].items():
@@ -327,7 +330,7 @@ def test_every_row_of_every_table_builds():
             if section != "process":  # by its name alone, with the defaults
                 build.build(tiny.digits(**{section: ConfigDict({"name": name})}), "row")
             params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-            batch = {"x": experiment.source.train.x[:4]}
+            batch = {"x": experiment.data.train.x[:4]}
             if section in ("process", "weight", "times"):
                 assert np.isfinite(experiment.objective(params, jax.random.key(0), batch, train=True)[0])
             if section in ("process", "grid", "sampler"):

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, diagnostics, divergence, models, sdes
+from scoreflow import configure as build
+from scoreflow import divergence, models
 from scoreflow import score as scores
-from scoreflow.evaluate import field as field_metrics
-from scoreflow.losses import conservative, dsm
+from scoreflow.evaluators import field as field_metrics
+from scoreflow.likelihood import diagnostics
 from scoreflow.models import mlp as mlp_model
+from scoreflow.objectives import conservative, dsm
+from scoreflow.processes import sdes
 from tests import tiny
 from tests.truth import process64
 
@@ -231,7 +234,7 @@ def objective_of(**changes):
         params = tree.unflatten(
             [leaf + 0.05 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
         )
-    return experiment, params, {"x": experiment.source.train.x[:8]}
+    return experiment, params, {"x": experiment.data.train.x[:8]}
 
 
 @pytest.mark.slow
@@ -270,8 +273,8 @@ def test_it_comes_every_kth_step_with_k_times_the_weight():
 @pytest.mark.parametrize("kind", ["noise", "v", "edm"])
 def test_a_constrained_score_pays_no_penalty(kind):
     penalty = {"name": "quasi_conservative", "coefficient": 1.0}
-    free, params, data = objective_of(penalty=penalty, score__kind=kind)
-    bound, _, _ = objective_of(penalty=penalty, score__kind=kind, score__energy="noise")
+    free, params, data = objective_of(penalty=penalty, score__prediction=kind)
+    bound, _, _ = objective_of(penalty=penalty, score__prediction=kind, score__energy="noise")
     with jax.numpy_rank_promotion("allow"):
         run = lambda e: float(jax.jit(lambda p: e.objective(p, jax.random.key(1), data, train=True)[1]["asym"])(params))
         assert run(bound) < 1e-6 * run(free)
@@ -346,7 +349,7 @@ def test_evaluation_prints_and_draws_the_asymmetry(tmp_path):
     process = experiment.process
     score = lambda x, t, cond=None: linear(SKEW)(x) / process.sigma(t)[:, None]
     experiment = experiment._replace(score=lambda params, **_: score)
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     found, curves = field_metrics.symmetry_metrics(experiment, plan, None)
     assert found["weighted"].value == pytest.approx(6.25, rel=1e-5)
     assert found["nasym"].value == pytest.approx(0.1470588, rel=1e-5)

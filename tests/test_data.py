@@ -154,7 +154,7 @@ def test_reader_end_to_end(name, made):
                 np.testing.assert_array_equal(split.label, label)
         for file in (data_dir / "downloads").iterdir():
             file.unlink()
-    assert source.levels == 256 and source.shape == wanted[0][0].shape[1:]
+    assert source.num_levels == 256 and source.shape == wanted[0][0].shape[1:]
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -292,7 +292,7 @@ def test_resizing_averages_areas(made):
 
 def test_digits_are_the_real_ones_in_a_fixed_split():
     source = load.digits()
-    assert (len(source.train.x), len(source.test.x), source.levels) == (1437, 360, 17)
+    assert (len(source.train.x), len(source.test.x), source.num_levels) == (1437, 360, 17)
     assert source.train.x.min() == 0 and source.train.x.max() == 16
     assert np.bincount(source.test.label, minlength=10).min() >= 25
     together = {x.tobytes() for x in source.train.x} & {x.tobytes() for x in source.test.x}
@@ -304,11 +304,11 @@ def test_arrays_and_their_refusals(tmp_path):
     np.savez(tmp_path / "a.npz", train=CIFAR_IMAGES, test=CIFAR_IMAGES[:5], train_label=CIFAR_LABELS)
     source = load.arrays(str(tmp_path / "a.npz"))
     np.testing.assert_array_equal(source.train.x, CIFAR_IMAGES)
-    assert source.levels == 256 and source.num_classes == CIFAR_LABELS.max() + 1
+    assert source.num_levels == 256 and source.num_classes == CIFAR_LABELS.max() + 1
     points = RNG.standard_normal((20, 3))
     np.save(tmp_path / "b.npy", points)
     source = load.arrays(str(tmp_path / "b.npy"), test_fraction=0.25)
-    assert (len(source.train.x), len(source.test.x), source.levels) == (15, 5, 0)
+    assert (len(source.train.x), len(source.test.x), source.num_levels) == (15, 5, 0)
     assert sorted(np.concatenate([source.train.x, source.test.x])[:, 0]) == sorted(points.astype(np.float32)[:, 0])
 
     def refused(content, words, name="c.npy", **options):
@@ -428,8 +428,8 @@ def test_ring_density_against_quadrature():
     """The blurred circle as a two-dimensional convolution, by brute force over the angle."""
     density, x = toy.rings(radii=(1.5,), std=0.3), np.array([0.7, -1.1])
     angles = np.linspace(0, 2 * np.pi, 4001)[:-1]
-    centres = 1.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
-    wanted = np.mean(np.exp(-0.5 * ((x - centres) ** 2).sum(1) / 0.09) / (2 * np.pi * 0.09))
+    centers = 1.5 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    wanted = np.mean(np.exp(-0.5 * ((x - centers) ** 2).sum(1) / 0.09) / (2 * np.pi * 0.09))
     assert density.log_prob(x[None])[0] == pytest.approx(np.log(wanted), rel=1e-10)
 
 

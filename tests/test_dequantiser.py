@@ -1,4 +1,4 @@
-"""The learnt dequantisation: a change of variables, uniform before training, a bound on the discrete model after."""
+"""The learnt dequantization: a change of variables, uniform before training, a bound on the discrete model after."""
 
 import functools
 
@@ -9,9 +9,12 @@ import optax
 import pytest
 from scipy.stats import logistic
 
-from scoreflow import build, checkpoint, dequantise, evaluate, train, workdir
-from scoreflow.errors import UserError
+from scoreflow import configure as build
+from scoreflow import dequantise, train
+from scoreflow import evaluators as evaluate
 from scoreflow.models import DEQUANTISER, MAIN, dequantiser
+from scoreflow.runs import checkpoint, workdir
+from scoreflow.runs.errors import UserError
 from tests import tiny
 
 
@@ -46,7 +49,7 @@ def test_logistic_mixtures_against_scipy(x64):
     np.testing.assert_allclose(log_slope, np.log(pdf / cdf / rest), rtol=1e-9, atol=1e-12)
 
 
-def test_it_begins_as_uniform_dequantisation():
+def test_it_begins_as_uniform_dequantization():
     image = jax.random.randint(jax.random.key(0), (50, 4, 4, 1), 0, 17).astype(jnp.uint8)
     params = FLOW.init(jax.random.key(1), image.shape)
     bins = dequantise.Bins(17)
@@ -99,23 +102,23 @@ def trained(tmp_path_factory):
 
 
 def on_top(folder, **changes):
-    config = tiny.digits(dequantiser=SMALL, init_from=str(folder), eval__dequantisation="variational", **changes)
+    config = tiny.digits(dequantiser=SMALL, init_from=str(folder), eval__dequantization="variational", **changes)
     return config, build.build(config, "flow")
 
 
 @pytest.mark.slow
 def test_training_moves_the_flow_alone_and_evaluation_uses_it(trained, tmp_path):
-    config, experiment = on_top(trained, training__optimiser="adamw", training__weight_decay=0.5)
+    config, experiment = on_top(trained, training__optimizer="adamw", training__weight_decay=0.5)
     plan = build.train_plan(config)
     train.train(experiment, plan, tmp_path)
-    state = train.init_state(experiment, plan.optimiser)
+    state = train.init_state(experiment, plan.optimizer)
     found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, state)
     before = workdir.averaged(trained, 8, state.params[MAIN])
     jax.tree.map(np.testing.assert_array_equal, found.params[MAIN], before)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params[MAIN], before)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), found.params[DEQUANTISER], state.params[DEQUANTISER])
     assert any(jax.tree.leaves(moved))
-    metrics = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path)
+    metrics = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path)
     assert np.isfinite(metrics["likelihood"]["bits_per_dim"].value)
     # training goes on from a checkpoint of its own, not from the score model again
     longer = plan._replace(steps=12)
@@ -137,18 +140,18 @@ def test_a_trained_flow_comes_closer_to_the_discrete_model(tmp_path):
     """
     levels, std = 4, 0.2
     bins = dequantise.Bins(levels)
-    edges = bins.low + bins.size * np.arange(levels + 1)
+    boundary_terms = bins.low + bins.size * np.arange(levels + 1)
     nodes, weights = np.polynomial.legendre.leggauss(60)
     normal = lambda x: -0.5 * (x / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
     u = 0.5 * (nodes + 1)
-    inside = edges[:-1, None] + bins.size * u
+    inside = boundary_terms[:-1, None] + bins.size * u
     mass = 0.5 * bins.size * (weights * np.exp(normal(inside))).sum(1)
     best = -np.log2(mass)
     uniform = -(0.5 * weights * normal(inside)).sum(1) / np.log(2) - np.log2(bins.size)
     image = np.random.default_rng(0).choice(levels, (1000, 1, 2, 1), p=mass / mass.sum()).astype(np.uint8)
     gap = float(np.mean(uniform[image] - best[image]))
     module = dequantiser.dequantiser(dequantiser.DequantisingFlow(2, 16, 1, 4, 0, 8))
-    params, optimiser = module.init(jax.random.key(0), image.shape), optax.adam(3e-3)
+    params, optimizer = module.init(jax.random.key(0), image.shape), optax.adam(3e-3)
 
     def bits(params, key):
         x, log_q = dequantise.variational(key, image, bins, flow=functools.partial(module.apply, params))
@@ -158,10 +161,10 @@ def test_a_trained_flow_comes_closer_to_the_discrete_model(tmp_path):
     @jax.jit
     def step(params, state, key):
         grads = jax.grad(lambda params: bits(params, key).mean())(params)
-        updates, state = optimiser.update(grads, state)
+        updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state
 
-    state = optimiser.init(params)
+    state = optimizer.init(params)
     first = np.asarray(bits(params, jax.random.key(1)))
     assert abs(first.mean() - uniform[image].mean()) < 4 * first.std() / np.sqrt(len(first))
     for i in range(200):

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, diagnostics, divergence, likelihood, terminal
+from scoreflow import configure as build
+from scoreflow import divergence, likelihood, terminal
 from scoreflow.data import toy
-from scoreflow.evaluate import density
+from scoreflow.evaluators import density
+from scoreflow.likelihood import diagnostics
 from scoreflow.theory import exact
 from tests import tiny
 from tests.truth import TOY, gaussian_score, process64
@@ -183,7 +185,7 @@ def test_evaluation_prints_the_parts_of_the_divergence(tmp_path):
     experiment = build.build(config, "mixture")
     true = exact.score_of(experiment.process, experiment.log_density)
     experiment = experiment._replace(score=lambda params, **_: scaled(true, 0.95))
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     found = density.diagnostic_metrics(experiment, plan, None)
     assert set(found) == {"j_sm", "j_diff", "j_ode", "j_f", "j_gap", "kl_end", "kl_from_parts"}
     for name, wanted in (("j_sm", 0.0164316), ("kl_from_parts", 0.0788595)):
@@ -199,6 +201,6 @@ def test_images_have_the_gap_alone(tmp_path):
     experiment = build.build(config, "digits")
     # the exact score of N(0, c^2) is that of its own ODE model but for the start, so that the gap is nearly 0
     experiment = experiment._replace(score=lambda params, **_: gaussian_score(experiment.process, 0.0, 0.6))
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     found = density.diagnostic_metrics(experiment, plan._replace(rtol=1e-5, atol=1e-5), None)
     assert set(found) == {"j_gap"} and abs(found["j_gap"].value) < 1e-4

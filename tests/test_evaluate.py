@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from scoreflow import build, checkpoint, evaluate, train, workdir
-from scoreflow.evaluate import density, samples
+from scoreflow import configure as build
+from scoreflow import evaluators as evaluate
+from scoreflow import train
+from scoreflow.evaluators import density, samples
 from scoreflow.metrics import Estimate, frechet
-from scoreflow.pieces import Pieces
+from scoreflow.runs import checkpoint, workdir
+from scoreflow.runs.partial import PartialResults
 from tests import tiny
 from tests.truth import gaussian_score
 
@@ -33,7 +36,7 @@ def gaussian(tmp_path_factory):
     )  # fmt: skip
     experiment = build.build(config, "gaussian")
     exact = gaussian_score(experiment.process, np.zeros(2), STD**2)
-    source = experiment.source._replace(
+    source = experiment.data._replace(
         log_prob=lambda x: -0.5 * ((x / STD) ** 2).sum(1) - np.log(STD).sum() - np.log(2 * np.pi)
     )
     experiment = experiment._replace(source=source, score=lambda params, **_: exact)
@@ -72,10 +75,10 @@ def test_draws_are_weighed_only_where_the_density_is_exact(rule, draws, wanted):
 
 
 def test_truncated_normal_noise_is_that_of_the_time_where_the_likelihood_begins():
-    config = tiny.digits(eval__dequantisation="truncated_normal", t_min=0.01)
+    config = tiny.digits(eval__dequantization="truncated_normal", t_min=0.01)
     experiment = build.build(config, "digits")
-    plan = build.eval_plan(config, experiment.source, None)
-    levels = experiment.source.test.x[:50]
+    plan = build.eval_plan(config, experiment.data, None)
+    levels = experiment.data.test.x[:50]
     found = plan.dequantise(None, jax.random.key(0), levels)
     alpha, sigma = float(experiment.process.alpha(0.01)), float(experiment.process.sigma(0.01))
     offset = np.asarray(found.x) - alpha * (2 * (levels + 0.5) / 17 - 1)
@@ -92,7 +95,7 @@ def test_failed_solves_are_counted_and_left_out(gaussian):
         return gaussian_score(experiment.process, np.zeros(2), STD**2)(x, t) + 0.0 * jnp.log(1.0 - x[:, :1])
 
     found = evaluate.likelihood_metrics(experiment._replace(score=lambda params, **_: score), plan, None)
-    share = (experiment.source.test.x[:, 0] > 1).mean()
+    share = (experiment.data.test.x[:, 0] > 1).mean()
     assert share * 1000 <= found["likelihood_failed"] < 1000
     for name in ("nats", "kl_nats", "solver_error", "prior_term", "integral_term"):
         value = found[name].value if isinstance(found[name], Estimate) else found[name]
@@ -145,7 +148,7 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
     experiment = build.build(config, "vp_digits")
     with jax.numpy_rank_promotion("allow"):
         params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-        plan = build.eval_plan(config, experiment.source, tmp_path)
+        plan = build.eval_plan(config, experiment.data, tmp_path)
         found = evaluate.sample_metrics(experiment, plan, params, tmp_path)
     assert found["features"] == "none" and found["model"]["samples"] == 100 and "frechet" not in found["model"]
     said = capsys.readouterr().err
@@ -155,10 +158,10 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
 
 
 def test_truncated_noise_is_that_of_the_time_at_which_the_likelihood_begins():
-    """With eval.t_min, not t_min: x - alpha centre has that deviation, and stays in alpha times half a bin."""
-    config = tiny.digits(eval__dequantisation="truncated_normal", eval__t_min=4e-3, t_min=1e-5)
+    """With eval.t_min, not t_min: x - alpha center has that deviation, and stays in alpha times half a bin."""
+    config = tiny.digits(eval__dequantization="truncated_normal", eval__t_min=4e-3, t_min=1e-5)
     experiment = build.build(config, "vp_digits")
-    plan = build.eval_plan(config, experiment.source, None)
+    plan = build.eval_plan(config, experiment.data, None)
     image = np.full((400, 8, 8, 1), 5, np.uint8)
     found = plan.dequantise(None, jax.random.key(0), image)
     alpha, sigma = (float(at(4e-3)) for at in (experiment.process.alpha, experiment.process.sigma))
@@ -173,10 +176,10 @@ def test_features_of_the_training_data_are_taken_once(tmp_path, capsys):
     """--mode=stats and evaluation find the same file; other data or another feature function have files of their own."""
     config = tiny.digits(eval__features="pixels")
     experiment = build.build(config, "vp_digits")
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     evaluate.prepare(experiment, plan)
     assert "features of 1437 training examples" in capsys.readouterr().out
-    extractor, x = plan.extractor(), experiment.source.train.x
+    extractor, x = plan.extractor(), experiment.data.train.x
     flat = x.reshape(len(x), -1).astype(np.float64)
     never = extractor._replace(extract=lambda x: 1 / 0)
     found = samples.statistics(never, x, tmp_path)
@@ -211,7 +214,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
     workdir.claim(folder, experiment.config, resume=True)
     train.train(experiment, build.train_plan(config), folder)
 
-    made, get = [], Pieces.get
+    made, get = [], PartialResults.get
 
     def counting(stop_before=None):
         made.clear()
@@ -225,10 +228,10 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
 
             return get(self, name, like, count)
 
-        monkeypatch.setattr(Pieces, "get", wrapped)
+        monkeypatch.setattr(PartialResults, "get", wrapped)
 
     def run(cache):
-        results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path / cache), folder)
+        results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path / cache), folder)
         return {name: value for name, value in results.items() if name != "step"}
 
     counting()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from scoreflow import sdes, transitions
 from scoreflow.data import toy
+from scoreflow.processes import sdes, transitions
 from scoreflow.theory import exact, processes
 from scoreflow.theory.exact import Law
 from tests.truth import PROCESSES, integral, process64

@@ -9,8 +9,11 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from experiments import conservative_in_the_plane as plane
-from scoreflow import build, diagnostics, divergence, evaluate, likelihood, terminal, train
-from scoreflow.evaluate import field
+from scoreflow import configure as build
+from scoreflow import divergence, likelihood, terminal, train
+from scoreflow import evaluators as evaluate
+from scoreflow.evaluators import field
+from scoreflow.likelihood import diagnostics
 from scoreflow.score import probability_flow
 from scoreflow.theory import exact
 from tests import tiny
@@ -54,7 +57,7 @@ def test_evaluations_over_tolerances(tmp_path):
     experiment = build.build(config, "gaussian")
     process, var = experiment.process, np.array([0.25, 4.0])
     experiment = experiment._replace(score=lambda params, **_: gaussian_score(process, np.zeros(2), var))
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     rows = field.tolerance_metrics(experiment, plan, None)
     assert [row["rtol"] for row in rows] == [1e-5, 1e-3, 1e-2]
     cost = [row["nfe"].value for row in rows]
@@ -109,7 +112,7 @@ def test_evaluation_asks_all_of_a_field(tmp_path, capsys):
     experiment = build.build(config, "plane")
     with jax.numpy_rank_promotion("allow"):
         train.train(experiment, build.train_plan(config), tmp_path)
-        evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path)
+        evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path)
     printed = capsys.readouterr().out
     for word in ("nasym", "matched", "legacy", "rtol", "apart"):
         assert word in printed

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import transitions
+from scoreflow.processes import transitions
 from scoreflow.samplers import affine, grids, guide
 from tests.truth import PROCESSES, gaussian_score
 
@@ -50,7 +50,7 @@ def test_inpainting_a_gaussian_gives_the_exact_conditional(monkeypatch):
     """x2 | x1 = y is N(rho y, 1 - rho^2) once r^2 is the known coordinate's true posterior variance."""
     process, rho, y, n = PROCESSES["vp"], 0.8, 1.2, 20_000
 
-    def true_variance(process, t, data_rms):
+    def true_variance(process, t, sigma_data):
         snr = process.alpha(t) ** 2 / process.variance(t)
         precision = jnp.linalg.inv(jnp.array([[1.0, rho], [rho, 1.0]]))[None] + snr[:, None, None] * jnp.eye(2)[None]
         return jnp.linalg.inv(precision)[:, 0, 0]

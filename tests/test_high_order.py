@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, divergence, models, score, sdes, times
-from scoreflow.losses import dsm, high_order
+from scoreflow import configure as build
+from scoreflow import divergence, models, score
 from scoreflow.models.unet import UNet
+from scoreflow.objectives import dsm, high_order, times, weights
+from scoreflow.processes import sdes
 from scoreflow.theory import exact as theory
 from tests import tiny
 from tests.test_exact import PLANE
@@ -246,7 +248,7 @@ def test_the_mean_over_probes_is_what_the_exact_terms_say(x64):
 def test_first_order_is_denoising_score_matching():
     """order1 with its weight, and the other terms' weight and amount, on the same noise."""
     process, x0, t = PROCESSES["vp"], jax.random.normal(jax.random.key(0), (64, 3)), jnp.linspace(0.1, 0.9, 64)
-    key, weight = jax.random.key(1), dsm.likelihood_weight
+    key, weight = jax.random.key(1), weights.likelihood_weight
     run = functools.partial(high_order.high_order, process, field, key, x0, t, order=3)
     plain, full, first = run(), run(weight=weight, amount=0.25), run(weight=weight, weighted=False)
     first_alone = dsm.dsm(process, field, jax.random.split(key)[0], x0, t, weight=weight)["order1"]
@@ -260,12 +262,12 @@ def test_first_order_is_denoising_score_matching():
 @pytest.mark.slow
 def test_terms_are_let_in_over_the_steps_asked_for():
     config = tiny.digits(
-        loss={"name": "high_order", "order": 3, "begin": 10, "ramp": 4, "coefficient3": 0.5}, score__kind="noise"
+        loss={"name": "high_order", "order": 3, "begin": 10, "ramp": 4, "coefficient3": 0.5}, score__prediction="noise"
     )
     experiment = build.build(config, "ramp")
     with jax.numpy_rank_promotion("allow"):
         params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-        batch = {"x": experiment.source.train.x[:16]}
+        batch = {"x": experiment.data.train.x[:16]}
         run = jax.jit(lambda step: experiment.objective(params, jax.random.key(1), batch, train=False, step=step)[1])
         whole = experiment.objective(params, jax.random.key(1), batch, train=False)[1]
         for step, share in ((0, 0.0), (9, 0.0), (10, 0.25), (12, 0.75), (13, 1.0), (500, 1.0)):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import sdes, transitions
+from scoreflow.processes import sdes, transitions
 from scoreflow.theory import exact
 from scoreflow.theory import horizon as hz
 from scoreflow.theory.exact import Law

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import decoders, sdes, times
 from scoreflow import score as scores
-from scoreflow.losses import latent
-from scoreflow.losses.dsm import likelihood_weight, noise_weight
+from scoreflow.latent import decoders
+from scoreflow.objectives import latent, times
+from scoreflow.objectives.weights import likelihood_weight, noise_weight
+from scoreflow.processes import sdes
 from tests.truth import gaussian_score, integral, process64
 
 
@@ -61,7 +62,7 @@ def test_the_cross_entropy_of_gaussians_is_the_analytic_one(x64, name):
     np.testing.assert_allclose(terms.constant, constant, atol=1e-8)
     # to p_T itself, which is what the closed form has: z measured from a
     end = jnp.sqrt(process.alpha(1.0) ** 2 * b**2 + process.variance(1.0))
-    edge = np.asarray(latent.edges(process, z0 - a, tau, std=end)[1])
+    edge = np.asarray(latent.boundary_terms(process, z0 - a, tau, std=end)[1])
     assert edge.mean() == pytest.approx(boundary, rel=0.03)
     if a == 0:
         np.testing.assert_allclose(terms.boundary.mean(), edge.mean(), rtol=1e-3)
@@ -76,7 +77,7 @@ def test_under_a_variance_exploding_process_the_prior_at_the_end_is_wide(x64):
     process, (mean, std, a, b) = double(sdes.ve_geometric(0.1, 50.0**0.5)), (1.0, 0.2, -0.5, 0.8)
     assert match(process, 0.0, mean, std, a, b) == pytest.approx(3.333773549, abs=1e-6)
     z0 = jnp.asarray(mean - a + std * np.random.default_rng(0).standard_normal((200_000, 1)))  # measured from a
-    constant, boundary = latent.edges(process, z0, 0.0, std=jnp.sqrt(b**2 + process.variance(1.0)))
+    constant, boundary = latent.boundary_terms(process, z0, 0.0, std=jnp.sqrt(b**2 + process.variance(1.0)))
     np.testing.assert_allclose(constant, -0.883646560, atol=1e-8)
     closed = 0.5 * (np.log(2 * np.pi * (b**2 + 0.01)) + (std**2 + 0.01 + (mean - a) ** 2) / (b**2 + 0.01))
     assert 3.333773549 + float(constant[0]) + float(boundary.mean()) == pytest.approx(closed, abs=1e-4)
@@ -116,7 +117,7 @@ def test_every_part_gets_its_own_gradient(x64, weight, shared):
 
     def losses(shift, k):
         law = times.normal_likelihood if shared else times.importance
-        return latent.routed(
+        return latent.joint_losses(
             process, score_of, k, jax.random.key(0), z(shift), law=law, prior_law=times.uniform, weight=weight,
             t_min=0.01, shared=shared,
         )  # fmt: skip
@@ -141,7 +142,7 @@ def test_one_pass_of_the_network_serves_both_losses(x64):
         def total(z0, params):
             options = {"law": times.uniform, "prior_law": times.uniform, "t_min": 0.01, "shared": shared}
             return sum(
-                part.sum() for part in latent.routed(process, score_of, params, jax.random.key(0), z0, **options)
+                part.sum() for part in latent.joint_losses(process, score_of, params, jax.random.key(0), z0, **options)
             )
 
         compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(z0, params).compile()
@@ -183,7 +184,7 @@ def test_a_product_of_normals(x64):
     part = lambda x, t, cond=None: -(x - 0.5) / 0.25
     x, t = jnp.array([[0.2], [1.0]]), jnp.full(2, 1e-9)
     found = scores.mixed(process, part, jnp.log(jnp.array([0.3 / 0.7])))(x, t)
-    v = float(times.normal_variance(process, 1e-9))
+    v = float(process.normal_variance(1e-9))
     np.testing.assert_allclose(found, -(x - 0.3157894737) / 0.5263157895 + 0.7 * x * (1 - 1 / v), rtol=1e-8)
 
 
@@ -244,7 +245,7 @@ def logistic(mean, log_scale):
     return jnp.array([0.0, mean, log_scale]).reshape(1, 1, 1, 3)
 
 
-def test_a_discretised_logistic(x64):
+def test_a_discretized_logistic(x64):
     decoder = decoders.logistic_mixture(256, components=1)
     every = lambda out, levels, decoder: jax.vmap(lambda k: decoder.log_prob(out, k.reshape(1, 1, 1, 1))[0])(
         jnp.arange(levels)

@@ -7,13 +7,16 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.spatial.distance import pdist
 
-from scoreflow import build, checkpoint, evaluate, sample, train, workdir
-from scoreflow.best import Best
-from scoreflow.evaluate import density
+from scoreflow import configure as build
+from scoreflow import evaluators as evaluate
+from scoreflow import sample, train
+from scoreflow.evaluators import density
 from scoreflow.experiment import EVALUATE, READ
-from scoreflow.losses import latent as losses
 from scoreflow.models import LATENT, MAIN, MIXING, vae
 from scoreflow.models.vae import normal_log_prob
+from scoreflow.objectives import latent as losses
+from scoreflow.runs import checkpoint, workdir
+from scoreflow.runs.best import Best
 from tests import tiny
 
 VAE = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "latents": 6, "dtype": "float32"})
@@ -31,7 +34,7 @@ def configure(stem: str, variant: str, **changes):
     config.vae = ConfigDict(VAE.to_dict())
     config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0, "dtype": "float32"})
     small = tiny.digits(**changes)
-    config.training.update({k: v for k, v in small.training.items() if k not in ("optimiser", "learning_rate", "eps")})
+    config.training.update({k: v for k, v in small.training.items() if k not in ("optimizer", "learning_rate", "eps")})
     config.sampling.update({k: small.sampling[k] for k in ("num", "batch_size")})
     for name in ("draws", "num_test", "batch_size", "check", "num_samples", "baseline", "features"):
         config.eval[name] = small.eval[name]
@@ -48,7 +51,7 @@ def made(stem, variant, **changes):
     experiment = build.build(configure(stem, variant, **changes), variant)
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
     params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), params)
-    return experiment, params, {"x": experiment.source.train.x[:8], "label": experiment.source.train.label[:8]}
+    return experiment, params, {"x": experiment.data.train.x[:8], "label": experiment.data.train.label[:8]}
 
 
 def same(one, two) -> None:
@@ -76,13 +79,13 @@ def test_what_a_vae_alone_is_validated_by_is_its_bound(variant):
 
 @pytest.mark.slow
 def test_groups_and_scales_share_the_divergence(tmp_path):
-    """Of a hierarchical VAE: by group they add up, in training and in evaluation; balance favours those that say much."""
+    """Of a hierarchical VAE: by group they add up, in training and in evaluation; balance favors those that say much."""
     deep = {"name": "hierarchical", "channels": 4, "multipliers": (1, 1), "scales": 2, "per_scale": 2, "latents": 2}
     deep |= {"cells": 1, "outer_cells": 1, "inverted": False, "pad": 0, "dtype": "float32"}
     config = configure("digits_vae", "levels", vae=deep)
     experiment = build.build(config, "deep")
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-    batch = {"x": experiment.source.train.x[:8]}
+    batch = {"x": experiment.data.train.x[:8]}
     run = jax.jit(lambda step: experiment.objective(params, jax.random.key(0), batch, train=True, step=step))
     loss, terms = run(jnp.asarray(0))
     shares = [float(terms[f"divergence_{g}"]) for g in (1, 2, 3, 4)]
@@ -91,7 +94,7 @@ def test_groups_and_scales_share_the_divergence(tmp_path):
     factors = losses.balance(kl, jnp.asarray(experiment.latent.sizes))
     weighted = float(loss - terms["reconstruction"]) / 0.01
     assert weighted == pytest.approx(float((kl @ factors)[0]), rel=0.02)
-    plan = build.eval_plan(config, experiment.source, None)
+    plan = build.eval_plan(config, experiment.data, None)
     found = evaluate.latent_metrics(experiment, plan, params, tmp_path)
     total = sum(found[f"divergence_of_group_{g}"].value for g in (1, 2, 3, 4))
     assert total == pytest.approx(found["normal_divergence"].value, rel=1e-4)
@@ -172,8 +175,8 @@ def test_the_bound_in_evaluation_is_that_of_its_terms():
     config = configure("digits_latent", "binary_1")
     experiment = build.build(config, "latent")
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-    plan = build.eval_plan(config, experiment.source, None)
-    levels = experiment.latent.levels.read(experiment.key(READ), experiment.source.test.x[:12])
+    plan = build.eval_plan(config, experiment.data, None)
+    levels = experiment.latent.levels.read(experiment.key(READ), experiment.data.test.x[:12])
     made = vae.vae(vae.MLPVAE(outputs=1, shape=(8, 8), width=16, depth=1, latents=6))
     assert experiment.bins is None
     for draw in (0, 1):
@@ -199,7 +202,7 @@ def run(folder, stem, variant, **changes):
     workdir.claim(folder, experiment.config, resume=True)
     plan = build.train_plan(config)
     train.train(experiment, plan, folder)
-    template = train.init_state(experiment, plan.optimiser)
+    template = train.init_state(experiment, plan.optimizer)
     state = checkpoint.restore(workdir.checkpoints(folder), workdir.newest(folder), template)
     return experiment, config, state
 
@@ -228,16 +231,16 @@ def test_stage_two_begins_with_the_vae_of_stage_one(first_stage, tmp_path, capsy
     _, _, again = run(tmp_path / "again", "digits_latent", "levels_frozen", init_from=str(tmp_path / "joint"))
     same(again.params[LATENT], joint.ema_params[LATENT])
     config.eval.update({"bound_times": 5, "symmetry": 4, "symmetry_times": 3, "tolerances": 4, "rtols": (1e-2,)})
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     found = evaluate.evaluate(experiment, plan, tmp_path / "frozen")
     terms, bits = found["latent"], found["likelihood"]["bits_per_dim"]
     assert 0 < bits.value < 20 and found["likelihood"]["likelihood_failed"] == 0
-    z = experiment.encode(joint.params | {LATENT: vae}, experiment.key(5), experiment.source.train.x[:1000])
+    z = experiment.encode(joint.params | {LATENT: vae}, experiment.key(5), experiment.data.train.x[:1000])
     assert terms["channels"] == 6 and terms["largest_distance"] == pytest.approx(pdist(z).max(), rel=1e-4)
     # the process ends at N(0, I), so the SDE's bound is no better than the VAE's reconstruction less the entropy allows
     assert np.isfinite(found["likelihood"]["bound"].value) and "symmetry" in found
     assert (tmp_path / "frozen" / "eval" / "8" / "reconstructions.png").exists()
-    sample.sample(experiment, build.sample_plan(config, experiment.source), tmp_path / "frozen")
+    sample.sample(experiment, build.sample_plan(config, experiment.data), tmp_path / "frozen")
     drawn = np.load(tmp_path / "frozen" / "samples" / "8-8.npy")
     assert drawn.dtype == np.uint8 and drawn.shape == (8, 8, 8, 1) and drawn.max() <= 16
 
@@ -254,7 +257,7 @@ def test_a_vae_models_vectors_of_levels_without_order(tmp_path):
     changes |= {"eval__features": "pixels", "eval__num_test": 40, "training__learning_rate": 0.02}
     experiment, config, _ = run(tmp_path / "run", "digits_vae", "levels", **data, **changes)
     assert experiment.shape == (6,)
-    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.source, tmp_path), tmp_path / "run")
+    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path / "run")
     bits = found["likelihood"]["bits_per_dim"]
     assert found["likelihood"]["uniform_bits_per_dim"] == pytest.approx(np.log2(5))
     # the truth is log2(5) / 2 = 1.161 for each of the two
@@ -273,7 +276,7 @@ def test_a_finished_latent_model_can_have_a_terminal_law(first_stage, tmp_path):
         same(bridged.ema_params[part], state.ema_params[part])
     law, z = (
         experiment.terminal(bridged.ema_params),
-        experiment.encode(bridged.ema_params, jax.random.key(0), experiment.source.train.x),
+        experiment.encode(bridged.ema_params, jax.random.key(0), experiment.data.train.x),
     )
     xt = experiment.process.perturb(jax.random.key(1), z, jnp.full(len(z), 0.5)).xt
     wide = law.log_prob(xt + 3.0).mean()
@@ -304,7 +307,7 @@ def test_silent_channels_are_found_once_and_kept_in_the_checkpoint(first_stage, 
 def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
     """By two measures that fall and rise at steps of our choice; a resumed run forgets what came after."""
     values = {"validation": {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5}, "frechet": {2: 5.0, 4: 6.0, 6: 4.0, 8: 9.0}}
-    from scoreflow.build import tables
+    from scoreflow.configure import tables
 
     def fake(name):
         steps = iter(sorted(values[name]))
@@ -316,7 +319,7 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
     experiment, config, _ = run(tmp_path, "digits_vae", "levels", **changes)
     assert [workdir.newest(tmp_path, best) for best in ("", "validation", "frechet")] == [8, 4, 6]
     config.checkpoint = "validation"
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     found = evaluate.evaluate(experiment, plan._replace(num_samples=0), tmp_path)
     assert found["step"] == 4 and (tmp_path / "eval" / "4-validation" / "metrics.json").exists()
     # a run that resumes at step 5 knows of what was best until then: of frechet the one before, kept for a kill
@@ -335,7 +338,7 @@ def test_the_frechet_measure_is_that_of_evaluation(tmp_path, monkeypatch):
     config = configure("digits_vae", "levels", training__best=("frechet",))
     experiment = build.build(config, "vae")
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-    plan = build.eval_plan(config, experiment.source, tmp_path)
+    plan = build.eval_plan(config, experiment.data, tmp_path)
     wanted = evaluate.sample_metrics(experiment, plan, params, tmp_path)["model"]["frechet"].value
     measure = build.train_plan(config).best["frechet"](experiment)
     assert measure(params) == pytest.approx(wanted, rel=1e-6)

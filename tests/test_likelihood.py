@@ -5,7 +5,8 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from scoreflow import dequantise, divergence, likelihood, terminal, times
+from scoreflow import dequantise, divergence, likelihood, terminal
+from scoreflow.objectives import times
 from tests.truth import PROCESSES, TOY, gaussian_score, process64
 
 
@@ -107,7 +108,7 @@ def test_one_probe_per_solve_and_one_per_example():
 
 def test_integer_data_are_refused():
     process = PROCESSES["vp"]
-    with pytest.raises(TypeError, match="uint8.*dequantisation"):
+    with pytest.raises(TypeError, match="uint8.*dequantization"):
         likelihood.log_prob(
             process, None, terminal.prior(process), jax.random.key(0), jnp.zeros((2, 3), jnp.uint8), t_min=1e-3
         )
@@ -133,25 +134,25 @@ def test_a_uniform_density_scores_log2_levels(levels):
 
 
 def test_the_interval_of_the_data_is_a_change_of_units():
-    """A uniform density on [0, 1]^d scores log2(levels) too; for 256 levels the shift is 7 centred and 8 not. The same
+    """A uniform density on [0, 1]^d scores log2(levels) too; for 256 levels the shift is 7 centered and 8 not. The same
     noise lands on the same place of the other interval, and a density carried there scores the same."""
-    centred, unit = dequantise.Bins(256), dequantise.Bins(256, 0.0, 1.0)
+    centered, unit = dequantise.Bins(256), dequantise.Bins(256, 0.0, 1.0)
     zero = np.zeros(1)
     assert (
         dequantise.bits_per_dim(zero, zero, 12, unit)[0]
         == 8.0
-        == dequantise.bits_per_dim(zero, zero, 12, centred)[0] + 1
+        == dequantise.bits_per_dim(zero, zero, 12, centered)[0] + 1
     )
     image, size = jnp.arange(256, dtype=jnp.uint8).reshape(64, 2, 2), 4
-    (a, _), (b, _) = (dequantise.uniform(jax.random.key(0), image, bins) for bins in (centred, unit))
+    (a, _), (b, _) = (dequantise.uniform(jax.random.key(0), image, bins) for bins in (centered, unit))
     np.testing.assert_allclose(a, 2 * b - 1, atol=1e-6)
     np.testing.assert_array_equal(dequantise.quantise(b, unit), image)
     log_p = lambda x, mean, std: np.asarray(jax.scipy.stats.norm.logpdf(x, mean, std).reshape(len(x), -1).sum(1))
-    bits = dequantise.bits_per_dim(log_p(a, 0.2, 0.6), 0.0, size, centred)
+    bits = dequantise.bits_per_dim(log_p(a, 0.2, 0.6), 0.0, size, centered)
     np.testing.assert_allclose(dequantise.bits_per_dim(log_p(b, 0.6, 0.3), 0.0, size, unit), bits, atol=1e-5)
 
 
-def test_uniform_dequantisation_bounds_the_discrete_model():
+def test_uniform_dequantization_bounds_the_discrete_model():
     """y ~ N(.1, .3^2), 256 levels, pixel 100: exact 7.38327520 bits, uniform bound 7.38332010."""
     pixel = jnp.full((200_000, 1), 100, jnp.uint8)
     x, log_q = dequantise.uniform(jax.random.key(0), pixel, dequantise.Bins(256))
@@ -224,12 +225,12 @@ def test_an_example_has_the_same_bound_in_any_batch(x64):
     score, law = gaussian_score(process, 0.0, 1.0), terminal.prior(process)
     run = jax.jit(lambda keys, x: likelihood.bound(process, score, law, keys, x, t_min=1e-4, num_times=5))
     np.testing.assert_allclose(run(keys[2:4], x[2:4]).total, run(keys, x).total[2:4], rtol=1e-12)
-    with pytest.raises(TypeError, match="choose a dequantisation"):
+    with pytest.raises(TypeError, match="choose a dequantization"):
         run(keys, jnp.zeros((6, 2), jnp.uint8))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Truncated-normal dequantisation at log-SNR 13.3, 256 levels.
+# Truncated-normal dequantization at log-SNR 13.3, 256 levels.
 
 ALPHA, SIGMA = float(np.sqrt(1 / (1 + np.exp(-13.3)))), float(np.sqrt(1 / (1 + np.exp(13.3))))
 
@@ -245,13 +246,13 @@ def _bits(log_density, pixels, key=0):
 
 def test_truncated_normal_against_a_matched_discrete_model(x64):
     """p = mean over levels of N(alpha c_k, sigma^2): 8.000479581 bits, where a uniform law of pixels costs 8."""
-    centres = ALPHA * (2 * (np.arange(256) + 0.5) / 256 - 1)
+    centers = ALPHA * (2 * (np.arange(256) + 0.5) / 256 - 1)
 
     def log_p(x):
-        near = np.abs(centres[None] - x[:, None]).argsort(1)[:, :5]
-        return logsumexp(norm.logpdf(x[:, None], centres[near], SIGMA), axis=1) - np.log(256)
+        near = np.abs(centers[None] - x[:, None]).argsort(1)[:, :5]
+        return logsumexp(norm.logpdf(x[:, None], centers[near], SIGMA), axis=1) - np.log(256)
 
-    # pixels at the ends have one neighbour only: all levels in proportion
+    # pixels at the ends have one neighbor only: all levels in proportion
     bits = _bits(log_p, np.tile(np.arange(256), 400))
     _near(bits, 8.000479581)
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from scoreflow import times
-from scoreflow.losses import dsm
+from scoreflow.objectives import dsm, times, weights
 from tests.truth import PROCESSES, TOY, gaussian_score
 
 N = 400_000
@@ -73,7 +72,9 @@ def test_likelihood_weight_is_the_same_integral_under_any_law(law):
     process, t_min = PROCESSES["vp"], 1e-2
     x0 = jax.random.normal(jax.random.key(0), (N, 1))
     t, inv_density = law(process, jax.random.key(2), N, t_min=t_min)
-    terms = dsm.dsm(process, gaussian_score(process, 0.0, 1.0), jax.random.key(1), x0, t, weight=dsm.likelihood_weight)
+    terms = dsm.dsm(
+        process, gaussian_score(process, 0.0, 1.0), jax.random.key(1), x0, t, weight=weights.likelihood_weight
+    )
     found, error = _mean(inv_density * terms["order1"])
 
     def integrand(t):
@@ -86,12 +87,12 @@ def test_likelihood_weight_is_the_same_integral_under_any_law(law):
 def test_weights_by_their_formulas(x64):
     process, t = PROCESSES["vp"], jnp.array([0.1, 0.6])
     snr = process.alpha(t) ** 2 / process.variance(t)
-    np.testing.assert_allclose(dsm.noise_weight(process, t), 1.0)
-    np.testing.assert_allclose(dsm.likelihood_weight(process, t), process.diffusion_sq(t) / process.variance(t))
-    np.testing.assert_allclose(dsm.snr_weight(lambda s: jnp.exp(s))(process, t), snr, rtol=1e-6)
+    np.testing.assert_allclose(weights.noise_weight(process, t), 1.0)
+    np.testing.assert_allclose(weights.likelihood_weight(process, t), process.diffusion_sq(t) / process.variance(t))
+    np.testing.assert_allclose(weights.snr_weight(lambda s: jnp.exp(s))(process, t), snr, rtol=1e-6)
     # EDM: weight (r^2 + s^2) / (r s)^2 on the x0 error, which is r times the noise error
     r, s = 1 / np.sqrt(snr), 0.5
-    np.testing.assert_allclose(dsm.edm_weight(s)(process, t), (r**2 + s**2) / (r * s) ** 2 * r**2, rtol=1e-6)
+    np.testing.assert_allclose(weights.edm_weight(s)(process, t), (r**2 + s**2) / (r * s) ** 2 * r**2, rtol=1e-6)
 
 
 def test_one_number_per_example_that_depends_on_that_example_alone():

@@ -6,7 +6,7 @@ from scipy.linalg import sqrtm
 
 from scoreflow import metrics
 from scoreflow.data import load
-from scoreflow.metrics import baseline, digits, frechet, kernel, neighbours, transport
+from scoreflow.metrics import baseline, digits, frechet, kernel, neighbors, transport
 
 
 def _distance(first, second):
@@ -73,13 +73,13 @@ def test_kernel_distance_is_zero_in_expectation_for_one_law():
 
 def test_precision_and_recall_of_known_configurations():
     line = np.arange(10.0)[:, None]
-    assert neighbours.covered(line + 0.2, line, k=1).all()
-    assert not neighbours.covered(line + 100, line, k=1).any()
+    assert neighbors.covered(line + 0.2, line, k=1).all()
+    assert not neighbors.covered(line + 100, line, k=1).any()
     # balls of radius 1 around 0 ... 9: 9.9 is inside, 10.1 is not
-    np.testing.assert_array_equal(neighbours.covered(np.array([[9.9], [10.1]]), line, k=1), [True, False])
+    np.testing.assert_array_equal(neighbors.covered(np.array([[9.9], [10.1]]), line, k=1), [True, False])
     half = line[:5]  # a sample that misses half of the data: all precise, about half recalled
-    assert neighbours.covered(half, line, k=1).mean() == 1.0
-    assert neighbours.covered(line, half, k=1).mean() == 0.6
+    assert neighbors.covered(half, line, k=1).mean() == 1.0
+    assert neighbors.covered(line, half, k=1).mean() == 0.6
 
 
 def test_wasserstein_in_one_dimension_is_sorting():
@@ -123,15 +123,15 @@ def test_the_class_score_of_sure_and_of_clueless_classifiers():
 @pytest.mark.slow
 def test_digit_classifier_knows_digits_and_is_cached(tmp_path):
     source = load.digits()
-    extractor = digits.classifier(source.train, source.levels, tmp_path)
+    extractor = digits.classifier(source.train, source.num_levels, tmp_path)
     found = extractor.extract(source.test.x)
     assert (found.probs.argmax(1) == source.test.label).mean() > 0.95
     np.testing.assert_allclose(found.probs.sum(1), 1, rtol=1e-5)
     (path,) = tmp_path.iterdir()
     before = path.stat().st_mtime_ns
-    again = digits.classifier(source.train, source.levels, tmp_path).extract(source.test.x)
+    again = digits.classifier(source.train, source.num_levels, tmp_path).extract(source.test.x)
     np.testing.assert_array_equal(again.pool, found.pool)
     assert path.stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:100])  # a damaged cache is refitted, to the same network
-    refitted = digits.classifier(source.train, source.levels, tmp_path).extract(source.test.x)
+    refitted = digits.classifier(source.train, source.num_levels, tmp_path).extract(source.test.x)
     np.testing.assert_allclose(refitted.probs, found.probs, atol=1e-4)

@@ -33,14 +33,14 @@ def jitted(module):
 
 
 def _randomised(net, shape):
-    """Parameters away from the zero-initialised ends."""
+    """Parameters away from the zero-initialized ends."""
     rng = np.random.default_rng(1)
     template = jax.eval_shape(lambda: net.init(jax.random.key(0), shape))
     return jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), template)
 
 
 def _direct(x, kernel):
-    """The definition: out[i, j, d] = sum over the 3x3 neighbourhood, zero outside."""
+    """The definition: out[i, j, d] = sum over the 3x3 neighborhood, zero outside."""
     batch, height, width, _ = x.shape
     out = np.zeros((batch, height, width, kernel.shape[-1]))
     for i in range(height):
@@ -108,7 +108,7 @@ def test_networks_are_smooth_to_third_order(x64, name):
 def test_conditioning_and_masks(name):
     module, shape = NETS[name]
     net = jitted(module)
-    assert not np.any(net.apply(net.init(jax.random.key(0), shape), jnp.ones(shape), jnp.zeros(2)))  # zero-initialised
+    assert not np.any(net.apply(net.init(jax.random.key(0), shape), jnp.ones(shape), jnp.zeros(2)))  # zero-initialized
     params = _randomised(net, shape)
     x, log_snr = jax.random.normal(jax.random.key(2), shape), jnp.zeros(2)
     plain = net.apply(params, x, log_snr, jnp.array([0, 1]))
@@ -175,7 +175,7 @@ def test_parameters_by_hand():
 
 def test_what_stands_between_fusions_is_the_identity_in_all_derivatives(x64):
     """To third order, mapped over numbers and not; and NaN where the number is."""
-    wall = lambda x, number: jnp.sin(layers.unfused(x, number)).sum()
+    wall = lambda x, number: jnp.sin(layers.fusion_barrier(x, number)).sum()
     plain = lambda x, number: jnp.sin(x).sum()
     x, v, number = jnp.linspace(-1.0, 1.0, 6), jnp.arange(6.0), jnp.float64(0.0)
 
@@ -188,4 +188,4 @@ def test_what_stands_between_fusions_is_the_identity_in_all_derivatives(x64):
     many = jnp.zeros(3)
     found = jax.vmap(third(wall), (None, 0))(x, many)
     np.testing.assert_allclose(found, jnp.broadcast_to(third(plain)(x, number), (3, 6)), rtol=1e-12)
-    assert np.isnan(jax.jit(layers.unfused)(x, jnp.float64(jnp.nan))).all()
+    assert np.isnan(jax.jit(layers.fusion_barrier)(x, jnp.float64(jnp.nan))).all()

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, data, parallel, sample, samplers
-from scoreflow.evaluate import density
+from scoreflow import configure as build
+from scoreflow import data, sample, samplers
+from scoreflow.evaluators import density
+from scoreflow.runs import parallel
 from tests import tiny
 from tests.truth import PROCESSES, TOY
 
@@ -100,9 +102,9 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
     config = tiny.digits()
     experiment = build.build(config, "vp_digits")
     params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-    x = np.asarray(experiment.encode(params, jax.random.key(1), experiment.source.test.x[:10]))
+    x = np.asarray(experiment.encode(params, jax.random.key(1), experiment.data.test.x[:10]))
     keys = jax.random.split(jax.random.key(2), 10)
-    plan = build.eval_plan(config, experiment.source, None)
+    plan = build.eval_plan(config, experiment.data, None)
     found = [
         density.make_log_prob(experiment, plan._replace(batch_size=size), params)("some", keys, x).logp
         for size in (4, 20)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import build, plan, sdes, transitions
+from scoreflow import configure as build
+from scoreflow import planner as plan
+from scoreflow.processes import sdes, transitions
 from scoreflow.samplers import grids
 from scoreflow.theory import exact, wasserstein
 from tests import tiny
@@ -35,7 +37,7 @@ def planned(tmp_path_factory):
 @pytest.mark.slow
 def test_the_gaussian_is_that_of_the_data(planned):
     experiment, how, _, _ = planned
-    x = experiment.source.train.x[:3000].astype(np.float64)
+    x = experiment.data.train.x[:3000].astype(np.float64)
     found = plan.fit_gaussian(experiment, None, how.num)
     values, axes = np.linalg.eigh(np.cov(x.T))
     np.testing.assert_allclose(found.variance, values, rtol=1e-6)

@@ -8,9 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scoreflow import build, evaluate, sample, train
-from scoreflow.build import parts
-from scoreflow.data import Source, Split
+from scoreflow import configure as build
+from scoreflow import evaluators as evaluate
+from scoreflow import sample, train
+from scoreflow.configure import parts
+from scoreflow.data import Dataset, Split
 from tests import tiny
 from tests.test_configs import VARIANTS, marked, shrink
 from tests.test_data import made  # noqa: F401  (a fixture)
@@ -25,7 +27,7 @@ def _allow_rank_promotion():
 def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
     """Two steps that move parameters, one sample as the data are stored, and a finite likelihood of test data."""
     experiment, plan = build.build(config, name), build.train_plan(config)
-    state = train.init_state(experiment, plan.optimiser)
+    state = train.init_state(experiment, plan.optimizer)
     before, dispatch = jax.device_get(state.params), train.dispatch_of(experiment, plan)
     for _, part in train.batches(experiment, plan, 0):
         state, metrics = dispatch(state, part)
@@ -33,8 +35,8 @@ def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
     assert state.step == 2 and max(jax.tree.leaves(moved)) > 0
     drawn = sample.make_draw(experiment, 4)(state.ema_params, jax.random.key(0), 1)
-    assert drawn.x.dtype == np.uint8 and drawn.x.shape == (1, *experiment.source.shape)
-    found = evaluate.likelihood_metrics(experiment, build.eval_plan(config, experiment.source, None), state.ema_params)
+    assert drawn.x.dtype == np.uint8 and drawn.x.shape == (1, *experiment.data.shape)
+    found = evaluate.likelihood_metrics(experiment, build.eval_plan(config, experiment.data, None), state.ema_params)
     assert np.isfinite(found["bits_per_dim" if experiment.bins else "nats"].value) and not found["likelihood_failed"]
 
 
@@ -97,9 +99,9 @@ PUBLISHED = {  # (data shape, latents under the prior) as tabled
 }
 
 
-def _images(name: str, *shape: int) -> Source:
+def _images(name: str, *shape: int) -> Dataset:
     x = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)
-    return Source(name, Split(x), Split(x), levels=256)
+    return Dataset(name, Split(x), Split(x), num_levels=256)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scoreflow.build import sections, tables
+from scoreflow.configure import sections, tables
 from scoreflow.theory import complexity
 from tests import tiny
 
@@ -35,7 +35,7 @@ def test_every_choice_is_in_its_table():
         "forward SDE": dict.fromkeys(tables.PROCESSES.keys() - theory),
         "the same by the theory's letters": dict.fromkeys(theory),
         "network": tables.MODELS,
-        "network predicts": tables.PARAMETERISATIONS,
+        "network predicts": tables.PREDICTIONS,
         "loss": tables.LOSSES,
         "terminal law": tables.TERMINALS,
         "latent space": tables.LATENTS,

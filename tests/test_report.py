@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 
-from scoreflow import report
 from scoreflow.metrics import Estimate
+from scoreflow.runs import report
 
 
 def test_grid_places_every_image_with_gaps_and_enlarges():

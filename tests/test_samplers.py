@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.stats import ks_1samp
 
-from scoreflow import transitions
+from scoreflow.processes import transitions
 from scoreflow.samplers import adaptive, affine, grids, ode
 from scoreflow.theory import exact
 from tests.truth import PROCESSES, TOY, gaussian_score, process64, slope

@@ -52,7 +52,7 @@ def test_every_conversion_keeps_the_meaning(x64, source, target):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve"])
 def test_a_perfect_network_gives_the_exact_score(x64, kind, name):
-    """The network that knows the Gaussian's posterior mean, expressed in each parameterisation, has the exact score."""
+    """The network that knows the Gaussian's posterior mean, expressed in each parameterization, has the exact score."""
     process = process64(name)
     mean, var, rms = np.array([0.3, -1.0]), np.array([0.5, 2.0]), 0.7
     exact = gaussian_score(process, mean, var)
@@ -65,7 +65,7 @@ def test_a_perfect_network_gives_the_exact_score(x64, kind, name):
         xt = scaled * jnp.sqrt(levels.alpha**2 * rms**2 + levels.sigma**2)
         return scores.convert(exact(xt, times), xt, levels, scores.SCORE, KINDS[kind])
 
-    found = scores.score_fn(process, apply, None, KINDS[kind], data_rms=rms)(x, t)
+    found = scores.score_fn(process, apply, None, KINDS[kind], sigma_data=rms)(x, t)
     np.testing.assert_allclose(found, exact(x, t), rtol=1e-7)
 
 
@@ -81,12 +81,12 @@ def test_network_input_has_unit_mean_square():
     for t in (0.01, 0.5, 1.0):
         times = jnp.full(n, t)
         xt = process.perturb(jax.random.key(0), rms * jax.random.normal(jax.random.key(1), (n, 1)), times).xt
-        scores.score_fn(process, apply, None, scores.EDM, data_rms=rms)(xt, times)
+        scores.score_fn(process, apply, None, scores.EDM, sigma_data=rms)(xt, times)
         assert abs(float(jnp.mean(seen["x"] ** 2)) - 1) < 4 * np.sqrt(2 / n)
 
 
 def test_v_and_edm_agree_where_vp_data_have_unit_scale(x64):
-    """For alpha^2 + sigma^2 = 1 and data_rms = 1, F = -v."""
+    """For alpha^2 + sigma^2 = 1 and sigma_data = 1, F = -v."""
     x0, noise = np.random.default_rng(0).standard_normal((2, 4))
     levels = scores.Levels(0.6, 0.8, 1.0)
     xt = 0.6 * x0 + 0.8 * noise

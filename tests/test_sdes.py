@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import sdes
-from scoreflow.rates import LinearRate, NumericalRate
+from scoreflow.processes import sdes
+from scoreflow.processes.rates import LinearRate, NumericalRate
 from scoreflow.theory import processes
 from tests.truth import PROCESSES, integral, process64
 

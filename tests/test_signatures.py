@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scoreflow import dequantise, divergence, likelihood, sdes, terminal, times
-from scoreflow.build import tables
-from scoreflow.losses import dsm
+from scoreflow import dequantise, divergence, likelihood, terminal
+from scoreflow.configure import tables
+from scoreflow.objectives import dsm, times
+from scoreflow.processes import sdes
 from scoreflow.samplers import affine, grids, ode
 
 PACKAGE = Path(__file__).parent.parent / "scoreflow"
@@ -45,7 +46,7 @@ def test_grids(fn):
 def test_single_functions():
     assert _positional(dsm.dsm) == ["process", "score", "key", "x0", "t", "cond"]
     assert _positional(likelihood.log_prob) == ["process", "score", "terminal", "key", "x", "cond"]
-    assert _positional(dequantise.uniform) == _positional(dequantise.centre) == ["key", "image", "bins"]
+    assert _positional(dequantise.uniform) == _positional(dequantise.center) == ["key", "image", "bins"]
     assert _positional(divergence.exact) == _positional(divergence.hutchinson) == ["fn", "x", "probe"]
     assert _positional(terminal.Gaussian.sample) == ["self", "key", "shape"]
     assert _positional(terminal.Gaussian.log_prob) == ["self", "x"]

@@ -11,14 +11,14 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from scoreflow import likelihood, terminal
-from scoreflow.errors import UserError
-from scoreflow.horizon import elbo_profile
+from scoreflow.likelihood.horizon import elbo_profile
 from scoreflow.models import glow
+from scoreflow.processes.transitions import exponential_sde
+from scoreflow.runs.errors import UserError
 from scoreflow.samplers import affine, grids
 from scoreflow.terminal import mixture
 from scoreflow.terminal.flow import Flow
 from scoreflow.theory import horizon as hz
-from scoreflow.transitions import exponential_sde
 from tests.test_horizon import field
 from tests.truth import Mixture as LineScore
 from tests.truth import process64

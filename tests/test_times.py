@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import sdes, times
+from scoreflow.objectives import times
+from scoreflow.processes import sdes
 from tests.truth import PROCESSES, process64
 
 LAWS = {
@@ -39,7 +40,7 @@ def test_importance_law_has_the_published_quantiles(x64, name, t_min):
     np.testing.assert_allclose(process.inverse_log_snr(top - z * jnp.array([0.25, 0.5, 0.75])), quantiles, rtol=1e-7)
 
 
-# Log-SNR from 13.3 to -5: the normaliser int alpha^2 d(-log_snr), and the log-SNR of the quantiles .25, .5, .75.
+# Log-SNR from 13.3 to -5: the normalizer int alpha^2 d(-log_snr), and the log-SNR of the quantiles .25, .5, .75.
 VELOCITY = {
     "vp": (sdes.vp_linear, 13.29328633, (9.9766336, 6.6520680, 3.2935889)),
     "straight": (sdes.straight, 11.29910796, None),
@@ -182,7 +183,7 @@ def test_the_rule_for_sub_vp(x64, monkeypatch):
     np.testing.assert_allclose(found.t, (0.0149401164, 0.0621931509, 0.2459146343), rtol=1e-8)
     weight = 0.5 * found.inv_density * process.diffusion_sq(found.t) / process.variance(found.t)
     np.testing.assert_allclose(weight, (6.2171772585, 6.2295190580, 8.7365849826), rtol=1e-9)
-    share = 1 - process.variance(found.t) / times.normal_variance(process, found.t)
+    share = 1 - process.variance(found.t) / process.normal_variance(found.t)
     np.testing.assert_allclose(weight * share, 6.2170914585, rtol=1e-9)
 
 
@@ -216,7 +217,7 @@ def test_laws_near_a_normal_are_unbiased_under_every_process(x64, name, process)
     process = process64(process)
     found = NORMAL[name](process, jax.random.key(0), 100_000, t_min=1e-2)
     grid = np.linspace(1e-2, 1.0, 200_001)
-    share = lambda t: 1 - process.variance(t) / times.normal_variance(process, t)
+    share = lambda t: 1 - process.variance(t) / process.normal_variance(t)
     rates = {
         "ll": lambda t: process.diffusion_sq(t) / process.variance(t) * share(t),
         "re": lambda t: 2 * process.drift_coeff(t) * process.variance(t) + process.diffusion_sq(t),

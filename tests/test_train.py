@@ -10,8 +10,10 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from scoreflow import build, checkpoint, parallel, report, train, workdir
-from scoreflow.errors import RunError, UserError
+from scoreflow import configure as build
+from scoreflow import train
+from scoreflow.runs import checkpoint, parallel, report, workdir
+from scoreflow.runs.errors import RunError, UserError
 from tests import tiny
 
 
@@ -30,7 +32,7 @@ def _experiment():
 def _run(folder: Path, **changes):
     experiment, plan = _experiment()
     train.train(experiment, plan._replace(**changes), folder)
-    template = train.init_state(experiment, plan.optimiser)
+    template = train.init_state(experiment, plan.optimizer)
     step = checkpoint.latest(workdir.checkpoints(folder))
     return step, checkpoint.restore(workdir.checkpoints(folder), step, template)
 
@@ -91,8 +93,8 @@ def test_a_divided_state_is_the_same_run(tmp_path):
     for name, divided in (("whole", False), ("divided", True)):
         folder = tmp_path / name
         workdir.claim(folder, experiment.config, resume=True)
-        train.train(experiment, plan._replace(split_state=divided), folder)
-        template = train.init_state(experiment, plan.optimiser, divided=not divided)  # and comes back the other way
+        train.train(experiment, plan._replace(fsdp=divided), folder)
+        template = train.init_state(experiment, plan.optimizer, divided=not divided)  # and comes back the other way
         ends[name] = checkpoint.restore(workdir.checkpoints(folder), 8, template)
     whole, divided = ({r["step"]: r["loss"] for r in report.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
     assert whole.keys() == divided.keys() and list(divided.values()) == pytest.approx(list(whole.values()), rel=1e-5)
@@ -120,7 +122,7 @@ def test_what_a_program_needs_is_counted_for_each_device():
 def test_a_checkpoint_of_four_devices_restores_on_one(whole, monkeypatch):
     experiment, plan = _experiment()
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
-    template = train.init_state(experiment, plan.optimiser)
+    template = train.init_state(experiment, plan.optimizer)
     found = checkpoint.restore(workdir.checkpoints(whole[0]), 8, template)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {1}
     assert _same(found, whole[1])
@@ -158,9 +160,9 @@ def _linear_objective(params, key, batch, *, train, step=None):
 def test_accumulation_is_the_mean_gradient_of_the_parts():
     batch = {"x": jax.random.normal(jax.random.key(0), (12, 3))}
     params = {"w": jnp.arange(3.0)}
-    key, optimiser = jax.random.key(5), optax.sgd(1.0)
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
-    step = train.make_train_step(_linear_objective, optimiser, key, ema_decay=0.9, accumulate=3)
+    key, optimizer = jax.random.key(5), optax.sgd(1.0)
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    step = train.make_train_step(_linear_objective, optimizer, key, ema_decay=0.9, grad_accum=3)
     found, metrics = step(state, batch)
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
     grad = jax.grad(lambda p, k, x: _linear_objective(p, k, {"x": x}, train=True)[0])
@@ -170,9 +172,9 @@ def test_accumulation_is_the_mean_gradient_of_the_parts():
 
 
 def test_ema_is_the_running_average_with_its_warm_up():
-    optimiser, params = optax.sgd(0.1), {"w": jnp.ones(3)}
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
-    step = train.make_train_step(_linear_objective, optimiser, jax.random.key(0), ema_decay=0.3)
+    optimizer, params = optax.sgd(0.1), {"w": jnp.ones(3)}
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    step = train.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.3)
     average = np.ones(3)
     for i in range(6):
         state, _ = step(state, {"x": jnp.eye(3)})
@@ -188,10 +190,10 @@ def test_the_dispatch_is_traced_once():
         traces.append(1)
         return _linear_objective(params, key, batch, train=train)
 
-    optimiser, params = optax.adam(0.1), {"w": jnp.ones(3)}
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimiser.init(params))
+    optimizer, params = optax.adam(0.1), {"w": jnp.ones(3)}
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
     state = parallel.replicate(state)
-    step = train.make_train_step(objective, optimiser, jax.random.key(0), ema_decay=0.9)
+    step = train.make_train_step(objective, optimizer, jax.random.key(0), ema_decay=0.9)
     dispatch = train.compile_dispatch(step, 1)
     for i in range(3):
         state, _ = dispatch(state, parallel.shard({"x": np.full((1, 4, 3), i, np.float32)}, axis=1))
@@ -208,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
     from scoreflow import data
 
-    poison = jnp.mean(jnp.asarray(data.batch(experiment.source.train, 0, 5, 16)["x"]))
+    poison = jnp.mean(jnp.asarray(data.batch(experiment.data.train, 0, 5, 16)["x"]))
     with pytest.raises(RunError, match="step 5: .*loss = nan.*checkpoint of step 4 is kept"):
         train.train(experiment._replace(objective=poisoned), plan, tmp_path)
     assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 4
@@ -222,9 +224,9 @@ def _sometimes_nan(params, key, batch, *, train, step):
 
 def test_a_skipped_step_changes_nothing_but_the_count():
     """NaN in steps 1 and 2 of 5: parameters, average and moments are those of the finite steps alone."""
-    optimiser, params = optax.adam(0.1), {"w": jnp.ones(3)}
-    fresh = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
-    step = train.make_train_step(_sometimes_nan, optimiser, jax.random.key(0), ema_decay=0.9, skip=2)
+    optimizer, params = optax.adam(0.1), {"w": jnp.ones(3)}
+    fresh = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    step = train.make_train_step(_sometimes_nan, optimizer, jax.random.key(0), ema_decay=0.9, skip=2)
     x, state, seen = jax.random.normal(jax.random.key(1), (5, 4, 3)), fresh, []
     for i in range(5):
         before = state
@@ -233,7 +235,7 @@ def test_a_skipped_step_changes_nothing_but_the_count():
         if i in (1, 2):
             assert _same(state[1:], before[1:]) and int(state.step) == int(before.step) + 1
     assert seen == [0.0, 1.0, 1.0, 0.0, 0.0]
-    wanted, plain = fresh, train.make_train_step(_linear_objective, optimiser, jax.random.key(0), ema_decay=0.9)
+    wanted, plain = fresh, train.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.9)
     for i in (0, 3, 4):
         wanted, _ = plain(wanted._replace(step=jnp.asarray(i)), {"x": x[i]})
     assert _same(state[1:], wanted[1:])
@@ -266,9 +268,9 @@ def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole
     """With a learning rate of nothing, the new run ends where the other's average was."""
     experiment, plan = _experiment()
     _, other = whole
-    frozen = plan._replace(init_from=whole[0], optimiser=optax.sgd(0.0))
+    frozen = plan._replace(init_from=whole[0], optimizer=optax.sgd(0.0))
     train.train(experiment, frozen, tmp_path)
-    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, train.init_state(experiment, frozen.optimiser))
+    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, train.init_state(experiment, frozen.optimizer))
     assert _same(found.params, other.ema_params) and not _same(found.params, other.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params, other.ema_params)
 
@@ -291,7 +293,7 @@ def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
         data__name="arrays", data__path=str(tmp_path / "gaussian.npy"), weight__name="noise", times__name="stratified",
         training__steps=400, training__batch_size=512, training__learning_rate=3e-3, training__warmup=20,
         training__steps_per_dispatch=20, training__checkpoint_every=400, training__validate_every=400,
-        training__log_every=100, model__dropout=0.0, model__width=32, eval__features="pixels", score__kind="noise",
+        training__log_every=100, model__dropout=0.0, model__width=32, eval__features="pixels", score__prediction="noise",
     )  # fmt: skip
     experiment, plan = build.build(config, "gaussian"), build.train_plan(config)
     train.train(experiment, plan, tmp_path / "run")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import sdes, transitions
+from scoreflow.processes import sdes, transitions
 from tests.truth import PROCESSES, process64
 
 

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import divergence, latent, likelihood, sdes, terminal, times
-from scoreflow.losses import latent as losses
-from scoreflow.losses import spectral
+from scoreflow import divergence, likelihood, terminal
+from scoreflow.latent import space as latent
 from scoreflow.models import vae
 from scoreflow.models.hierarchical import HierarchicalVAE, NormedConv, ResidualCell
+from scoreflow.objectives import latent as losses
+from scoreflow.objectives import spectral, times
+from scoreflow.processes import sdes
 from tests.truth import gaussian_score, integral
 
 
@@ -172,7 +174,7 @@ def test_entropy_of_diagonal_gaussians_and_its_gradient(x64):
 
 
 def test_sums_over_groups_and_channels():
-    """Both add up to the sum over everything; groups are neighbouring channels."""
+    """Both add up to the sum over everything; groups are neighboring channels."""
     each = jnp.asarray(np.arange(2 * 2 * 2 * 6, dtype=np.float32).reshape(2, 2, 2, 6))
     groups, channels = losses.group_sums(each, 3), losses.channel_sums(each)
     np.testing.assert_allclose(groups.sum(1), losses.example_sums(each))
@@ -208,23 +210,23 @@ def test_the_penalty_sees_normed_kernels_as_they_act_and_scales_by_their_largest
 # A linear-Gaussian VAE: x = W z + noise, z ~ N(a, diag(b)), so that q(z|x), p(x) and every score are known.
 
 LOADINGS = np.array([[1.0, 0.5], [-0.3, 0.8], [0.2, -1.1]])
-CENTRE, SPREAD, NOISE = np.array([0.4, -0.2]), np.array([0.7, 1.3]), 0.3
+CENTER, SPREAD, NOISE = np.array([0.4, -0.2]), np.array([0.7, 1.3]), 0.3
 
 
 def linear_terms(process, t_min, n=6):
     """x [n, 3], posterior draws z [n, 2], log q(z|x), log p(x|z), and the exact log p(x)."""
     rng = np.random.default_rng(0)
-    z = CENTRE + np.sqrt(SPREAD) * rng.standard_normal((n, 2))
+    z = CENTER + np.sqrt(SPREAD) * rng.standard_normal((n, 2))
     x = z @ LOADINGS.T + NOISE * rng.standard_normal((n, 3))
     precision = np.diag(1 / SPREAD) + LOADINGS.T @ LOADINGS / NOISE**2
     covariance = np.linalg.inv(precision)
-    mean = (CENTRE / SPREAD + x @ LOADINGS / NOISE**2) @ covariance
+    mean = (CENTER / SPREAD + x @ LOADINGS / NOISE**2) @ covariance
     draws = mean + rng.standard_normal((n, 2)) @ np.linalg.cholesky(covariance).T
     from scipy.stats import multivariate_normal as normal
 
     log_q = np.array([normal.logpdf(d, m, covariance) for d, m in zip(draws, mean)])
     log_lik = np.array([normal.logpdf(v, LOADINGS @ d, NOISE**2 * np.eye(3)) for v, d in zip(x, draws)])
-    marginal = normal(LOADINGS @ CENTRE, LOADINGS @ np.diag(SPREAD) @ LOADINGS.T + NOISE**2 * np.eye(3))
+    marginal = normal(LOADINGS @ CENTER, LOADINGS @ np.diag(SPREAD) @ LOADINGS.T + NOISE**2 * np.eye(3))
     return x, draws, log_q, log_lik, marginal.logpdf(x), mean, covariance
 
 
@@ -233,7 +235,7 @@ def test_with_the_exact_posterior_and_prior_the_bound_is_the_likelihood(x64, t_m
     """-log p(x|z) + log q(z|x) - log p(z) by the ODE is -log p(x) at every draw, up to the cut-off's error."""
     process = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_linear())
     _, z, log_q, log_lik, log_p, _, _ = linear_terms(process, t_min)
-    score = gaussian_score(process, CENTRE, SPREAD)
+    score = gaussian_score(process, CENTER, SPREAD)
     law = terminal.prior(process)
     options = {"t_min": t_min, "divergence": divergence.exact, "rtol": 1e-8, "atol": 1e-8}
     found = likelihood.log_prob(process, score, law, jax.random.key(0), jnp.asarray(z), **options)
@@ -249,7 +251,7 @@ def test_the_training_bound_is_the_likelihood_too(x64):
     x, _, _, _, log_p, mean, covariance = linear_terms(process, t_min)
     rng = np.random.default_rng(1)
     z = mean[0] + rng.standard_normal((n, 2)) @ np.linalg.cholesky(covariance).T
-    score = gaussian_score(process, CENTRE, SPREAD)
+    score = gaussian_score(process, CENTER, SPREAD)
     t, inv_density = times.normal_likelihood(process, jax.random.key(0), n, t_min=t_min)
     found = jax.jit(
         lambda z: losses.cross_entropy(process, score, jax.random.key(1), z, t, inv_density, t_min=t_min).total
@@ -273,7 +275,7 @@ def test_the_divergence_from_a_normal_prior_by_score_matching(x64):
             alpha2, var = process.alpha(t) ** 2, process.variance(t)
             return 0.5 * ((1 - var) ** 2 + var * alpha2 * (std**2 + mean**2)) / -jnp.expm1(jnp.asarray(level))
 
-        constant, _ = losses.edges(process, jnp.zeros((1, 1)), t_min)
+        constant, _ = losses.boundary_terms(process, jnp.zeros((1, 1)), t_min)
         entropy = 0.5 * np.log(2 * np.pi * np.e * std**2)
         assert integral(integrand, low, high) + float(constant[0]) - entropy == pytest.approx(wanted, abs=2e-8)
 
@@ -307,7 +309,7 @@ def test_the_geometric_process_spends_its_time_evenly(x64):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Between stored and modelled levels.
+# Between stored and modeled levels.
 
 
 def test_levels_are_read_and_written():
@@ -322,7 +324,7 @@ def test_levels_are_read_and_written():
     )
     np.testing.assert_array_equal(fewer.write(jnp.asarray([0.0, 31.0])), [0, 255])
     assert 25 / 31 * 2 - 1 == pytest.approx(0.6129032258, abs=1e-10)  # where the decoder sees level 200 at 5 bits
-    binary = latent.Levels(17, 2, binarised=True)
+    binary = latent.Levels(17, 2, binarized=True)
     drawn = np.asarray(binary.read(jax.random.key(0), np.full(20_000, 4, np.uint8)))
     assert set(drawn) == {0, 1} and abs(drawn.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 20_000)
     np.testing.assert_array_equal(binary.write(jnp.asarray([0.0, 0.5, 1.0])), [0, 8, 16])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import sdes, transitions
+from scoreflow.processes import sdes, transitions
 from scoreflow.theory import complexity, exact, processes, wasserstein
 from scoreflow.theory.wasserstein import Target
 from tests.truth import integral, slope

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scoreflow.errors import UserError
+from scoreflow.runs.errors import UserError
 
 
 class DataError(UserError):
@@ -25,13 +25,13 @@ class Split(NamedTuple):
     label: np.ndarray | None = None
 
 
-class Source(NamedTuple):
+class Dataset(NamedTuple):
     """A data set.
 
     Attributes:
       name: for messages and file names.
       train, test: the splits.
-      levels: number of grey levels; 0 where the data are continuous.
+      num_levels: number of grey levels; 0 where the data are continuous.
       num_classes: number of labels; 0 where there are none.
       log_prob: log-density (nats) of x [B, ...], where it is known.
     """
@@ -39,7 +39,7 @@ class Source(NamedTuple):
     name: str
     train: Split
     test: Split
-    levels: int
+    num_levels: int
     num_classes: int = 0
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -83,7 +83,7 @@ def batch(split: Split, seed: int, step: int, size: int, *, flip: bool = False) 
     return {"x": x} if split.label is None else {"x": x, "label": split.label[index]}
 
 
-def ahead(items: Iterator) -> Iterator:
+def prefetch(items: Iterator) -> Iterator:
     """The same items in the same order, each made by another thread while the one before is worked on."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from scoreflow import caches
 from scoreflow.data import DataError
+from scoreflow.runs import caches
 
 
 class File(NamedTuple):

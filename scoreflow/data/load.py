@@ -1,4 +1,4 @@
-"""From a name or a path to a `Source`."""
+"""From a name or a path to a `Dataset`."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scoreflow.data import DataError, Source, Split, hold_out, toy
+from scoreflow.data import DataError, Dataset, Split, hold_out, toy
 from scoreflow.data.archives import ARCHIVES, Archive, centre_crop_resize, decode
 from scoreflow.data.fetch import locate
 
@@ -24,28 +24,28 @@ TOYS = {
 _TOY_SIZES = (100_000, 20_000)
 
 
-def digits() -> Source:
+def digits() -> Dataset:
     """The 1797 handwritten digits of scikit-learn, 8x8, 17 levels, real and on every machine: 1437 train, 360 test."""
     from sklearn.datasets import load_digits
 
     content = load_digits()
     x, label = content.images.astype(np.uint8)[..., None], content.target.astype(np.int32)
-    return Source("digits", *hold_out(x, label, 0.2), levels=17, num_classes=10)
+    return Dataset("digits", *hold_out(x, label, 0.2), num_levels=17, num_classes=10)
 
 
-def toy_density(name: str) -> Source:
+def toy_density(name: str) -> Dataset:
     """A density of `toy`: 100,000 training and 20,000 test points from a fixed seed."""
     density = TOYS[name]()
     train, test = (
         Split(density.sample(np.random.default_rng([0, i]), n).astype(np.float32)) for i, n in enumerate(_TOY_SIZES)
     )
-    return Source(name, train, test, levels=0, log_prob=density.log_prob)
+    return Dataset(name, train, test, num_levels=0, log_prob=density.log_prob)
 
 
-def arrays(path: str, *, test_fraction: float = 0.1, levels: int = 256) -> Source:
+def arrays(path: str, *, test_fraction: float = 0.1, num_levels: int = 256) -> Dataset:
     """A `.npy` file [N, ...], or a `.npz` with `train` and optionally `test`, `train_label`, `test_label`.
 
-    uint8 arrays are levels below `levels`; floating ones are continuous data, used as they are. Where there is no test
+    uint8 arrays are levels below `num_levels`; floating ones are continuous data, used as they are. Where there is no test
     split, `test_fraction` of the examples is held out.
     """
     if not Path(path).is_file():
@@ -63,8 +63,10 @@ def arrays(path: str, *, test_fraction: float = 0.1, levels: int = 256) -> Sourc
             raise DataError(f"{path}: examples of shape [N, ...] are needed, not {x.shape}")
         if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
             raise DataError(f"{path}: {x.dtype} is neither uint8 (levels) nor floating (continuous)")
-        if x.dtype == np.uint8 and x.max() >= levels:
-            raise DataError(f"{path} has level {x.max()}, but data.levels = {levels} allows 0 to {levels - 1}")
+        if x.dtype == np.uint8 and x.max() >= num_levels:
+            raise DataError(
+                f"{path} has level {x.max()}, but data.num_levels = {num_levels} allows 0 to {num_levels - 1}"
+            )
         if label is not None and len(label) != len(x):
             raise DataError(f"{path}: {len(x)} examples but {len(label)} labels")
         if np.issubdtype(x.dtype, np.floating):
@@ -79,11 +81,11 @@ def arrays(path: str, *, test_fraction: float = 0.1, levels: int = 256) -> Sourc
     else:
         train, test = hold_out(train.x, train.label, test_fraction)
     classes = 0 if train.label is None else int(train.label.max()) + 1
-    return Source(Path(path).stem, train, test, levels if train.x.dtype == np.uint8 else 0, classes)
+    return Dataset(Path(path).stem, train, test, num_levels if train.x.dtype == np.uint8 else 0, classes)
 
 
-def samples(path: str, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    """What a generator made, [N, *shape]: an `.npy` file as `--mode=sample` writes it, uint8 where `levels` > 0.
+def samples(path: str, shape: tuple[int, ...], num_levels: int) -> np.ndarray:
+    """What a generator made, [N, *shape]: an `.npy` file as `--mode=sample` writes it, uint8 where `num_levels` > 0.
 
     Raises:
       DataError: if it is missing, unreadable or of another shape or kind.
@@ -94,12 +96,12 @@ def samples(path: str, shape: tuple[int, ...], levels: int) -> np.ndarray:
         x = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is not a readable .npy file: {str(error).splitlines()[0]}") from error
-    kind = "uint8" if levels else "float"
+    kind = "uint8" if num_levels else "float"
     if (
         not isinstance(x, np.ndarray)
         or x.shape[1:] != tuple(shape)
         or not len(x)
-        or (x.dtype == np.uint8) != bool(levels)
+        or (x.dtype == np.uint8) != bool(num_levels)
     ):
         raise DataError(f"{path} must hold {kind} examples [N, {', '.join(map(str, shape))}]")
     return x
@@ -109,7 +111,7 @@ def _labels(label: np.ndarray | None) -> np.ndarray | None:
     return None if label is None else label.astype(np.int32)
 
 
-def folder(path: str, *, image_size: int = 0, test_fraction: float = 0.1) -> Source:
+def folder(path: str, *, image_size: int = 0, test_fraction: float = 0.1) -> Dataset:
     """A folder of images; if they lie in sub-folders, each is a class.
 
     With `image_size` every image is cut to its central square and resized; without, all must have one size.
@@ -132,10 +134,10 @@ def folder(path: str, *, image_size: int = 0, test_fraction: float = 0.1) -> Sou
     classes, label = np.unique(names, return_inverse=True)
     label = label.astype(np.int32) if len(classes) > 1 else None
     train, test = hold_out(np.stack(images), label, test_fraction)
-    return Source(root.name, train, test, 256, len(classes) if label is not None else 0)
+    return Dataset(root.name, train, test, 256, len(classes) if label is not None else 0)
 
 
-def named(name: str, data_dir: Path, image_size: int = 0) -> Source:
+def named(name: str, data_dir: Path, image_size: int = 0) -> Dataset:
     """A data set of `ARCHIVES`: from cached arrays, a TFDS-prepared folder, or the original archives.
 
     Looks, in this order, for `<data_dir>/arrays/<name>`, `<data_dir>/<name>/<version>/dataset_info.json` (TFDS,
@@ -153,7 +155,7 @@ def named(name: str, data_dir: Path, image_size: int = 0) -> Source:
             _check_counts(name, archive, splits)
         _store(cache, splits)
     train, test = (_resized(_stored(cache, split), image_size) for split in ("train", "test"))
-    return Source(name, train, test, 256, archive.num_classes if train.label is not None else 0)
+    return Dataset(name, train, test, 256, archive.num_classes if train.label is not None else 0)
 
 
 def _resized(split: Split, image_size: int) -> Split:
@@ -190,9 +192,9 @@ def _tfds(path: Path) -> tuple[Split, Split]:
 
     def read(split):
         records = builder.as_data_source(split)
-        labelled = "label" in builder.info.features
+        labeled = "label" in builder.info.features
         x = np.stack([np.asarray(record["image"]) for record in records])
-        return Split(x, np.asarray([record["label"] for record in records], np.int32) if labelled else None)
+        return Split(x, np.asarray([record["label"] for record in records], np.int32) if labeled else None)
 
     return read("train"), read(test_name)
 

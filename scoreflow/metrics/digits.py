@@ -30,34 +30,34 @@ class DigitClassifier(nn.Module):
         return h, nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(h))
 
 
-def _train(split: Split, levels: int, classes: int) -> dict:
+def _train(split: Split, num_levels: int, classes: int) -> dict:
     model = DigitClassifier(classes)
     params = model.init(jax.random.key(_SEED), jnp.zeros((1, *split.x.shape[1:])), False)
-    optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS), weight_decay=1e-2)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS), weight_decay=1e-2)
 
     def loss(params, key, x, label):
         # Noise of half a level either way: the classifier should not tell samples from data by their rounding.
-        x = (x.astype(jnp.float32) + jax.random.uniform(key, x.shape) - 0.5) / (levels - 1)
+        x = (x.astype(jnp.float32) + jax.random.uniform(key, x.shape) - 0.5) / (num_levels - 1)
         logits = model.apply(params, x, True, rngs={"dropout": jax.random.fold_in(key, 1)})[1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
     @jax.jit
     def step(params, state, key, x, label):
-        updates, state = optimiser.update(jax.grad(loss)(params, key, x, label), state, params)
+        updates, state = optimizer.update(jax.grad(loss)(params, key, x, label), state, params)
         return optax.apply_updates(params, updates), state
 
-    state = optimiser.init(params)
+    state = optimizer.init(params)
     for i in range(_STEPS):
         data = batch(split, _SEED, i, _BATCH)
         params, state = step(params, state, jax.random.fold_in(jax.random.key(_SEED), i), data["x"], data["label"])
     return params
 
 
-def classifier(split: Split, levels: int, cache_dir: Path) -> Extractor:
+def classifier(split: Split, num_levels: int, cache_dir: Path) -> Extractor:
     """The feature function "digits": penultimate activations and class probabilities of a classifier of `split`.
 
     Args:
-      split: labelled training images of integer levels; a seeded classifier is fitted to them, within seconds.
+      split: labeled training images of integer levels; a seeded classifier is fitted to them, within seconds.
       levels: number of grey levels.
       cache_dir: where the fitted parameters are kept; their file name carries a digest of the data.
     """
@@ -68,12 +68,12 @@ def classifier(split: Split, levels: int, cache_dir: Path) -> Extractor:
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *split.x.shape[1:])), False))
     params = _load(path, template)
     if params is None:
-        params = _train(split, levels, classes)
+        params = _train(split, num_levels, classes)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{id(params)}.tmp")
         scratch.write_bytes(flax.serialization.to_bytes(params))
         scratch.replace(path)
-    return Extractor("digits classifier", _extractor(model, params, levels))
+    return Extractor("digits classifier", _extractor(model, params, num_levels))
 
 
 def _load(path: Path, template) -> dict | None:
@@ -86,8 +86,8 @@ def _load(path: Path, template) -> dict | None:
     return params if all(jax.tree.leaves(fits)) else None
 
 
-def _extractor(model: nn.Module, params, levels: int) -> Callable[[np.ndarray], Features]:
-    forward = jax.jit(lambda x: model.apply(params, x.astype(jnp.float32) / (levels - 1), False))
+def _extractor(model: nn.Module, params, num_levels: int) -> Callable[[np.ndarray], Features]:
+    forward = jax.jit(lambda x: model.apply(params, x.astype(jnp.float32) / (num_levels - 1), False))
 
     def extract(x):
         pool, logits = forward(x)

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import parallel
 from scoreflow.data import DataError
 from scoreflow.data.fetch import digest
 from scoreflow.metrics import Extractor, Features
 from scoreflow.metrics.weights import read_tensors
+from scoreflow.runs import parallel
 
 _DIGEST = "6726825d"  # the first digits of the published file's sha256, which its name carries
 NAME = f"pt_inception-2015-12-05-{_DIGEST}.pth"
@@ -141,12 +141,12 @@ def features(layers: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pool, pool @ layers["fc"][0]
 
 
-def extractor(folder: Path, levels: int) -> Extractor:
-    """The feature function "Inception 2015-12-05" of images of grey levels or colours.
+def extractor(folder: Path, num_levels: int) -> Extractor:
+    """The feature function "Inception 2015-12-05" of images of grey levels or colors.
 
     Args:
       folder: where the weights are.
-      levels: of the images' numbers, 0 ... levels - 1, which are spread over 0 ... 255.
+      num_levels: of the images' numbers, 0 ... num_levels - 1, which are spread over 0 ... 255.
 
     Raises:
       DataError: if the weights are missing, altered or not what they should be.
@@ -162,11 +162,11 @@ def extractor(folder: Path, levels: int) -> Extractor:
         layers = fold(read_tensors(path))
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} does not hold the Inception weights: {error}") from error
-    return Extractor("Inception 2015-12-05", features_of(parallel.replicate(layers), levels), "inception_score")
+    return Extractor("Inception 2015-12-05", features_of(parallel.replicate(layers), num_levels), "inception_score")
 
 
-def features_of(layers: dict, levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
-    """The feature function: images [N, H, W, 1 or 3] of `levels` -> Features, `batch` on each device at a time.
+def features_of(layers: dict, num_levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
+    """The feature function: images [N, H, W, 1 or 3] of `num_levels` -> Features, `batch` on each device at a time.
 
     Args:
       layers: what `fold` gives, on all devices.
@@ -175,7 +175,7 @@ def features_of(layers: dict, levels: int, batch: int = 100) -> Callable[[np.nda
     @parallel.jit
     def run(layers, x):
         with jax.default_matmul_precision("highest"):
-            pool, logits = features(layers, x.astype(jnp.float32) * (255.0 / (levels - 1)))
+            pool, logits = features(layers, x.astype(jnp.float32) * (255.0 / (num_levels - 1)))
         return pool, jax.nn.softmax(logits)
 
     def extract(x):

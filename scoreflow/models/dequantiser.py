@@ -1,6 +1,6 @@
-"""A conditional flow that fills the bins of an image: variational dequantisation.
+"""A conditional flow that fills the bins of an image: variational dequantization.
 
-Logistic noise z, couplings of it, and a sigmoid to (0, 1). A coupling leaves the cells of one colour of a checkerboard
+Logistic noise z, couplings of it, and a sigmoid to (0, 1). A coupling leaves the cells of one color of a checkerboard
 as they are and moves each of the others by the increasing map (Ho et al. 2019, arXiv 1902.00275, section 3)
 
     z -> exp(a) logit(mixture of logistic distribution functions at z) + b                                          (1)
@@ -51,7 +51,7 @@ class DequantisingFlow(nn.Module):
     """(logistic noise z [B, H, W, C], image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1), its log-density [B]).
 
     Attributes:
-      couplings: number of maps (1); colours alternate.
+      couplings: number of maps (1); colors alternate.
       channels: width of their networks.
       blocks: residual blocks in each.
       components: M in (1).
@@ -69,11 +69,11 @@ class DequantisingFlow(nn.Module):
     @nn.compact
     def __call__(self, z, image):
         _, height, width, features = z.shape
-        colour = jnp.add.outer(jnp.arange(height), jnp.arange(width))[None, :, :, None] % 2
+        color = jnp.add.outer(jnp.arange(height), jnp.arange(width))[None, :, :, None] % 2
         context = Conv3x3(self.context)(nn.silu(Conv3x3(self.context)(image)))
         log_density = jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z)
         for i in range(self.couplings):
-            kept = (colour == i % 2).astype(z.dtype)
+            kept = (color == i % 2).astype(z.dtype)
             h = Conv3x3(self.channels)(jnp.concatenate([kept * z, jnp.broadcast_to(kept, z.shape), context], axis=-1))
             for _ in range(self.blocks):
                 h = _Residual(self.num_heads)(h)

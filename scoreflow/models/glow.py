@@ -2,7 +2,7 @@
 
     x -> squeeze -> [steps] -> split -> squeeze -> [steps] -> ... -> noise,    step = actnorm, 1x1 convolution, coupling
 
-Every number of the noise is standard normal under the model: what is split off, and what is left, is standardised by a
+Every number of the noise is standard normal under the model: what is split off, and what is left, is standardized by a
 mean and a scale of the flow's own, so log p(x) = log N(noise; 0, I) + log |det d noise / d x|. All maps have the form
 (x, reverse) -> (y, log-determinant [B] or 0).
 """
@@ -31,7 +31,7 @@ def unsqueeze(x: jax.Array) -> jax.Array:
 
 
 class ActNorm(nn.Module):
-    """An affine map per channel that begins by standardising the first batch."""
+    """An affine map per channel that begins by standardizing the first batch."""
 
     @nn.compact
     def __call__(self, x, reverse=False):
@@ -132,18 +132,18 @@ class Step(nn.Module):
 
 
 class Split(nn.Module):
-    """Standardises the second half of the channels, given the first."""
+    """Standardizes the second half of the channels, given the first."""
 
     conv: Callable = conv3x3_direct
 
     @nn.compact
     def __call__(self, kept, part, reverse=False):
         h = EdgeConv(2 * part.shape[-1], zero=True, conv=self.conv)(kept)
-        return _standardise(part, h[..., 0::2], h[..., 1::2], reverse)
+        return _standardize(part, h[..., 0::2], h[..., 1::2], reverse)
 
 
 class Top(nn.Module):
-    """Standardises what is left, by a mean and scale that depend on the edges alone."""
+    """Standardizes what is left, by a mean and scale that depend on the boundary_terms alone."""
 
     conv: Callable = conv3x3_direct
 
@@ -151,10 +151,10 @@ class Top(nn.Module):
     def __call__(self, x, reverse=False):
         blank = jnp.zeros((1, *x.shape[1:3], 2 * x.shape[3]), x.dtype)
         mean, log_std = jnp.split(EdgeConv(2 * x.shape[3], zero=True, conv=self.conv)(blank), 2, axis=-1)
-        return _standardise(x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(log_std, x.shape), reverse)
+        return _standardize(x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(log_std, x.shape), reverse)
 
 
-def _standardise(x, mean, log_std, reverse):
+def _standardize(x, mean, log_std, reverse):
     log_det = -log_std.reshape(len(x), -1).sum(1)
     if reverse:
         return mean + jnp.exp(log_std) * x, -log_det
@@ -165,20 +165,20 @@ class Glow(nn.Module):
     """x [B, H, W, C] -> (noise, a list of arrays with as many numbers as x, log-determinant [B]), and back.
 
     Attributes:
-      levels: resolutions; the first is half that of x. 2^levels must divide its sides.
+      resolutions: resolutions; the first is half that of x. 2^resolutions must divide its sides.
       steps: at each level.
       width: channels inside the couplings.
       conv: lowering of the 3x3 convolutions, see `layers`.
     """
 
-    levels: int = 3
+    resolutions: int = 3
     steps: int = 32
     width: int = 512
     conv: Callable = conv3x3_direct
 
     def setup(self):
-        self.flows = [[Step(self.width, self.conv) for _ in range(self.steps)] for _ in range(self.levels)]
-        self.splits = [Split(self.conv) for _ in range(self.levels - 1)]
+        self.flows = [[Step(self.width, self.conv) for _ in range(self.steps)] for _ in range(self.resolutions)]
+        self.splits = [Split(self.conv) for _ in range(self.resolutions - 1)]
         self.top = Top(self.conv)
 
     def __call__(self, x):
@@ -188,7 +188,7 @@ class Glow(nn.Module):
             for step in flow:
                 x, log_det = step(x)
                 total = total + log_det
-            if level < self.levels - 1:
+            if level < self.resolutions - 1:
                 x, part = jnp.split(x, 2, axis=-1)
                 part, log_det = self.splits[level](x, part)
                 noise.append(part)
@@ -200,8 +200,8 @@ class Glow(nn.Module):
         """noise -> (x, log-determinant [B] of that way)."""
         *parts, x = noise
         x, total = self.top(x, reverse=True)
-        for level in reversed(range(self.levels)):
-            if level < self.levels - 1:
+        for level in reversed(range(self.resolutions)):
+            if level < self.resolutions - 1:
                 part, log_det = self.splits[level](x, parts[level], reverse=True)
                 x, total = jnp.concatenate([x, part], axis=-1), total + log_det
             for step in reversed(self.flows[level]):
@@ -214,7 +214,7 @@ class Glow(nn.Module):
         """Shapes of the noise for x of a shape [B, H, W, C]."""
         b, h, w, c = x_shape
         found = []
-        for _ in range(self.levels - 1):
+        for _ in range(self.resolutions - 1):
             h, w, c = h // 2, w // 2, 2 * c
             found.append((b, h, w, c))
         return [*found, (b, h // 2, w // 2, 4 * c)]

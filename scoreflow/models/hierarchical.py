@@ -7,7 +7,7 @@ score model can take its place for all groups of the coarsest scale together:
     encoder   x -> [cells, halve] -> scales, finest first; every group leaves its features for the decoder
     decoder   a learnt constant -> scales, coarsest first; for every group: draw z, mix it in, cells -> [double, cells]
 
-Here normalisation is over groups of channels where the published code has batch statistics, so that evaluation is the
+Here normalization is over groups of channels where the published code has batch statistics, so that evaluation is the
 same function as training and nothing but parameters has to be kept.
 """
 

@@ -39,7 +39,7 @@ def conv3x3_in_loop(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, kernel, cpu=conv3x3_shifted, default=conv3x3_direct)
 
 
-def unfused(x: jax.Array, number: jax.Array) -> jax.Array:
+def fusion_barrier(x: jax.Array, number: jax.Array) -> jax.Array:
     """x, which on a CPU is written to memory here: XLA fuses nothing through a branch.
 
     There it fuses a chain of cheap operations into each of its consumers, which all compute it anew. In the gradient of
@@ -99,7 +99,7 @@ class NoiseEmbedding(nn.Module):
 
 
 def group_norm(features: int, dtype=None, name: str | None = None) -> nn.GroupNorm:
-    """Group normalisation with the most groups, at most 32, that leave four channels or more in each."""
+    """Group normalization with the most groups, at most 32, that leave four channels or more in each."""
     groups = math.gcd(features, min(32, max(1, features // 4)))
     return nn.GroupNorm(num_groups=groups, dtype=dtype, name=name)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.models.layers import Conv3x3, at_least_float32, conv3x3_direct, unfused
+from scoreflow.models.layers import Conv3x3, at_least_float32, conv3x3_direct, fusion_barrier
 
 
 def resample(x: jax.Array, taps: Sequence[float], up: bool) -> jax.Array:
@@ -147,7 +147,7 @@ class Block(nn.Module):
         h = (skip + h) * self.skip_scale
         if self.heads:
             h = Attention(self.heads, self.skip_scale, self.epsilon, self.kernel_init, self.dtype)(h)
-        return unfused(h, self.variables["params"]["Conv3x3_0"]["bias"][0]) if train else h
+        return fusion_barrier(h, self.variables["params"]["Conv3x3_0"]["bias"][0]) if train else h
 
 
 class PlusUNet(nn.Module):

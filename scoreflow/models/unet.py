@@ -86,12 +86,12 @@ class UNet(nn.Module):
 
         h = Conv3x3(self.channels, dtype=self.dtype, conv=self.conv)(x)
         skips = [h]
-        levels = range(len(self.multipliers))
-        for level in levels:
+        resolutions = range(len(self.multipliers))
+        for level in resolutions:
             for _ in range(self.blocks):
                 h = block(h, level)
                 skips.append(h)
-            if level != levels[-1]:
+            if level != resolutions[-1]:
                 h = downsample(h)
                 skips.append(h)
 
@@ -99,7 +99,7 @@ class UNet(nn.Module):
         h = SelfAttention(self.num_heads, self.dtype)(h)
         h = residual(h, h.shape[-1])
 
-        for level in reversed(levels):
+        for level in reversed(resolutions):
             for _ in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), level)
             if level:

@@ -96,9 +96,9 @@ class Cell(nn.Module):
         return h + (x if x.shape[-1] == self.features else nn.Dense(self.features, dtype=self.dtype)(x))
 
 
-def _walk(h, levels, resize):
-    """Through the cells of every level, resized between two levels."""
-    for i, cells in enumerate(levels):
+def _walk(h, resolutions, resize):
+    """Through the cells of every resolution, resized between two."""
+    for i, cells in enumerate(resolutions):
         h = resize(h) if i else h
         for cell in cells:
             h = cell(h)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scoreflow.processes.sdes import Process
 from scoreflow.score import ScoreFn, denoised
-from scoreflow.sdes import Process
 
 
 class SampleResult(NamedTuple):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scoreflow.processes.sdes import Process
 from scoreflow.samplers import SampleResult
 from scoreflow.score import ScoreFn, denoised, probability_flow
-from scoreflow.sdes import Process
 
 _STAGES = 6  # new evaluations in a step of Tsit5: seven stages, the first being the last of the step before
 _START = 1  # the first stage of the first step

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from scoreflow import transitions
+from scoreflow.processes import transitions
+from scoreflow.processes.sdes import Process, expand
 from scoreflow.samplers import SampleResult, fold, normal, run_steps
 from scoreflow.score import ScoreFn
-from scoreflow.sdes import Process, expand
 
 
 def affine(

@@ -7,7 +7,7 @@ made at each time, from 0 at T to 1 at t_min: equal increments are what `n` step
 import jax
 import jax.numpy as jnp
 
-from scoreflow.sdes import Process
+from scoreflow.processes.sdes import Process
 
 
 def _progress(n: int | jax.Array) -> jax.Array:

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from scoreflow.processes.sdes import Process, expand
 from scoreflow.score import ScoreFn, denoised
-from scoreflow.sdes import Process, expand
 
 
 def classifier_free(score: ScoreFn, scale: float) -> ScoreFn:
@@ -20,14 +20,20 @@ def classifier_free(score: ScoreFn, scale: float) -> ScoreFn:
     return guided
 
 
-def posterior_variance(process: Process, t: jax.Array, data_rms: float) -> jax.Array:
+def posterior_variance(process: Process, t: jax.Array, sigma_data: float) -> jax.Array:
     """Var(x_0 | x_t) of independent Gaussian pixels of the given root mean square, [B] (Song et al. 2023, PiGDM)."""
     alpha_sq, variance = process.alpha(t) ** 2, process.variance(t)
-    return variance * data_rms**2 / (alpha_sq * data_rms**2 + variance)
+    return variance * sigma_data**2 / (alpha_sq * sigma_data**2 + variance)
 
 
 def inpaint(
-    process: Process, score: ScoreFn, known: jax.Array, mask: jax.Array, *, data_rms: float = 1.0, strength: float = 1.0
+    process: Process,
+    score: ScoreFn,
+    known: jax.Array,
+    mask: jax.Array,
+    *,
+    sigma_data: float = 1.0,
+    strength: float = 1.0,
 ) -> ScoreFn:
     """The score of x_t given that x_0 = known where mask is 1.
 
@@ -39,7 +45,7 @@ def inpaint(
     Args:
       known: [B, ...], read only where mask is 1.
       mask: 0 or 1, broadcastable to `known`.
-      data_rms: root mean square of the data.
+      sigma_data: root mean square of the data.
       strength: of the gradient term; 0 leaves it out, and with it the reverse pass.
     """
 
@@ -49,7 +55,7 @@ def inpaint(
         if strength == 0.0:
             return jnp.where(mask == 1, pinned, score(x, t, cond))
         x0, pull_back = jax.vjp(lambda x: denoised(process, score, x, t, cond), x)
-        r2 = expand(posterior_variance(process, t, data_rms), x)
+        r2 = expand(posterior_variance(process, t, sigma_data), x)
         (gradient,) = pull_back(mask * (known - x0) / r2)
         free = (alpha * x0 - x) / variance
         return jnp.where(mask == 1, pinned, free + strength * gradient)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from scoreflow.processes.sdes import Process
 from scoreflow.samplers import SampleResult, run_steps
 from scoreflow.score import ScoreFn, denoised, probability_flow
-from scoreflow.sdes import Process
 
 
 def heun(

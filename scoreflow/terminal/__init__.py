@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from scoreflow.errors import UserError
-from scoreflow.sdes import Process
+from scoreflow.processes.sdes import Process
+from scoreflow.runs.errors import UserError
 
 
 @jax.tree_util.register_dataclass

@@ -17,7 +17,7 @@ import numpy as np
 
 from scoreflow import terminal
 from scoreflow.models.glow import Glow
-from scoreflow.sdes import Process
+from scoreflow.processes.sdes import Process
 from scoreflow.terminal import mixture
 from scoreflow.terminal.flow import Flow
 
@@ -94,7 +94,7 @@ def _mixtures(components: int, covariance: mixture.Covariance, fit_to: Callable,
 def gaussian_mixture(
     components: int = 1, covariance: mixture.Covariance = mixture.FULL, *, transport: bool = True
 ) -> Family:
-    """A Gaussian (1 component) or a mixture, by expectation maximisation.
+    """A Gaussian (1 component) or a mixture, by expectation maximization.
 
     Args:
       components: number of them.
@@ -118,9 +118,9 @@ def dirichlet(components: int = 20, *, transport: bool = False) -> Family:
     return _mixtures(components, mixture.FULL, fit_to, transport)
 
 
-def glow(levels: int = 2, steps: int = 8, width: int = 64, conv: Callable | None = None) -> Family:
+def glow(resolutions: int = 2, steps: int = 8, width: int = 64, conv: Callable | None = None) -> Family:
     """A multiscale flow of x_T, learnt by gradient."""
-    module = Glow(levels, steps, width) if conv is None else Glow(levels, steps, width, conv)
+    module = Glow(resolutions, steps, width) if conv is None else Glow(resolutions, steps, width, conv)
 
     def forward(params, y):
         return module.apply(params, y)

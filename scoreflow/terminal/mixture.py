@@ -29,7 +29,7 @@ class Mixture:
     """A Gaussian mixture with K components in d dimensions, see (1). Examples [B, ...] of d numbers in all.
 
     Attributes:
-      log_weights: [K], normalised.
+      log_weights: [K], normalized.
       means: [K, d].
       basis: U, [K, d, r].
       along: variances in the directions of U, [K, r].
@@ -117,7 +117,7 @@ def of_covariances(weights: np.ndarray, means: np.ndarray, covariances: np.ndarr
     return Mixture(jnp.log(jnp.asarray(weights)), jnp.asarray(means), basis, along, jnp.ones_like(along))
 
 
-def _maximise(x: jax.Array, shares: jax.Array, covariance: Covariance, floor: float) -> Mixture:
+def _maximize(x: jax.Array, shares: jax.Array, covariance: Covariance, floor: float) -> Mixture:
     """The most likely mixture of responsibilities `shares` [N, K], with no variance below `floor`."""
     n, d = x.shape
     r = d if covariance.rank < 0 else min(covariance.rank, d)
@@ -169,7 +169,7 @@ def fit(
     max_iter: int = 200,
     tol: float = 1e-5,
 ) -> Fit:
-    """Maximum likelihood by expectation maximisation; of one component in closed form.
+    """Maximum likelihood by expectation maximization; of one component in closed form.
 
     Starts from k-means. A component that has lost its examples is put on the one that is explained worst.
 
@@ -203,25 +203,25 @@ def fit(
         return jnp.exp(joint - total[:, None]), total
 
     @jax.jit
-    def maximise(shares):
-        return _maximise(data, shares, covariance, floor)
+    def maximize(shares):
+        return _maximize(data, shares, covariance, floor)
 
-    whole = maximise(jnp.ones((len(x), 1), data.dtype))
-    law, history = maximise(jax.nn.one_hot(start, components, dtype=data.dtype)), []
+    whole = maximize(jnp.ones((len(x), 1), data.dtype))
+    law, history = maximize(jax.nn.one_hot(start, components, dtype=data.dtype)), []
     for _ in range(max_iter):
         shares, total = expect(law)
         history.append(float(total.mean()))
         lost = np.flatnonzero(np.asarray(shares.sum(0)) < _EMPTY)
         if components == 1 or (len(history) > 1 and not len(lost) and history[-1] - history[-2] < tol):
             return Fit(law, history, True)
-        law = _moved(law, lost, data[np.argsort(total)[: len(lost)]], whole) if len(lost) else maximise(shares)
+        law = _moved(law, lost, data[np.argsort(total)[: len(lost)]], whole) if len(lost) else maximize(shares)
     return Fit(law, history, False)
 
 
 def fit_dirichlet(x: np.ndarray, *, components: int = 20, seed: int = 0, max_iter: int = 500) -> Mixture:
     """scikit-learn's variational Dirichlet-process mixture, full covariances, as the mixture of its point estimates.
 
-    Its own predictive `score_samples` is not a normalised density (it integrates to 0.95 for 50 points); this is.
+    Its own predictive `score_samples` is not a normalized density (it integrates to 0.95 for 50 points); this is.
     """
     from sklearn.mixture import BayesianGaussianMixture
 

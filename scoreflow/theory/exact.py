@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import transitions
-from scoreflow.rates import quadrature
-from scoreflow.sdes import Process
+from scoreflow.processes import transitions
+from scoreflow.processes.rates import quadrature
+from scoreflow.processes.sdes import Process
 
 Rule = Callable[..., transitions.Step]
 """A function of `transitions`."""
@@ -73,7 +73,7 @@ def gaussian_law(
       rule: the sampler's step, a function of `transitions`.
       data: mean and variance of the data.
       bias: error that the score makes in every coordinate, everywhere.
-      start: the law at grid[0]; N(0, sigma(T)^2) where it is not given. `marginal` leaves the discretisation alone.
+      start: the law at grid[0]; N(0, sigma(T)^2) where it is not given. `marginal` leaves the discretization alone.
 
     Returns:
       The law at grid[-1], without the denoising step.
@@ -158,8 +158,8 @@ _DEFECTS = {
 
 def _time_integral(process: Process, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """int_0^T of a function of times [...] to [...]; a scalar."""
-    edges = jnp.linspace(0.0, process.horizon, _PANELS + 1)
-    return quadrature(function, edges[:-1], edges[1:]).sum()
+    boundary_terms = jnp.linspace(0.0, process.horizon, _PANELS + 1)
+    return quadrature(function, boundary_terms[:-1], boundary_terms[1:]).sum()
 
 
 def variance_slope(process: Process, rule: Rule, lam: float) -> jax.Array:
@@ -308,8 +308,8 @@ def _log_mass(low: jax.Array, high: jax.Array) -> jax.Array:
 
 def checkerboard_log_density(x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
     """log-density of alpha x_0 + sigma noise at one x [2], x_0 uniform on 8 squares of side 2 in [-4, 4)^2."""
-    edges = jnp.arange(-4.0, 5.0, 2.0, dtype=x.dtype)
-    z = (x[:, None] - alpha * edges[None]) / sigma
+    boundary_terms = jnp.arange(-4.0, 5.0, 2.0, dtype=x.dtype)
+    z = (x[:, None] - alpha * boundary_terms[None]) / sigma
     along = _log_mass(z[:, 1:], z[:, :-1])  # [2, 4]: of columns, of rows
     both = along[0][:, None] + along[1][None, :]
     dark = jnp.add.outer(jnp.arange(4), jnp.arange(4)) % 2 == 0

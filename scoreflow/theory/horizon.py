@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from scoreflow.rates import quadrature
-from scoreflow.sdes import Process
+from scoreflow.processes.rates import quadrature
+from scoreflow.processes.sdes import Process
 from scoreflow.theory.exact import Law, marginal
 
 _POINTS, _REACH = 20_001, 12.0  # of the line: points, and standard deviations beyond the outermost means
@@ -134,7 +134,7 @@ class Generated(NamedTuple):
 
 
 def generated(process: Process, data: Line, start: Line, t: float, points: int = 3000) -> Generated:
-    """The law q(x) = int p(x_0 = x | x_T = y) start(y) dy, with the exact score and no error of discretisation.
+    """The law q(x) = int p(x_0 = x | x_T = y) start(y) dy, with the exact score and no error of discretization.
 
     Its divergence from the data is at most KL(p_T || start), and usually much less.
     """

@@ -20,8 +20,8 @@ variance-exploding process takes an offset v0 = sigma(0)^2, 0 in the theory; the
 
 from jax.typing import ArrayLike
 
-from scoreflow.rates import ExponentialRate, LinearRate, PowerRate
-from scoreflow.sdes import VE, VP, SubVP
+from scoreflow.processes.rates import ExponentialRate, LinearRate, PowerRate
+from scoreflow.processes.sdes import VE, VP, SubVP
 
 
 def ve_exp(a: ArrayLike = 1.0, b: ArrayLike = 1.0, v0: ArrayLike = 0.0, horizon: ArrayLike = 1.0) -> VE:

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from scoreflow import transitions
-from scoreflow.rates import quadrature
-from scoreflow.sdes import Process
+from scoreflow.processes import transitions
+from scoreflow.processes.rates import quadrature
+from scoreflow.processes.sdes import Process
 from scoreflow.theory.exact import Rule
 
 _NODES = 8  # of Gauss-Legendre quadrature in each step
@@ -225,13 +225,13 @@ def start_limit(process: Process, target: Target) -> jax.Array:
 
 def score_limit(process: Process, target: Target, score_error: ArrayLike) -> jax.Array:
     """`Bound.score` as the steps become short: M int_0^T g^2 exp(F) (1 + m0 v(0)) / (1 + m0 v / alpha^2) dt."""
-    edges = jnp.linspace(0.0, process.horizon, 65)
+    boundary_terms = jnp.linspace(0.0, process.horizon, 65)
 
     def grown(t):
         ratio = process.variance(t) / process.alpha(t) ** 2
         return process.diffusion_sq(t) / process.alpha(t) / (1.0 + target.m0 * ratio)
 
-    total = quadrature(grown, edges[:-1], edges[1:]).sum()
+    total = quadrature(grown, boundary_terms[:-1], boundary_terms[1:]).sum()
     return score_error * (1.0 + target.m0 * process.initial_variance) * total
 
 

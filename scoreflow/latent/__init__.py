@@ -1,0 +1,1 @@
+"""Latent spaces: data seen through a VAE, and what its decoder says of data."""

@@ -1,0 +1,96 @@
+"""An upper bound on -log p for the SDE model.
+
+The SDE model, ending with the Gaussian decoder N(E[x_0 | x_{t_min}], (sigma / alpha)^2) at t_min (Song et al. 2021,
+arXiv 2101.09258, theorem 3 and its appendix): -log p(x) is at most the sum of
+
+    prior      -E log terminal(x_T)                                                                                 (3)
+    diffusion  1/2 int g^2/sigma^2 (E |sigma score + noise|^2 - d) dt - d int f dt                                  (4)
+    offset     -d log alpha + (E |sigma score + noise|^2 - d) / 2 at t_min                                          (5)
+
+with x_t, x_T perturbed from x. In (4), d int g^2/sigma^2 dt is the fall of log-SNR and int f dt that of log alpha, so
+that neither is estimated. Leaving (5) out is off by the entropy of the last noise: some 8 bits per dimension.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scoreflow.likelihood.ode import check_continuous
+from scoreflow.objectives import times
+from scoreflow.processes.sdes import Process, expand
+from scoreflow.score import ScoreFn
+
+
+class Bound(NamedTuple):
+    """An upper bound on -log p in nats and its terms (3) to (5), [B] each.
+
+    Attributes:
+      total: `prior` + `diffusion` + `offset`, unbiased for the bound.
+      prior: of x_T under the terminal law.
+      diffusion: of the path; mostly negative.
+      offset: of what lies below t_min.
+    """
+
+    total: jax.Array
+    prior: jax.Array
+    diffusion: jax.Array
+    offset: jax.Array
+
+
+def bound(
+    process: Process,
+    score: ScoreFn,
+    terminal,
+    key: jax.Array,
+    x: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    t_min: float,
+    num_times: int = 100,
+    law: Callable = times.importance,
+) -> Bound:
+    """Upper bound on -log p(x) of the SDE model, (3) to (5), by `num_times` times for each example.
+
+    Args:
+      key: PRNG key of times and noise, or a key for each example, [B].
+      x: continuous data [B, ...], float.
+      cond: labels [B] int32 or None.
+      t_min: where the path ends and the decoder begins.
+      num_times: evaluations of the score for each example, each with noise of its own; as many again for (5).
+      law: of the times, see `times`; importance sampling keeps the variance low.
+
+    Raises:
+      TypeError: if x is integer, see `log_prob`.
+    """
+    check_continuous(x)
+    n, size = x.shape[0], x[0].size
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(key if key.ndim else jax.random.split(key, n))
+    t, inv_density = jax.vmap(lambda key: law(process, key, num_times, t_min=t_min))(keys[:, 0])
+
+    def perturbed(keys, t):
+        """x_t [B, ...] and the noise in it, each example at its time and from its key."""
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+        return expand(process.alpha(t), x) * x + expand(process.sigma(t), x) * noise, noise
+
+    def excess(keys, t):
+        """|sigma score + noise|^2 - d of each example, [B]."""
+        xt, noise = perturbed(keys, t)
+        error = (expand(process.sigma(t), x) * score(xt, t, cond) + noise).reshape(n, -1)
+        return jnp.sum(error**2, axis=1) - size
+
+    def at(i):
+        here = jax.vmap(lambda key: jax.random.fold_in(key, i))
+        pace = process.diffusion_sq(t[:, i]) / process.variance(t[:, i])
+        path = 0.5 * inv_density[:, i] * pace * (excess(here(keys[:, 1]), t[:, i]) + size)
+        last = 0.5 * excess(here(keys[:, 2]), jnp.full(n, t_min, x.dtype))
+        prior = -terminal.log_prob(perturbed(here(keys[:, 3]), jnp.full(n, process.horizon, x.dtype))[0])
+        return path, last, prior
+
+    path, last, prior = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(at, jnp.arange(num_times)))
+    fall = process.log_snr(t_min) - process.log_snr(process.horizon)
+    shrunk = process.log_alpha(process.horizon) - process.log_alpha(t_min)
+    diffusion = path - size * (0.5 * fall + shrunk)
+    offset = last - size * process.log_alpha(jnp.asarray(t_min, x.dtype))
+    return Bound(prior + diffusion + offset, prior, diffusion, offset)

@@ -1,0 +1,216 @@
+"""Planning: which process, which horizon, how many steps, before anything is trained.
+
+The data are replaced by the Gaussian with their mean and covariance, for which the sampler's law is known exactly
+(`theory.exact`); beside it stands what is promised for all data as smooth and log-concave (`theory.wasserstein`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoreflow.experiment import EVALUATE, Experiment
+from scoreflow.processes.sdes import Process
+from scoreflow.runs import report, workdir
+from scoreflow.sample import load_ema
+from scoreflow.theory import exact, wasserstein
+
+_MOST_STEPS = 2**16  # beyond which a process counts as hopeless
+_LASTING = 4  # doublings over which the exact distance must stay below the accuracy
+
+
+class PlanPlan(NamedTuple):
+    """How to plan.
+
+    Attributes:
+      processes: those to compare, by name; the configured one is among them.
+      chosen: the name of the configured one.
+      grids: by name, (process, n, *, t_min) -> times; the configured one is the last.
+      rule: the sampler's step, a function of `transitions`.
+      t_min: the time of the configured process at whose log-SNR all grids end.
+      accuracy: 2-Wasserstein distance to reach, as a share of the data's own spread.
+      score_error: of the network, in L2 over all dimensions, for the bound.
+      steps: numbers of steps for the table and the plot.
+      num: training examples that the Gaussian is fitted to.
+    """
+
+    processes: dict[str, Process]
+    chosen: str
+    grids: dict[str, Callable]
+    rule: exact.Rule
+    t_min: float
+    accuracy: float
+    score_error: float
+    steps: tuple[int, ...]
+    num: int
+
+
+class Needed(NamedTuple):
+    """What one process needs on one grid.
+
+    Attributes:
+      steps: the fewest that reach the accuracy on the Gaussian, by its exact law; None if there are none.
+      promised: the fewest for which the bound does; None if there are none.
+      distances, bounds: exact and bounded distance at each number of steps of the plan.
+    """
+
+    steps: int | None
+    promised: int | None
+    distances: list[float]
+    bounds: list[float]
+
+
+class Row(NamedTuple):
+    """One process: its `name`, the `horizon` that leaves half of the accuracy to the steps, the `log_snr` there, and
+    what it needs by grid."""
+
+    name: str
+    horizon: float
+    log_snr: float
+    grids: dict[str, Needed]
+
+
+def fit_gaussian(experiment: Experiment, params, num: int) -> exact.Law:
+    """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each."""
+    x = np.asarray(experiment.encode(params, experiment.key(EVALUATE), np.asarray(experiment.data.train.x[:num])))
+    x = x.reshape(len(x), -1).astype(np.float64)
+    values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
+    return exact.Law(axes.T @ x.mean(0), np.maximum(values, 0.0))
+
+
+def target_of(data: exact.Law) -> wasserstein.Target:
+    """What the bound assumes, for the Gaussian itself; L0 is infinite where the covariance is singular."""
+    low, high = float(data.variance.min()), float(data.variance.max())
+    smooth = 1.0 / low if low > 1e-12 * high else math.inf
+    second = float((data.mean**2 + data.variance).sum())
+    return wasserstein.Target(float(len(data.mean)), 1.0 / high, smooth, math.sqrt(second))
+
+
+def examine(
+    name: str,
+    process: Process,
+    plan: PlanPlan,
+    data: exact.Law,
+    target: wasserstein.Target,
+    accuracy: float,
+    log_snr_end: float,
+) -> Row:
+    """Plans one process: its horizon, then its steps, exact and promised. Call in double precision.
+
+    Args:
+      data: the Gaussian; `target` is what the bound assumes of it.
+      accuracy: the distance to reach.
+      log_snr_end: where grids end. A process that begins with more noise than that ends its grid just after its start.
+    """
+    t_min = float(process.inverse_log_snr(min(log_snr_end, float(process.log_snr(0.0)) - 1e-3)))
+    horizon = max(float(wasserstein.horizon_for(process, target, 0.5 * accuracy)), 2.0 * t_min)
+    stopped = dataclasses.replace(process, horizon=horizon)
+    end, prior_std = float(wasserstein.early_stopping(stopped, target, t_min)), stopped.prior_std()
+    start = exact.Law(jnp.zeros_like(data.mean), jnp.full_like(data.variance, prior_std**2))
+
+    def distance(times):
+        return exact.w2(exact.gaussian_law(stopped, times, plan.rule, data, start=start), data)
+
+    def promise(times):
+        options = {"score_error": plan.score_error, "rule": plan.rule, "prior_std": prior_std}
+        return end + wasserstein.bound(stopped, times, target, **options).total
+
+    def needed(grid):
+        def fewest(measure, lasting):
+            times = lambda progress: grid(stopped, progress, t_min=t_min)
+            return wasserstein.fewest_steps(measure, times, accuracy, most=_MOST_STEPS, lasting=lasting)[0]
+
+        at = [[float(measure(grid(stopped, k, t_min=t_min))) for k in plan.steps] for measure in (distance, promise)]
+        return Needed(fewest(distance, _LASTING), fewest(promise, 0), *at)
+
+    grids = {name: needed(grid) for name, grid in plan.grids.items()}
+    return Row(name, horizon, float(process.log_snr(horizon)), grids)
+
+
+def plan(experiment: Experiment, plan: PlanPlan, folder: Path) -> list[Row]:
+    """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`."""
+    out = folder / "plan"
+    params = None if experiment.latent is None else load_ema(experiment, folder, workdir.newest(folder))
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, plan.num))
+        accuracy = plan.accuracy * math.sqrt(float(data.variance.sum()))
+        end = float(plan.processes[plan.chosen].log_snr(plan.t_min))
+        target = target_of(data)
+        names = report.progress(plan.processes, total=len(plan.processes), unit="row")
+        rows = [examine(name, plan.processes[name], plan, data, target, accuracy, end) for name in names]
+    content = {
+        "data": experiment.data.name,
+        "dimensions": int(target.d),
+        "accuracy": accuracy,
+        "m0": target.m0,
+        "L0": target.L0 if math.isfinite(target.L0) else None,
+        "x0_l2": target.x0_l2,
+        "rule": plan.rule.__name__,
+        "steps": plan.steps,
+        "processes": [
+            row._asdict() | {"grids": {name: grid._asdict() for name, grid in row.grids.items()}} for row in rows
+        ],
+    }
+    report.write_json(out / "plan.json", content)
+    panels = {}
+    for grid in plan.grids:
+        panels[f"exact W2 of the Gaussian, {grid} grid"] = {row.name: row.grids[grid].distances for row in rows}
+        panels[f"bound on W2, {grid} grid"] = {row.name: row.grids[grid].bounds for row in rows}
+    report.plot_steps(out / "plan.png", plan.steps, panels, accuracy)
+    report.say(_table(experiment, plan, rows, target, accuracy))
+    report.say(f"wrote {out / 'plan.json'} and {out / 'plan.png'}")
+    return rows
+
+
+def _steps(value: int | None) -> str:
+    return f"> {_MOST_STEPS:,}" if value is None else f"{value:,}"
+
+
+def _table(experiment: Experiment, plan: PlanPlan, rows: list[Row], target: wasserstein.Target, accuracy: float) -> str:
+    head = ["process", "horizon", "log-SNR"]
+    for grid in plan.grids:
+        head += [f"{grid}: exact", "bound"]
+    body = []
+    for row in rows:
+        words = [row.name + (" *" if row.name == plan.chosen else ""), f"{row.horizon:.4g}", f"{row.log_snr:.2f}"]
+        for needed in row.grids.values():
+            words += [_steps(needed.steps), _steps(needed.promised)]
+        body.append(tuple(words))
+    lines = [
+        f"{experiment.data.name} as a Gaussian in {target.d:.0f} dimensions, standard deviations "
+        f"{target.L0**-0.5:.3g} to {target.m0**-0.5:.3g}",
+        f"steps of {plan.rule.__name__} to W2 = {accuracy:.3g}, {plan.accuracy:.3g} of the data's spread "
+        "(* configured)",
+        "",
+        report.table([tuple(head), *body]),
+        "",
+    ]
+    return "\n".join(lines + _recommendation(plan, rows))
+
+
+def _recommendation(plan: PlanPlan, rows: list[Row]) -> list[str]:
+    """The fewest steps by the exact law, the configured process first among equals; what is proved and what is not."""
+    found = [(row, grid, needed) for row in rows for grid, needed in row.grids.items() if needed.steps is not None]
+    if not found:
+        return ["no process reaches it: ask for less, end the grid later, or choose another grid"]
+    row, grid, best = min(found, key=lambda entry: (entry[2].steps, entry[0].name != plan.chosen))
+    equals = [other.name for other, g, n in found if g == grid and n.steps == best.steps and other is not row]
+    lines = [f"recommended: {row.name}, horizon {row.horizon:.4g}, {best.steps:,} steps on the {grid} grid"]
+    if equals:
+        lines.append(f"as good there: {', '.join(equals)} (a process and its re-timings are one sampler in log-SNR)")
+    lines.append(f"proved: with the exact score of the Gaussian, {best.steps:,} steps reach it;")
+    if best.promised is None:
+        lines.append("    for other data no number of steps tried is proved to be enough")
+    else:
+        score = f"a score wrong by at most {plan.score_error:g}" if plan.score_error else "the exact score"
+        lines.append(
+            f"    {best.promised:,} steps are enough for any data as smooth, log-concave and small in mean square, "
+            f"with {score}"
+        )
+    lines.append("heuristic: that your data behave like their Gaussian, and your network like the exact score")
+    return lines

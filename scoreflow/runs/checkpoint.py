@@ -1,0 +1,175 @@
+"""Checkpoints that are either whole or absent. Orbax writes them; a manifest of digests, written last, seals them.
+
+Orbax commits a step by a rename, so a kill during a save leaves the earlier steps as they were. It has no checksums,
+so a flipped byte would come back as wrong numbers: hence `<step>.sha256.json` beside each step. A step without one
+was killed between commit and seal and does not count.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scoreflow.runs import parallel
+from scoreflow.runs.errors import RunError, UserError
+
+
+def _manager(directory: Path, keep: int | None = None):
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=keep is not None)
+    return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def _seal_path(directory: Path, step: int) -> Path:
+    return directory / f"{step}.sha256.json"
+
+
+def _digests(step_dir: Path) -> dict[str, str]:
+    files = sorted(p for p in step_dir.rglob("*") if p.is_file())
+    return {str(p.relative_to(step_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _steps(directory: Path) -> list[int]:
+    """Committed steps, newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def damage(directory: Path, step: int) -> str:
+    """What is wrong with a step, in words; "" if nothing."""
+    try:
+        wanted = json.loads(_seal_path(directory, step).read_text())
+    except FileNotFoundError:
+        return "it was never sealed (killed while saving)"
+    except ValueError:
+        return "its list of digests is unreadable"
+    found = _digests(directory / str(step))
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    return f"{len(wrong)} files are missing or altered, first {wrong[0]}" if wrong else ""
+
+
+def _reserve(directory: Path, size: int) -> None:
+    """Makes sure that `size` bytes can be written: a full disk should be one error, before anything is half-written."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+
+
+def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
+    """Writes a pytree of arrays as a step and seals it. All processes call it.
+
+    Args:
+      directory: where steps live; made if missing.
+      step: its number, above that of every step there.
+      state: pytree of arrays.
+      keep: how many steps remain, the newest ones.
+
+    Raises:
+      RunError: if it cannot be written; earlier steps are untouched.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if parallel.is_main():
+            _reserve(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        with _manager(directory, keep) as manager:
+            written = manager.save(step, args=ocp.args.StandardSave(state))
+            manager.wait_until_finished()
+        if not written:
+            raise ValueError("a step as new is there already")
+        if parallel.is_main():
+            scratch = directory / f"{step}.sha256.tmp"
+            with open(scratch, "w") as file:
+                json.dump(_digests(directory / str(step)), file)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(_seal_path(directory, step))
+            for seal in directory.glob("*.sha256.json"):
+                if not (directory / seal.name.split(".")[0]).is_dir():
+                    seal.unlink()
+    except Exception as error:  # orbax wraps what the file system says in types of its own
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise RunError(
+            f"checkpoint {directory / str(step)} could not be written ({reason}); earlier ones stand"
+        ) from error
+    parallel.barrier(f"sealed {step}")
+
+
+def latest(directory: Path, *, at_most: int | None = None, warn=None) -> int | None:
+    """The newest step that is whole, or None. Every newer one that is not is named to `warn(message)`."""
+    for step in _steps(directory):
+        if at_most is not None and step > at_most:
+            continue
+        if not (reason := damage(directory, step)):
+            return step
+        if warn is not None:
+            warn(f"checkpoint {directory / str(step)} is damaged: {reason}; going back to the one before")
+    return None
+
+
+def seal_of(directory: Path, step: int) -> str:
+    """The list of digests of a whole step, as it was written."""
+    return _seal_path(directory, step).read_text()
+
+
+def quarantine(directory: Path, newest: int | None) -> None:
+    """Renames every step above `newest` to `<step>.damaged`, so that a resumed run can write that step again."""
+    for step in _steps(directory):
+        if newest is None or step > newest:
+            target = directory / f"{step}.damaged"
+            shutil.rmtree(target, ignore_errors=True)
+            (directory / str(step)).rename(target)
+            _seal_path(directory, step).unlink(missing_ok=True)
+
+
+def names(directory: Path, step: int, of: str) -> set[str]:
+    """Names under `of` in the tree of a step."""
+    import orbax.checkpoint as ocp
+
+    found = ocp.StandardCheckpointer().metadata(directory.resolve() / str(step) / "default")
+    return set(found.item_metadata.tree[of])
+
+
+def restore(directory: Path, step: int, template):
+    """Reads a step back onto the present devices, however many there were when it was written.
+
+    Args:
+      template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved, or a dict of a part of it.
+        Leaves come back in its shardings; whole on every device where it has none.
+
+    Raises:
+      UserError: if the step does not fit the template.
+    """
+    import orbax.checkpoint as ocp
+
+    def describe(leaf):
+        return jax.ShapeDtypeStruct(
+            np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None) or parallel.replicated()
+        )
+
+    target = jax.tree.map(describe, template)
+    arguments = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
+            ),
+            target,
+        ),
+        partial_restore=True,
+    )
+    with _manager(directory) as manager:
+        try:
+            return manager.restore(step, args=arguments)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"checkpoint {directory / str(step)} does not fit this config: {reason}") from error

@@ -1,0 +1,277 @@
+"""Devices and processes. The only file that names a mesh, a device or a collective.
+
+Training and fixed-grid sampling are one `jax.jit` program over a mesh with the single axis `data`: the batch is split,
+everything else replicated, and random numbers are drawn for the global batch, so any number of devices gives the same
+run. Loops whose length depends on the data go through `map_devices` instead, so that each device loops on its own.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from scoreflow.runs.errors import UserError
+
+_AXIS = "data"
+
+
+def initialize() -> None:
+    """Joins the other processes of the job, where there are any; call before anything else touches a device.
+
+    Steps of SLURM, indexed Jobs of Kubernetes, Open MPI and TPU pods are told by their environment, and
+    `jax.distributed` finds the rest by itself. By hand: start the same command in every process with
+    SCOREFLOW_COORDINATOR=host:port, SCOREFLOW_PROCESSES=n and SCOREFLOW_PROCESS_ID=0 ... n - 1 set.
+
+    Raises:
+      UserError: if only some of the three variables are set, or one is not a number.
+    """
+    names = ("SCOREFLOW_COORDINATOR", "SCOREFLOW_PROCESSES", "SCOREFLOW_PROCESS_ID")
+    values = [os.environ.get(name) for name in names]
+    if not any(values):
+        if _in_a_job():
+            jax.distributed.initialize()
+        return
+    if not all(values):
+        raise UserError(f"{', '.join(n for n, v in zip(names, values) if not v)} must be set too: {names} go together")
+    if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
+        raise UserError(f"SCOREFLOW_PROCESS_ID={values[2]} must be a number below SCOREFLOW_PROCESSES={values[1]}")
+    jax.distributed.initialize(values[0], num_processes=int(values[1]), process_id=int(values[2]))
+
+
+def _in_a_job() -> bool:
+    """Whether a scheduler has started this process as one of several, or it runs on a TPU machine."""
+    several = {  # variable that counts processes -> one that is set only for a process that was started as one of them
+        "SLURM_NTASKS": "SLURM_STEP_NODELIST",
+        "OMPI_COMM_WORLD_SIZE": "OMPI_MCA_orte_hnp_uri",
+    }
+    if any(int(os.environ.get(count, "1")) > 1 and mark in os.environ for count, mark in several.items()):
+        return True
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
+        return True
+    tpu = any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
+    return tpu and importlib.util.find_spec("libtpu") is not None
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def device_count() -> int:
+    """Devices over all processes."""
+    return jax.device_count()
+
+
+def describe() -> str:
+    """The devices in words, e.g. '4 x cpu in 1 process'."""
+    kind, processes = jax.devices()[0].device_kind, jax.process_count()
+    return f"{jax.device_count()} x {kind} in {processes} process{'es' if processes > 1 else ''}"
+
+
+def mesh() -> Mesh:
+    """All devices of all processes on one axis."""
+    return Mesh(np.array(jax.devices()), (_AXIS,))
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(mesh(), spec)
+
+
+def replicated() -> NamedSharding:
+    """The sharding under which every device holds the whole array."""
+    return _sharding(PartitionSpec())
+
+
+def split(axis: int = 0) -> NamedSharding:
+    """The sharding under which `axis` is split over the devices."""
+    return _sharding(PartitionSpec(*[None] * axis, _AXIS))
+
+
+_SPLIT_FROM = 2**12  # numbers; fewer are not worth the messages
+
+
+def layout(tree, *, divided: bool):
+    """The sharding of every leaf of a tree of shapes, such as a training state.
+
+    Args:
+      tree: of arrays or `jax.ShapeDtypeStruct`.
+      divided: whether a leaf is split over the devices, along its longest axis that they can share evenly, so that each
+        holds a part of it (FSDP: XLA gathers it where it is used, and sums gradients into parts); else, and where
+        there is no such axis or the leaf is small, every device holds all of it.
+    """
+
+    def of(leaf):
+        axes = [i for i, size in enumerate(leaf.shape) if size % jax.device_count() == 0]
+        if not divided or not axes or leaf.size < _SPLIT_FROM:
+            return replicated()
+        return split(max(axes, key=lambda i: leaf.shape[i]))
+
+    return jax.tree.map(of, tree)
+
+
+def place(tree, shardings):
+    """Moves a tree of device arrays to other shardings of the same devices."""
+
+    def move(leaf, sharding):
+        if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+
+    return jax.tree.map(move, tree, shardings)
+
+
+def check_divides(size: int, name: str) -> None:
+    """Refuses a batch that the devices cannot share evenly.
+
+    Raises:
+      UserError: naming the argument, its value and what would do.
+    """
+    if size % jax.device_count():
+        raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
+
+
+def rounded_up(count: int) -> int:
+    """The least number from `count` on that the devices can share evenly."""
+    return -(-count // jax.device_count()) * jax.device_count()
+
+
+def replicate(tree):
+    """Puts a tree of host arrays, the same in every process, on every device."""
+    return jax.tree.map(lambda leaf: _put(leaf, replicated()), tree)
+
+
+def shard(tree, axis: int = 0):
+    """Splits a tree of host arrays, the same in every process, along `axis` over the devices."""
+    return jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree)
+
+
+def _put(leaf, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(np.asarray(jax.random.key_data(leaf)), sharding))
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+
+def gather(tree):
+    """Brings a tree of device arrays to the host whole, as numpy arrays, in every process."""
+
+    def fetch(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
+
+
+def agree(flag: bool) -> bool:
+    """Whether it holds in every process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def total(tree):
+    """Sums host arrays of float64 or int64, and numbers, over the processes."""
+    if jax.process_count() == 1:
+        return tree
+
+    def add(leaf):
+        leaf = np.asarray(leaf)
+        words = np.frombuffer(leaf.tobytes(), np.uint32)  # devices would round 64 bits to 32
+        parts = np.ascontiguousarray(multihost_utils.process_allgather(words))
+        return np.frombuffer(parts.tobytes(), leaf.dtype).reshape(-1, *leaf.shape).sum(0)
+
+    return jax.tree.map(add, tree)
+
+
+def share(count: int) -> np.ndarray:
+    """Which of `count` items are this process's to work on, [count] bool: every one is some process's."""
+    return np.arange(count) % jax.process_count() == jax.process_index()
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@functools.cache
+def _own_code() -> dict[str, str]:
+    """On a CPU, XLA's own code instead of the library to which it hands convolutions and element-wise chains.
+
+    The networks here run up to 1.7 times as fast so (docs/performance.md). An XLA that has no such option goes without.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
+def jit(fn: Callable, *, once: bool = False, **options) -> Callable:
+    """`jax.jit` with what makes XLA fast on the devices there are; for programs that run a network.
+
+    Args:
+      fn: the function.
+      once: whether it is run a single time, so that on a CPU a short compilation matters more than what comes of it.
+      options: of `jax.jit`.
+    """
+    hurry = {"xla_backend_optimization_level": 0} if once and jax.default_backend() == "cpu" else {}
+    return jax.jit(fn, compiler_options=_own_code() | hurry, **options)
+
+
+class Memory(NamedTuple):
+    """Bytes on each device: of a program's arguments, and what it needs beside them while it runs."""
+
+    arguments: int
+    work: int
+
+    def __str__(self) -> str:
+        return f"{self.arguments / 2**20:,.1f} MiB held, {self.work / 2**20:,.1f} MiB more while a step runs"
+
+
+def compile_for(fn: Callable, *args) -> tuple[Callable, Memory]:
+    """Compiles what `jit` returned for arguments like these, and counts its memory."""
+    compiled = fn.lower(*args).compile()
+    found = compiled.memory_analysis()
+    work = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return compiled, Memory(found.argument_size_in_bytes, work)
+
+
+def peak_memory() -> int | None:
+    """The most bytes that were in use on a device of this process; None where the platform does not count them."""
+    found = [device.memory_stats() for device in jax.local_devices()]
+    return max(stats["peak_bytes_in_use"] for stats in found) if all(found) else None
+
+
+def map_devices(fn: Callable, *, broadcast: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
+    """fn run by each device on its share of the leading axis: what `jax.pmap` means, as `jit(shard_map(...))`.
+
+    Args:
+      fn: takes and returns trees of arrays with leading axis B. It sees B / devices of it.
+      broadcast: positions of arguments that every device gets whole.
+      donate: positions of arguments whose memory may be reused.
+
+    Returns:
+      The compiled function. Each device runs its own loops: no device waits for another inside a `while_loop`.
+    """
+
+    def call(*args):
+        specs = tuple(PartitionSpec() if i in broadcast else PartitionSpec(_AXIS) for i in range(len(args)))
+        mapped = jax.shard_map(fn, mesh=mesh(), in_specs=specs, out_specs=PartitionSpec(_AXIS), check_vma=False)
+        return mapped(*args)
+
+    return jit(call, donate_argnums=donate)

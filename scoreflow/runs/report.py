@@ -1,0 +1,268 @@
+"""What a run tells: console, JSON lines, TensorBoard events, image grids, plots. Silent in all processes but one."""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scoreflow.runs import parallel
+
+_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def say(*words, file=None) -> None:
+    """Prints a line, from one process only."""
+    if parallel.is_main():
+        print(*words, file=file or sys.stdout, flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints a warning that cannot be overlooked."""
+    say(f"WARNING: {message}", file=sys.stderr)
+
+
+def progress(items: Iterable, *, total: int, initial: int = 0, unit: str = "step", per_item: int = 1) -> Iterator:
+    """Passes items on, showing progress, rate and time left: a bar on a terminal, plain lines on a pipe."""
+    if not parallel.is_main():
+        yield from items
+        return
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True) as bar:
+            for item in items:
+                yield item
+                bar.update(per_item)
+        return
+    start = last = None  # the clock starts after the first item, which compiles
+    done = initial
+    for item in items:
+        yield item
+        done += per_item
+        now = time.monotonic()
+        if start is None:
+            start = last = now
+        elif now - last >= _PLAIN_SECONDS or done >= total:
+            last, rate = now, (done - initial - per_item) / max(now - start, 1e-9)
+            left = (total - done) / rate
+            print(f"{done}/{total} {unit}s, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class Log:
+    """Scalars of a run: one JSON line per call in `metrics.jsonl`, the same to TensorBoard.
+
+    Opening it for a run that resumes at `step` drops what was written beyond that step, so each step appears once.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._file = self._events = None
+        if not parallel.is_main():
+            return
+        from tensorboardX import SummaryWriter
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue  # cut short by a kill
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in kept))
+        scratch.replace(path)
+        self._file = open(path, "a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Writes named numbers of a step."""
+        if self._file is None:
+            return
+        record = {"step": step, **{name: float(value) for name, value in values.items()}}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes an image [H, W, 3] uint8 to TensorBoard."""
+        if self._events is not None:
+            self._events.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The records of `metrics.jsonl`."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON whole or not at all, from one process."""
+    if parallel.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n")
+        scratch.replace(path)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of words in aligned columns."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def grid(
+    images: np.ndarray, num_levels: int, *, columns: int | None = None, gap: int = 1, min_width: int = 640
+) -> np.ndarray:
+    """Tiles images [N, H, W, C] of grey levels with gaps, enlarged to `min_width` pixels or more; [H', W', 3] uint8."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 96, np.uint8)
+    scaled = (images.astype(np.float64) * 255.0 / (num_levels - 1)).round().astype(np.uint8)
+    for i, image in enumerate(np.broadcast_to(scaled, (*scaled.shape[:3], 3)) if channels == 1 else scaled):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    scale = max(1, -(-min_width // canvas.shape[1]))
+    return canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes [H, W, 3] uint8 as PNG, from one process."""
+    if parallel.is_main():
+        from PIL import Image
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def _figure(path: Path, draw, size: tuple[float, float] = (6.4, 4.0)) -> None:
+    if not parallel.is_main():
+        return
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots())
+    figure.savefig(path, dpi=130)
+
+
+def plot_loss(path: Path, records: list[dict]) -> None:
+    """Training and validation loss against step."""
+
+    def draw(axes):
+        for name, style in (("loss", {"alpha": 0.7, "linewidth": 1}), ("validation_loss", {"marker": "o"})):
+            points = [(r["step"], r[name]) for r in records if name in r]
+            if points:
+                axes.plot(*zip(*points), label=name.replace("_", " "), **style)
+        axes.set(xlabel="step", ylabel="loss")
+        axes.legend(frameon=False)
+
+    _figure(path, draw)
+
+
+def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Loss per dimension against log-SNR, one curve per name."""
+
+    def draw(axes):
+        for name, values in curves.items():
+            axes.plot(log_snr, values, label=name)
+        axes.invert_xaxis()
+        axes.set(
+            xlabel="log-SNR (data left, noise right)", ylabel="noise-prediction error per dimension", ylim=(0, None)
+        )
+        axes.legend(frameon=False)
+
+    _figure(path, draw)
+
+
+def plot_steps(
+    path: Path, steps: Sequence[int], panels: dict[str, dict[str, list[float]]], target: float | None = None
+) -> None:
+    """Distances against steps, both logarithmic: a panel per title, a curve per name (it may end early), a line at
+    `target`."""
+    if not parallel.is_main():
+        return
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns, rows = min(len(panels), 2), math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(4.6 * columns + 2, 3.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, curves) in zip(grid, panels.items()):
+        for i, (name, values) in enumerate(curves.items()):
+            style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name.startswith("ve") else "-"}
+            axes.loglog(steps[: len(values)], values, marker=".", label=name, **style)
+        if target is not None:
+            axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
+        axes.set(title=title, xlabel="steps")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+@contextlib.contextmanager
+def _panels(path: Path, count: int, width: float, height: float) -> Iterator[np.ndarray]:
+    """The axes of `count` panels in a row, written to `path` when they are drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    yield np.atleast_1d(figure.subplots(1, count))
+    if parallel.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def plot_times(path: Path, t: np.ndarray, panels: dict[str, dict[str, np.ndarray]]) -> None:
+    """Positive curves over time, logarithmic: a panel per title, a curve per name."""
+    with _panels(path, len(panels), 4.4, 3.4) as row:
+        for axes, (title, curves) in zip(row, panels.items()):
+            for name, values in curves.items():
+                axes.semilogy(t, np.where(np.asarray(values) > 0, values, np.nan), label=name)
+            axes.set(title=title, xlabel="t")
+            if len(curves) > 1:
+                axes.legend(frameon=False)
+
+
+def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
+    """Scatter plots of points in the plane [N, 2], one panel per name, on [-extent, extent]^2."""
+    with _panels(path, len(panels), 3.2, 3.4) as row:
+        for axes, (name, points) in zip(row, panels.items()):
+            axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
+            axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
+
+
+def plot_errors(path: Path, curves: dict[str, np.ndarray], xlabel: str, ylabel: str) -> None:
+    """Points with error bars: of each curve x, y and the error of y, [3, N]."""
+
+    def draw(axes):
+        for name, (x, y, error) in curves.items():
+            axes.errorbar(x, y, error, marker=".", capsize=2, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False)
+
+    _figure(path, draw)
+
+
+def plot_signed(path: Path, panels: dict[str, np.ndarray], extent: float) -> None:
+    """Maps [n, n] of a quantity of either sign on [-extent, extent]^2, 0 white, one panel and scale per name."""
+    side = (-extent, extent, -extent, extent)
+    with _panels(path, len(panels), 3.6, 3.2) as row:
+        for axes, (name, values) in zip(row, panels.items()):
+            largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
+            shown = axes.imshow(values, origin="lower", extent=side, cmap="RdBu", vmin=-largest, vmax=largest)
+            axes.figure.colorbar(shown, ax=axes, shrink=0.8)
+            axes.set(title=name, xticks=[], yticks=[])

@@ -1,0 +1,60 @@
+"""Types that signatures share: parameters and keys, and numbers with the condition that they must meet.
+
+A function or a NamedTuple that can be chosen or set from a config says in its signature what each setting is called,
+what its default is and which values are allowed, and in its docstring what the setting means:
+
+    def vp_constant(beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> VP: ...
+
+`Positive` is a plain `float` for callers and type checkers. `configure.schema` reads the condition inside it, and checks
+a config before anything is built. The functions themselves also run on traced values, so they check nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Params = Any
+"""A pytree of parameters: nested dicts of arrays, as Flax makes them."""
+
+Key = jax.Array
+"""A typed PRNG key (`jax.random.key`), or one for each example, [B]."""
+
+
+class Check(NamedTuple):
+    """What a setting's value must be: its type, a condition, and the condition in words."""
+
+    kind: type
+    holds: Callable[[Any], bool]
+    words: str
+
+
+class OneOf(NamedTuple):
+    """A setting that is given by name: name -> the value that the function receives."""
+
+    table: Mapping[str, Any]
+
+
+def _positive_ints(value: tuple) -> bool:
+    return all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in value)
+
+
+def _positive_floats(value: tuple) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < float("inf") for x in value)
+
+
+Positive = Annotated[float, Check(float, lambda v: v > 0, "a number above 0")]
+NonNegative = Annotated[float, Check(float, lambda v: v >= 0, "a number, 0 or above")]
+Number = Annotated[float, Check(float, lambda v: True, "a finite number")]
+Fraction = Annotated[float, Check(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")]
+Share = Annotated[float, Check(float, lambda v: 0 < v <= 1, "a number above 0, at most 1")]
+Inside = Annotated[float, Check(float, lambda v: 0 < v < 1, "a number between 0 and 1")]
+Count = Annotated[int, Check(int, lambda v: v >= 1, "a whole number, 1 or above")]
+CountOrZero = Annotated[int, Check(int, lambda v: v >= 0, "a whole number, 0 or above")]
+Index = Annotated[int, Check(int, lambda v: v >= -1, "a whole number, 0 or above, or -1")]
+Flag = Annotated[bool, Check(bool, lambda v: True, "True or False")]
+Text = Annotated[str, Check(str, lambda v: True, "text")]
+Counts = Annotated[tuple[int, ...], Check(tuple, _positive_ints, "a tuple of whole numbers above 0")]
+Numbers = Annotated[tuple[float, ...], Check(tuple, _positive_floats, "a tuple of numbers above 0")]
+Dtype = Annotated[Any, OneOf({"float32": None, "bfloat16": jnp.bfloat16})]
