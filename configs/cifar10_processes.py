@@ -11,8 +11,6 @@ library's U-Net.
 No result is claimed: none has been trained to the end here.
 """
 
-from ml_collections import ConfigDict
-
 from configs import vp_cifar10
 
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0}
@@ -39,29 +37,29 @@ def get_config(variant: str = "vp_linear"):
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     exploding = variant.startswith(("ve", "edm"))
     config = vp_cifar10.get_config()
-    config.process = ConfigDict(VARIANTS[variant])
+    config.process.update(VARIANTS[variant])
     config.model.blocks = 4
     config.score.prediction = "noise"
-    config.weight = ConfigDict({"name": "noise"})
-    config.times = ConfigDict({"name": "uniform"})
+    config.weight.update({"name": "noise"})
+    config.sample_times.update({"name": "uniform"})
     config.training.optimizer = "adam"
     config.training.steps = 1_300_000
     config.training.ema_decay = 0.999 if exploding else 0.9999
-    config.grid = ConfigDict({"name": "uniform"})
+    config.grid.update({"name": "uniform"})
     config.sampling.steps = 1000
     config.sampling.t_min = 1e-5 if exploding else 1e-3
-    config.sampler = ConfigDict({"name": "euler_maruyama", "denoise": True})
+    config.sampler.update({"name": "euler_maruyama", "denoise": True})
     if exploding:
         options = {"predictor": "reverse_diffusion", "corrector_steps": 1, "snr": 0.16, "denoise": True}
-        config.sampler = ConfigDict({"name": "predictor_corrector", **options})
+        config.sampler.update({"name": "predictor_corrector", **options})
     if variant == "ve_constant":  # at the 1e-5 of the others its noise would be 0.3 already
         config.t_min = config.sampling.t_min = 1e-9
     if variant == "edm":  # Karras et al. 2022, table 1, for data in [-1, 1] with a root mean square of 1/2
         config.t_min = config.sampling.t_min = 2e-3
         config.score.update({"prediction": "edm", "sigma_data": 0.5})
-        config.weight = ConfigDict({"name": "edm", "sigma_data": 0.5})
-        config.times = ConfigDict({"name": "log_normal", "mean": -1.2, "std": 1.2})
-        config.grid = ConfigDict({"name": "karras", "rho": 7.0})
-        config.sampler = ConfigDict({"name": "heun", "denoise": True})
+        config.weight.update({"name": "edm", "sigma_data": 0.5})
+        config.sample_times.update({"name": "log_normal", "mean": -1.2, "std": 1.2})
+        config.grid.update({"name": "karras", "rho": 7.0})
+        config.sampler.update({"name": "heun", "denoise": True})
         config.sampling.steps = 17  # of Heun, and one to the data: 35 evaluations
     return config

@@ -9,8 +9,6 @@ Variants: prior (none: what a short T costs), gaussian, low_rank, mixture, diric
 docs/experiments.md for what to expect.
 """
 
-from ml_collections import ConfigDict
-
 from configs import vp_digits
 
 VARIANTS = {
@@ -19,7 +17,7 @@ VARIANTS = {
     "low_rank": {"name": "mixture", "components": 1, "covariance": "low_rank", "rank": 16},
     "mixture": {"name": "mixture", "components": 10, "covariance": "low_rank", "rank": 16},
     "dirichlet": {"name": "dirichlet", "components": 20, "fitted_to": "end"},
-    "glow": {"name": "glow", "levels": 2, "steps": 4, "width": 32},
+    "glow": {"name": "glow", "resolutions": 2, "steps": 4, "width": 32},
 }
 
 
@@ -29,7 +27,7 @@ def get_config(variant: str = "mixture"):
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     config = vp_digits.get_config()
     config.process.horizon = 0.2
-    config.terminal = ConfigDict(VARIANTS[variant])
+    config.terminal.update(VARIANTS[variant])
     config.init_from = "runs/vp_digits"
     if variant == "glow":
         config.training.update({"learn": "terminal", "steps": 1000, "warmup": 0, "ema_decay": 0.99})

@@ -9,8 +9,6 @@ one run each, a weighted asymmetry of 1.56 and 1.93 bits/dim of u, and 0.41 and 
 large; at 0.001 qc is u. c takes four times as long to train, and some ten times as long to evaluate.
 """
 
-from ml_collections import ConfigDict
-
 from configs import vp_digits
 
 VARIANTS = ("c", "u", "qc")
@@ -24,11 +22,11 @@ def get_config(variant: str = "qc"):
     config = vp_digits.get_config()
     if variant == "c":
         config.training.steps += STEPS
-        config.score.energy = "noise"
+        config.score.energy_power = 2
     else:
         config.init_from = "runs/vp_digits"
         config.training.update({"steps": STEPS, "learning_rate": 3e-4, "warmup": 50, "ema_decay": 0.99})
     if variant == "qc":
-        config.penalty = ConfigDict({"name": "quasi_conservative", "coefficient": 10.0})
+        config.penalty.update({"name": "quasi_conservative", "coefficient": 10.0})
     config.eval.update({"symmetry": 120, "symmetry_times": 20, "tolerances": 40})
     return config

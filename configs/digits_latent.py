@@ -9,8 +9,6 @@ the prior unweighted, with times of its own or shared); levels_frozen, the prior
 binary_2, binary_3, binary_frozen.
 """
 
-from ml_collections import ConfigDict
-
 from configs import digits_vae
 
 VARIANTS = {f"{data}_{how}": (data, how) for data in digits_vae.VARIANTS for how in ("1", "2", "3", "frozen")}
@@ -25,18 +23,18 @@ def get_config(variant: str = "levels_3"):
     config.init_from = f"runs/digits_vae-{data}"
     config.t_min = 0.01
     config.score.update({"prediction": "noise", "mixed": True})
-    config.model = ConfigDict({"name": "mlp", "width": 256, "depth": 4, "dropout": 0.0, "dtype": "float32"})
+    config.model.update({"name": "mlp", "width": 256, "depth": 4, "dropout": 0.0, "dtype": "float32"})
     if how == "frozen":
-        config.latent = ConfigDict({"name": "frozen"})
+        config.latent.update({"name": "frozen"})
     else:
-        config.latent = ConfigDict({"name": "joint", "algorithm": int(how), "learning_rate": 5e-4})
+        config.latent.update({"name": "joint", "algorithm": int(how), "learning_rate": 5e-4})
         config.latent.update({"coefficient_min": 0.7, "ramp": 200})
     unweighted = how in ("2", "3")
     config.weight.name = "noise" if unweighted else "likelihood"
-    config.times.name = "normal_unweighted" if unweighted else "normal_likelihood"
+    config.sample_times.name = "normal_unweighted" if unweighted else "normal_likelihood"
     config.training.update({"optimizer": "adamw", "learning_rate": 1e-3, "learning_rate_end": 0.0, "eps": 1e-8})
     config.training.update({"steps": 2000, "clip": 1.0, "weight_decay": 0.0})
-    config.sampler = ConfigDict({"name": "adaptive", "rtol": 1e-3, "atol": 1e-3, "denoise": True})
+    config.sampler.update({"name": "adaptive", "rtol": 1e-3, "atol": 1e-3, "denoise": True})
     config.sampling.t_min = 1e-3
     config.eval.t_min = 1e-4
     return config

@@ -8,8 +8,6 @@ ve_linear ve_power edm. The numbers are those of the published experiments where
 data in [-1, 1], like every number here.
 """
 
-from ml_collections import ConfigDict
-
 from configs import vp_digits
 
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0}
@@ -40,9 +38,9 @@ def get_config(variant: str = "vp_linear"):
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     process, t_min, last = VARIANTS[variant]
     config = vp_digits.get_config()
-    config.process = ConfigDict(process)
+    config.process.update(process)
     config.t_min, config.sampling.t_min = t_min, last
     if process["name"].startswith(("ve", "edm")):
         config.score.update({"prediction": "edm", "sigma_data": 0.8})
-        config.grid = ConfigDict({"name": "karras", "rho": 7.0})
+        config.grid.update({"name": "karras", "rho": 7.0})
     return config

@@ -7,8 +7,6 @@ Variants: levels, the 17 grey levels under a mixture of discretized logistics; b
 1 with the grey level as chance, under a Bernoulli decoder. Stage two is `configs/digits_latent.py`.
 """
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 VARIANTS = {
@@ -23,14 +21,14 @@ def get_config(variant: str = "levels"):
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     config = default.get_config()
     config.data.binarized = variant == "binary"
-    config.vae = ConfigDict({"name": "conv", "channels": 16, "multipliers": (1, 2), "blocks": 1, "latents": 2})
+    config.vae.update({"name": "conv", "channels": 16, "multipliers": (1, 2), "blocks": 1, "latents": 2})
     config.vae.dtype = "float32"
-    config.decoder = ConfigDict(VARIANTS[variant])
-    config.latent = ConfigDict({"name": "alone", "coefficient_min": 0.01, "ramp": 500, "balance": True})
+    config.decoder.update(VARIANTS[variant])
+    config.latent.update({"name": "alone", "coefficient_min": 0.01, "ramp": 500, "balance": True})
     config.training.update({"steps": 2000, "batch_size": 64, "optimizer": "adamax", "learning_rate": 5e-3})
     config.training.update({"eps": 1e-3, "weight_decay": 3e-4, "clip": 0.0, "learning_rate_end": 1e-4})
     # N(0, I) is at rest under the process: one step is exact
-    config.sampler = ConfigDict({"name": "euler_ode", "denoise": False})
+    config.sampler.update({"name": "euler_ode", "denoise": False})
     config.sampling.steps = 1
     config.eval.update({"features": "digits", "baseline": not config.data.binarized, "draws": 5})
     return config

@@ -8,8 +8,6 @@ proportion to alpha^2 in log-SNR is a plain mean of squared velocity errors; in 
 the Jacobian is matched too, with the published coefficient 0.1. Expect 1.88 bits/dim for vp, 1.95 for straight.
 """
 
-from ml_collections import ConfigDict
-
 from configs import vp_digits
 
 # The process; the time at which training and likelihood begin; the last time of the sampler's grid; what is predicted.
@@ -23,13 +21,13 @@ def get_config(variant: str = "vp"):
     """The experiment with a process of `VARIANTS`."""
     if variant not in VARIANTS:
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
-    process, t_min, last, kind = VARIANTS[variant]
+    process, t_min, last, prediction = VARIANTS[variant]
     config = vp_digits.get_config()
-    config.process = ConfigDict(process)
+    config.process.update(process)
     config.t_min, config.sampling.t_min = t_min, last
-    config.score.update({"kind": kind, "sigma_data": 1.0})
-    config.times = ConfigDict({"name": "velocity"})
-    config.loss = ConfigDict(
+    config.score.update({"prediction": prediction, "sigma_data": 1.0})
+    config.sample_times.update({"name": "velocity"})
+    config.loss.update(
         {
             "name": "high_order",
             "order": 2,

@@ -22,8 +22,6 @@ EDM's conditional models. `training.fsdp` is for networks that do not fit one de
 No result is claimed: none has been trained to the end here.
 """
 
-from ml_collections import ConfigDict
-
 from configs import cifar10_processes
 
 # process, network, blocks for each resolution
@@ -68,7 +66,7 @@ def get_config(variant: str = "cifar10_vp"):
     config = cifar10_processes.get_config(process)
     config.data.name, config.data.flip, dropout, config.eval.num_samples = DATA[data]
     config.data.dequantization = "none"  # in training; likelihoods dequantise
-    config.model = ConfigDict({"name": network, "channels": 128, "multipliers": (1, 2, 2, 2), "blocks": blocks})
+    config.model.update({"name": network, "channels": 128, "multipliers": (1, 2, 2, 2), "blocks": blocks})
     config.model.update({"attention": (16,), "dropout": dropout, "remat": False, "dtype": "bfloat16"})
     if blocks == 8:
         config.training.steps = 950_000

@@ -13,8 +13,6 @@ Published: 78.47 nats (MNIST), 87.79 (OMNIGLOT), 2.87 bits/dim (cifar10_nll), FI
 Nothing here was trained to its end by us, and no result is claimed.
 """
 
-from ml_collections import ConfigDict
-
 from configs import published_vae
 
 _BOUND = {"algorithm": 1, "weight": "likelihood", "times": "normal_likelihood"}
@@ -63,28 +61,28 @@ def get_config(variant: str = "cifar10_balanced"):
     stage = "published_latent-celeba_qualitative" if variant == "celeba_last" else f"published_vae-{variant}"
     config.init_from = f"runs/{stage}"
     if variant in _GEOMETRIC:
-        config.process = ConfigDict({"name": "vp_geometric", "variance_min": 3e-5, "variance_max": 0.999})
+        config.process.update({"name": "vp_geometric", "variance_min": 3e-5, "variance_max": 0.999})
         config.process.horizon = 1.0
     config.t_min = 1e-6 if variant in _GEOMETRIC else 0.01
     config.score.update({"prediction": "noise", "mixed": True, "mixed_logit": chosen["logit"]})
     config.model.update({"channels": chosen["channels"], "multipliers": chosen["multipliers"], "blocks": 8})
     config.model.update({"attention": (16,), "dropout": 0.2, "dtype": "bfloat16"})
     if chosen["algorithm"]:
-        config.latent = ConfigDict({"name": "joint", "algorithm": chosen["algorithm"], "eps": 1e-3})
+        config.latent.update({"name": "joint", "algorithm": chosen["algorithm"], "eps": 1e-3})
         config.latent.update({"learning_rate": chosen.get("rate_vae", 1e-4), "learning_rate_end": 1e-5})
         config.latent.update({"weight_decay": 3e-4, "spectral_weight": chosen["spectral"]})
         config.latent.update({"spectral_score": chosen["spectral_score"], "drop_inactive": chosen["drop"]})
         growth = {"coefficient_min": 0.7, "ramp": chosen["steps"] // 10} if chosen["grows"] else {}
         config.latent.update(growth)
     else:
-        config.latent = ConfigDict({"name": "frozen", "drop_inactive": chosen["drop"]})
-    config.weight.name, config.times.name = chosen["weight"], chosen["times"]
+        config.latent.update({"name": "frozen", "drop_inactive": chosen["drop"]})
+    config.weight.name, config.sample_times.name = chosen["weight"], chosen["times"]
     config.training.update({name: chosen[name] for name in ("steps", "batch_size", "warmup")})
     config.training.update({"optimizer": "adamw", "schedule": "constant", "learning_rate": chosen["rate"]})
     config.training.update({"learning_rate_end": 0.0, "eps": 1e-4, "weight_decay": 3e-4, "ema_decay": 0.9999})
     config.training.update({"best": ("validation",), "checkpoint_every": 5000, "validate_every": 5000})
     tolerance = 1e-2 if variant == "celeba_quantitative" else 1e-5
-    config.sampler = ConfigDict({"name": "adaptive", "rtol": tolerance, "atol": tolerance, "denoise": False})
+    config.sampler.update({"name": "adaptive", "rtol": tolerance, "atol": tolerance, "denoise": False})
     config.sampling.t_min = config.t_min
     config.eval.t_min = 1e-6 if variant.startswith("cifar10") else 1e-5
     config.eval.update({"rtol": 1e-5, "atol": 1e-5})

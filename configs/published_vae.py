@@ -10,8 +10,6 @@ batches, and no volume-preserving flows in the encoders of cifar10_nll and both 
 end by us, and no result is claimed.
 """
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 # scales, groups at each, latents, channels, multipliers, cells for a group, cells for an outer resolution, inverted
@@ -47,17 +45,17 @@ def get_config(variant: str = "cifar10_balanced"):
     config.data.update({"path": "celeba_hq" if celeba else "", "bits": 5 if celeba else 0})
     config.data.image_size = {"celeba": 256, "omniglot": 28}.get(data, 0)
     scales, groups, latents, channels, multipliers, cells, outer, inverted = _NETWORKS[variant]
-    config.vae = ConfigDict({"name": "hierarchical", "scales": scales, "per_scale": groups, "latents": latents})
+    config.vae.update({"name": "hierarchical", "scales": scales, "per_scale": groups, "latents": latents})
     config.vae.update({"channels": channels, "multipliers": multipliers, "cells": cells, "outer_cells": outer})
     config.vae.update({"inverted": inverted, "pad": 2 if binary else 0, "dtype": "bfloat16"})
-    config.decoder = ConfigDict({"name": "bernoulli"} if binary else {"name": "logistic_mixture", "components": 10})
+    config.decoder.update({"name": "bernoulli"} if binary else {"name": "logistic_mixture", "components": 10})
     steps, batch_size, epoch, share, top, weight = _TRAINING[variant]
-    config.latent = ConfigDict({"name": "alone", "coefficient_min": 1e-4, "coefficient_max": top, "balance": True})
+    config.latent.update({"name": "alone", "coefficient_min": 1e-4, "coefficient_max": top, "balance": True})
     config.latent.update({"hold": steps // 10_000, "ramp": int(share * steps), "spectral_weight": weight})
     config.training.update({"steps": steps, "batch_size": batch_size, "optimizer": "adamax", "warmup": 5 * epoch})
     config.training.update({"learning_rate": 1e-2, "learning_rate_end": 1e-4, "eps": 1e-3, "weight_decay": 3e-4})
     config.training.update({"clip": 0.0, "log_every": 100, "validate_every": 2000, "checkpoint_every": 2000})
-    config.sampler = ConfigDict({"name": "euler_ode", "denoise": False})  # N(0, I) is at rest: one step is exact
+    config.sampler.update({"name": "euler_ode", "denoise": False})  # N(0, I) is at rest: one step is exact
     config.sampling.steps = 1
     config.eval.update({"dequantization": "", "draws": 1, "baseline": False, "num_samples": 50_000})
     config.eval.features = "inception"

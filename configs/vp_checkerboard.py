@@ -6,8 +6,6 @@
 Any of checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals: --config.data.name=spirals
 """
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 
@@ -16,7 +14,7 @@ def get_config():
     config = default.get_config()
     config.data.name = "checkerboard"
     config.score.sigma_data = 2.3
-    config.model = ConfigDict({"name": "mlp", "width": 128, "depth": 3, "dropout": 0.0, "dtype": "float32"})
+    config.model.update({"name": "mlp", "width": 128, "depth": 3, "dropout": 0.0, "dtype": "float32"})
     config.training.steps = 10_000
     config.training.batch_size = 512
     config.training.steps_per_dispatch = 20

@@ -1,75 +1,168 @@
-"""One experiment as typed parts: what `build` makes of a config and `train`, `evaluate` and `sample` take apart."""
+"""One experiment as a handful of typed things: what `train`, `evaluate`, `sample` and `planner` take apart."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 
-from scoreflow.data import Source
-from scoreflow.dequantise import Bins
-from scoreflow.latent.space import Space
-from scoreflow.models import Network
+from scoreflow import score as scores
+from scoreflow.data import Dataset
+from scoreflow.models import MIXING, TERMINAL, Network
+from scoreflow.objectives import Objective
 from scoreflow.processes.sdes import Process
+from scoreflow.runs import workdir
+from scoreflow.samplers import Sampler
+from scoreflow.score import PredictionName, Score
+from scoreflow.space import Space
+from scoreflow.terminal import families
+from scoreflow.types import CountOrZero, Flag, Key, Number, Params, Positive, Text
+
+INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE, READ = range(6)
+"""Purposes of `Experiment.key`; no two share a number."""
+
+
+class RunOptions(NamedTuple):
+    """What a run is told besides its parts.
+
+    Attributes:
+      seed: Seed of every random number of the run.
+      t_min: Time at which training and likelihood begin.
+      checkpoint: Which checkpoint is evaluated or sampled: the newest, or the best by a measure of training.best.
+      init_from: Folder of a run whose averaged parameters training begins with; empty for fresh ones.
+    """
+
+    seed: CountOrZero = 0
+    t_min: Positive = 1e-5
+    checkpoint: Literal["newest", "validation", "frechet"] = "newest"
+    init_from: Text = ""
+
+
+class DataOptions(NamedTuple):
+    """How training uses the data.
+
+    Attributes:
+      flip: Mirror training images left to right at random.
+      conditional: Give the network the labels.
+    """
+
+    flip: Flag = False
+    conditional: Flag = False
+
+
+class ScoreOptions(NamedTuple):
+    """How a network's output becomes a score; see `score`.
+
+    Attributes:
+      prediction: What the network predicts.
+      sigma_data: Root mean square of the data, in the units of x.
+      energy_power: 0 for an unconstrained score; otherwise the score is the gradient of the energy sigma^p |s|^2 / 2 with
+        this power p (1 as published, -1 as in the published image code, 2 derived here).
+      mixed: Mix the network with the score of N(0, I), channel by channel, as for latents.
+      mixed_logit: Logit of the network's share at the beginning, where it is mixed.
+    """
+
+    prediction: PredictionName = scores.V
+    sigma_data: Positive = 1.0
+    energy_power: Literal[0, 1, -1, 2] = 0
+    mixed: Flag = False
+    mixed_logit: Number = -3.0
+
+
+class Model(NamedTuple):
+    """A forward process, a score function and a terminal distribution.
+
+    Attributes:
+      process: the forward SDE.
+      network: `init` and `apply`; `apply` is None where there are latents alone, whose score is that of N(0, I).
+      t_min: the time at which training and likelihood begin.
+      options: how the network's output becomes a score.
+      family: the kind of terminal distribution, whose parameters are params[TERMINAL] where it has any.
+      conditional: whether the network is given labels.
+      fits: by part of the parameters, (params, key) -> that part fitted to the training data, before training begins.
+    """
+
+    process: Process
+    network: Network
+    t_min: float = 1e-5
+    options: ScoreOptions = ScoreOptions()
+    family: families.Family = families.prior()
+    conditional: bool = False
+    fits: Mapping[str, Callable[[Params, Key], Params]] = {}
+
+    def init(self, key: Key, shape: tuple[int, ...]) -> Params:
+        """Fresh parameters for x of a shape."""
+        return self.network.init(key, (1, *shape))
+
+    def score(self, params: Params, *, train: bool = False, key: Key | None = None) -> Score:
+        """The score function; with `train`, `key` draws the dropout masks."""
+        if self.network.apply is None:
+            return scores.normal(self.process)
+        if self.options.energy_power:
+            return scores.constrained(self.energy(params, train=train, key=key))
+        return self._unconstrained(params, train=train, key=key)
+
+    def energy(self, params: Params, *, train: bool = False, key: Key | None = None) -> Callable[..., jax.Array]:
+        """energy(x, t, cond) -> [B], whose negative gradient the score is; only where `options.energy_power` is not 0."""
+        free = self._unconstrained(params, train=train, key=key)
+        return scores.energy_fn(self.process, free, self.options.energy_power)
+
+    def _unconstrained(self, params: Params, *, train: bool, key: Key | None) -> Score:
+        network, options = self.network, self.options
+        apply = functools.partial(network.apply, train=True, key=key) if train else network.apply
+        make = functools.partial(scores.score_fn, self.process, sigma_data=options.sigma_data)
+        if not options.mixed:
+            return make(apply, params, options.prediction)
+        active = jax.lax.stop_gradient(params[MIXING]["active"])
+
+        def active_channels(params, x, log_snr, cond=None):
+            return apply(params, x * active.reshape((1,) * (x.ndim - 1) + active.shape), log_snr, cond)
+
+        free = make(active_channels, params, options.prediction)
+        return scores.mixed(self.process, free, params[MIXING]["logits"])
+
+    def terminal(self, params: Params, t: Any = None) -> families.Terminal:
+        """The distribution that is assumed at time t, by default at the horizon."""
+        own = params[TERMINAL] if self.family.init is not None else None
+        return self.family.at(own, self.process, self.process.horizon if t is None else t)
 
 
 class Experiment(NamedTuple):
-    """A generative model and its data.
+    """A generative model, its data and how it is trained and sampled.
 
     Attributes:
-      name: the config file as given to the command, for messages.
+      name: for messages; of a config, the file as it was given.
       seed: of every random number.
-      source: the data set.
-      shape: of one x, which is what is diffused: of an example, or of its latents.
-      process: the forward SDE.
-      t_min: the time at which training and likelihood begin.
-      terminal: (params) -> the law assumed at the horizon.
-      terminal_at: (params, t) -> the law that would be assumed if the path ended at t; None where it is fitted to the
-        horizon alone.
-      fits: by part, (params, key) -> that part's parameters fitted to the training data, from which training begins.
-      network: `init` and `apply`.
-      conditional: whether the network is given labels.
-      score: (params, *, train=False, key=None) -> score function.
-      energy: (params, *, train=False, key=None) -> energy(x, t, cond) [B] where the score is one's gradient, else None.
-      latent: the latent space, whose parameters are params[LATENT]; None where x are the data.
-      encode: (params, key, data [B, ...] as stored) -> x [B, ...], dequantised if they are levels, or their latents.
-      decode: (params, key, x) -> data as stored: uint8 levels, or x itself where the data are continuous.
-      bins: where the levels of integer data lie; None where the data are continuous, or have two levels and a decoder:
-        their likelihood is in nats.
-      log_density: (x [d], alpha, sigma) -> log-density (nats) of alpha data + sigma noise, where it is known.
-      objective: (params, key, batch, *, train, step=None) -> (scalar, {name: scalar}); step is that of training, for
-        terms that are let in gradually, and None where all of them count.
-      sampler: (score, key, x_init, cond, *, trajectory=False) -> SampleResult, with its grid inside.
-      per_device: whether the sampler loops a data-dependent number of times, so that each device runs its own.
-      config: everything that was configured, for `config.json`.
+      data: the data set.
+      space: what is diffused: the data, or a VAE's latents.
+      model: process, score and terminal distribution.
+      objective: (params, key, batch, *, train, step=None) -> (scalar, {term: scalar}).
+      sampler: draws x from the noise.
+      config: everything that was configured, as nested dicts of plain values, for `config.json`.
     """
 
     name: str
     seed: int
-    source: Source
-    shape: tuple[int, ...]
-    process: Process
-    t_min: float
-    terminal: Callable
-    terminal_at: Callable | None
-    fits: dict[str, Callable]
-    network: Network
-    conditional: bool
-    score: Callable
-    energy: Callable | None
-    latent: Space | None
-    encode: Callable
-    decode: Callable
-    bins: Bins | None
-    log_density: Callable | None
-    objective: Callable
-    sampler: Callable
-    per_device: bool
-    config: dict
+    data: Dataset
+    space: Space
+    model: Model
+    objective: Objective
+    sampler: Sampler
+    config: dict[str, Any]
 
-    def key(self, purpose: int) -> jax.Array:
-        """The run's key for one purpose; no two purposes share a number."""
+    def key(self, purpose: int) -> Key:
+        """The run's key for one purpose."""
         return jax.random.fold_in(jax.random.key(self.seed), purpose)
 
+    def init(self, key: Key) -> Params:
+        """Fresh parameters."""
+        return self.model.init(key, self.space.shape)
 
-INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE, READ = range(6)
-"""Purposes of `Experiment.key`."""
+
+def load_params(experiment: Experiment, folder: Path, step: int, best: str = "") -> Params:
+    """The averaged parameters of a checkpoint, or of the best by a measure, on all devices."""
+    template = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
+    return workdir.averaged(folder, step, template, best)
+
+

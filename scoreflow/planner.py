@@ -6,48 +6,56 @@ The data are replaced by the Gaussian with their mean and covariance, for which 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.experiment import EVALUATE, Experiment
-from scoreflow.processes.sdes import Process
+from scoreflow.experiment import EVALUATE, Experiment, load_params
+from scoreflow.processes import transitions
+from scoreflow.processes.sdes import VE, Process
 from scoreflow.runs import report, workdir
-from scoreflow.sample import load_ema
 from scoreflow.theory import exact, wasserstein
+from scoreflow.types import Check, NonNegative, Params, Positive
 
 _MOST_STEPS = 2**16  # beyond which a process counts as hopeless
 _LASTING = 4  # doublings over which the exact distance must stay below the accuracy
 
 
-class PlanPlan(NamedTuple):
+class PlannerOptions(NamedTuple):
     """How to plan.
 
     Attributes:
+      accuracy: 2-Wasserstein distance to reach, as a fraction of the data's own spread.
+      score_error: Error of the network in L2 over all dimensions, for the bound.
+      steps: Numbers of steps for the table and the plot.
+      num: Training examples that the Gaussian is fitted to.
       processes: those to compare, by name; the configured one is among them.
       chosen: the name of the configured one.
       grids: by name, (process, n, *, t_min) -> times; the configured one is the last.
       rule: the sampler's step, a function of `transitions`.
       t_min: the time of the configured process at whose log-SNR all grids end.
-      accuracy: 2-Wasserstein distance to reach, as a share of the data's own spread.
-      score_error: of the network, in L2 over all dimensions, for the bound.
-      steps: numbers of steps for the table and the plot.
-      num: training examples that the Gaussian is fitted to.
     """
 
-    processes: dict[str, Process]
-    chosen: str
-    grids: dict[str, Callable]
-    rule: exact.Rule
-    t_min: float
-    accuracy: float
-    score_error: float
-    steps: tuple[int, ...]
-    num: int
+    accuracy: Positive = 0.1
+    score_error: NonNegative = 0.0
+    steps: Annotated[
+        tuple[int, ...],
+        Check(
+            tuple,
+            lambda v: len(v) > 0 and all(isinstance(n, int) and n > 0 for n in v),
+            "a tuple of one or more whole numbers above 0",
+        ),
+    ] = (10, 20, 50, 100, 200, 500, 1000)
+    num: Annotated[int, Check(int, lambda v: v >= 2, "a whole number, 2 or above")] = 10_000
+    processes: Mapping[str, Process] = {}
+    chosen: str = ""
+    grids: Mapping[str, Callable] = {}
+    rule: exact.Rule = transitions.exponential_sde
+    t_min: float = 1e-3
 
 
 class Needed(NamedTuple):
@@ -77,7 +85,7 @@ class Row(NamedTuple):
 
 def fit_gaussian(experiment: Experiment, params, num: int) -> exact.Law:
     """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each."""
-    x = np.asarray(experiment.encode(params, experiment.key(EVALUATE), np.asarray(experiment.data.train.x[:num])))
+    x = np.asarray(experiment.space.encode(params, experiment.key(EVALUATE), np.asarray(experiment.data.train.x[:num])))
     x = x.reshape(len(x), -1).astype(np.float64)
     values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
     return exact.Law(axes.T @ x.mean(0), np.maximum(values, 0.0))
@@ -94,7 +102,7 @@ def target_of(data: exact.Law) -> wasserstein.Target:
 def examine(
     name: str,
     process: Process,
-    plan: PlanPlan,
+    options: PlannerOptions,
     data: exact.Law,
     target: wasserstein.Target,
     accuracy: float,
@@ -114,35 +122,35 @@ def examine(
     start = exact.Law(jnp.zeros_like(data.mean), jnp.full_like(data.variance, prior_std**2))
 
     def distance(times):
-        return exact.w2(exact.gaussian_law(stopped, times, plan.rule, data, start=start), data)
+        return exact.w2(exact.gaussian_law(stopped, times, options.rule, data, start=start), data)
 
     def promise(times):
-        options = {"score_error": plan.score_error, "rule": plan.rule, "prior_std": prior_std}
-        return end + wasserstein.bound(stopped, times, target, **options).total
+        assumed = {"score_error": options.score_error, "rule": options.rule, "prior_std": prior_std}
+        return end + wasserstein.bound(stopped, times, target, **assumed).total
 
     def needed(grid):
         def fewest(measure, lasting):
             times = lambda progress: grid(stopped, progress, t_min=t_min)
             return wasserstein.fewest_steps(measure, times, accuracy, most=_MOST_STEPS, lasting=lasting)[0]
 
-        at = [[float(measure(grid(stopped, k, t_min=t_min))) for k in plan.steps] for measure in (distance, promise)]
+        at = [[float(measure(grid(stopped, k, t_min=t_min))) for k in options.steps] for measure in (distance, promise)]
         return Needed(fewest(distance, _LASTING), fewest(promise, 0), *at)
 
-    grids = {name: needed(grid) for name, grid in plan.grids.items()}
+    grids = {name: needed(grid) for name, grid in options.grids.items()}
     return Row(name, horizon, float(process.log_snr(horizon)), grids)
 
 
-def plan(experiment: Experiment, plan: PlanPlan, folder: Path) -> list[Row]:
+def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[Row]:
     """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`."""
     out = folder / "plan"
-    params = None if experiment.latent is None else load_ema(experiment, folder, workdir.newest(folder))
+    params = None if experiment.space.latent is None else load_params(experiment, folder, workdir.newest(folder))
     with jax.enable_x64(True):
-        data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, plan.num))
-        accuracy = plan.accuracy * math.sqrt(float(data.variance.sum()))
-        end = float(plan.processes[plan.chosen].log_snr(plan.t_min))
+        data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, options.num))
+        accuracy = options.accuracy * math.sqrt(float(data.variance.sum()))
+        end = float(options.processes[options.chosen].log_snr(options.t_min))
         target = target_of(data)
-        names = report.progress(plan.processes, total=len(plan.processes), unit="row")
-        rows = [examine(name, plan.processes[name], plan, data, target, accuracy, end) for name in names]
+        names = report.progress(options.processes, total=len(options.processes), unit="row")
+        rows = [examine(name, options.processes[name], options, data, target, accuracy, end) for name in names]
     content = {
         "data": experiment.data.name,
         "dimensions": int(target.d),
@@ -150,19 +158,20 @@ def plan(experiment: Experiment, plan: PlanPlan, folder: Path) -> list[Row]:
         "m0": target.m0,
         "L0": target.L0 if math.isfinite(target.L0) else None,
         "x0_l2": target.x0_l2,
-        "rule": plan.rule.__name__,
-        "steps": plan.steps,
+        "rule": options.rule.__name__,
+        "steps": options.steps,
         "processes": [
             row._asdict() | {"grids": {name: grid._asdict() for name, grid in row.grids.items()}} for row in rows
         ],
     }
     report.write_json(out / "plan.json", content)
     panels = {}
-    for grid in plan.grids:
+    for grid in options.grids:
         panels[f"exact W2 of the Gaussian, {grid} grid"] = {row.name: row.grids[grid].distances for row in rows}
         panels[f"bound on W2, {grid} grid"] = {row.name: row.grids[grid].bounds for row in rows}
-    report.plot_steps(out / "plan.png", plan.steps, panels, accuracy)
-    report.say(_table(experiment, plan, rows, target, accuracy))
+    exploding = {name for name, process in options.processes.items() if isinstance(process, VE)}
+    report.plot_steps(out / "plan.png", options.steps, panels, accuracy, dashed=exploding)
+    report.say(_table(experiment, options, rows, target, accuracy))
     report.say(f"wrote {out / 'plan.json'} and {out / 'plan.png'}")
     return rows
 
@@ -171,35 +180,35 @@ def _steps(value: int | None) -> str:
     return f"> {_MOST_STEPS:,}" if value is None else f"{value:,}"
 
 
-def _table(experiment: Experiment, plan: PlanPlan, rows: list[Row], target: wasserstein.Target, accuracy: float) -> str:
+def _table(experiment: Experiment, options: PlannerOptions, rows: list[Row], target: wasserstein.Target, accuracy: float) -> str:
     head = ["process", "horizon", "log-SNR"]
-    for grid in plan.grids:
+    for grid in options.grids:
         head += [f"{grid}: exact", "bound"]
     body = []
     for row in rows:
-        words = [row.name + (" *" if row.name == plan.chosen else ""), f"{row.horizon:.4g}", f"{row.log_snr:.2f}"]
+        words = [row.name + (" *" if row.name == options.chosen else ""), f"{row.horizon:.4g}", f"{row.log_snr:.2f}"]
         for needed in row.grids.values():
             words += [_steps(needed.steps), _steps(needed.promised)]
         body.append(tuple(words))
     lines = [
         f"{experiment.data.name} as a Gaussian in {target.d:.0f} dimensions, standard deviations "
         f"{target.L0**-0.5:.3g} to {target.m0**-0.5:.3g}",
-        f"steps of {plan.rule.__name__} to W2 = {accuracy:.3g}, {plan.accuracy:.3g} of the data's spread "
+        f"steps of {options.rule.__name__} to W2 = {accuracy:.3g}, {options.accuracy:.3g} of the data's spread "
         "(* configured)",
         "",
         report.table([tuple(head), *body]),
         "",
     ]
-    return "\n".join(lines + _recommendation(plan, rows))
+    return "\n".join(lines + _recommendation(options, rows))
 
 
-def _recommendation(plan: PlanPlan, rows: list[Row]) -> list[str]:
+def _recommendation(options: PlannerOptions, rows: list[Row]) -> list[str]:
     """The fewest steps by the exact law, the configured process first among equals; what is proved and what is not."""
-    found = [(row, grid, needed) for row in rows for grid, needed in row.grids.items() if needed.steps is not None]
-    if not found:
+    reached = [(row, grid, needed) for row in rows for grid, needed in row.grids.items() if needed.steps is not None]
+    if not reached:
         return ["no process reaches it: ask for less, end the grid later, or choose another grid"]
-    row, grid, best = min(found, key=lambda entry: (entry[2].steps, entry[0].name != plan.chosen))
-    equals = [other.name for other, g, n in found if g == grid and n.steps == best.steps and other is not row]
+    row, grid, best = min(reached, key=lambda entry: (entry[2].steps, entry[0].name != options.chosen))
+    equals = [other.name for other, g, n in reached if g == grid and n.steps == best.steps and other is not row]
     lines = [f"recommended: {row.name}, horizon {row.horizon:.4g}, {best.steps:,} steps on the {grid} grid"]
     if equals:
         lines.append(f"as good there: {', '.join(equals)} (a process and its re-timings are one sampler in log-SNR)")
@@ -207,7 +216,7 @@ def _recommendation(plan: PlanPlan, rows: list[Row]) -> list[str]:
     if best.promised is None:
         lines.append("    for other data no number of steps tried is proved to be enough")
     else:
-        score = f"a score wrong by at most {plan.score_error:g}" if plan.score_error else "the exact score"
+        score = f"a score wrong by at most {options.score_error:g}" if options.score_error else "the exact score"
         lines.append(
             f"    {best.promised:,} steps are enough for any data as smooth, log-concave and small in mean square, "
             f"with {score}"

@@ -1,56 +1,92 @@
-"""What is asked of the time at which a path ends: the bound at several horizons, with each terminal law."""
+"""The bound of the SDE model at several horizons, with each terminal distribution."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import terminal
-from scoreflow.evaluators.density import dequantised, in_batches, scale_of, units
-from scoreflow.evaluators.settings import EvalPlan
-from scoreflow.experiment import Experiment
+from scoreflow.evaluators.context import NUMBERS_OR_NONE, Context, Results, Table, in_words
 from scoreflow.likelihood.horizon import elbo_profile
 from scoreflow.metrics import Estimate, mean_estimate
-from scoreflow.models import TERMINAL
+from scoreflow.runs import report
+
+_TERMINALS = {"prior": "the process's Gaussian", "fitted": "the fitted distribution"}
+_TIMES = 100  # for each example, where the bound is not evaluated with a number of its own
 
 
-def horizon_metrics(experiment: Experiment, plan: EvalPlan, params) -> list[dict[str, float | Estimate]]:
-    """The bound of the SDE model at each of `plan.horizons`, in bits/dim of integer data or nats.
+def horizons(context: Context, *, horizons: NUMBERS_OR_NONE = (), horizon_times: int = _TIMES) -> Results | None:
+    """The bound over horizons, and the best horizon under each terminal distribution.
+
+    Args:
+      context: the model and how it is evaluated.
+      horizons: Times T at which the path may end: the bound at each, and the best; () skips it.
+      horizon_times: times for each example.
+    """
+    if not (context.options.likelihood and horizons):
+        return None
+    rows = horizon_metrics(context, horizons, horizon_times)
+    if context.folder is not None:
+        _draw(context.folder / "horizons.png", rows, context.unit)
+    return Results({"horizons": rows}, (_table(rows, context.unit),))
+
+
+def horizon_metrics(context: Context, horizons: tuple[float, ...], num_times: int = _TIMES) -> list[dict[str, Any]]:
+    """The bound at each of the horizons, in bits/dim of integer data or nats.
 
     Returns:
       for each: `T`, `log_snr` and `alpha_sq` there; the bound with the process's own Gaussian (`prior`) and, where it
-      is another and valid there, with the run's law (`fitted`); `gain_nats` and `gain`, of the second over the first
-      on the same draws; `slope_prior` and `slope_fitted` by T, whose sign says on which side the best T lies.
+      is another and valid there, with the run's distribution (`fitted`); `gain_nats` and `gain`, of the second over the
+      first on the same draws; `slope_prior` and `slope_fitted` by T, whose sign says on which side the best T lies.
     """
-    process = experiment.process
-    data = dequantised(experiment, plan, params, 0)
-    horizons = np.array(sorted(plan.horizons), np.float32)
-    everywhere = experiment.terminal_at is not None
+    model, data = context.experiment.model, context.examples()
+    process, everywhere = model.process, model.family.anywhere
+    times = np.array(sorted(horizons), np.float32)
 
     def solve(params, keys, x, cond):
-        laws = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t))}
-        if TERMINAL in experiment.fits:
-            laws["fitted"] = lambda t: experiment.terminal_at(params, t) if everywhere else experiment.terminal(params)
-        options = {"t_min": experiment.t_min, "horizons": jnp.asarray(horizons), "num_times": plan.bound_times or 100}
-        return elbo_profile(process, experiment.score(params), laws, keys[0], x, cond, **options)
+        terminals = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t))}
+        if model.family.init is not None:
+            terminals["fitted"] = lambda t: model.terminal(params, t if everywhere else None)
+        options = {"t_min": model.t_min, "horizons": jnp.asarray(times), "num_times": num_times}
+        return elbo_profile(process, model.score(params), terminals, keys[0], x, cond, **options)
 
-    found = in_batches(solve, plan)("horizons", params, data.keys, data.x, data.cond)
+    profile = context.in_batches(solve)("horizons", context.params, data.keys, data.x, data.cond)
     rows = []
-    for k, t in enumerate(horizons):
-        here = {"T": float(t), "log_snr": float(process.log_snr(t)), "alpha_sq": float(process.alpha(t)) ** 2}
-        for name in ("prior", "fitted"):
-            if name in found.end and (name == "prior" or everywhere or t == np.float32(process.horizon)):
-                total = found.end[name][:, k] + found.path[:, k] + found.offset
-                here[name] = mean_estimate(units(experiment, -total, data.log_q))
-                here[f"slope_{name}"] = mean_estimate(found.slope[name][:, k] / scale_of(experiment))
-        if "fitted" in here:
-            gain = np.asarray(found.end["prior"][:, k] - found.end["fitted"][:, k], np.float64)
-            here |= {"gain_nats": mean_estimate(gain), "gain": mean_estimate(gain / scale_of(experiment))}
-        rows.append(here)
+    for k, t in enumerate(times):
+        row: dict[str, Any] = {"T": float(t), "log_snr": float(process.log_snr(t)), "alpha_sq": float(process.alpha(t)) ** 2}
+        for name in _TERMINALS:
+            if name in profile.end and (name == "prior" or everywhere or t == np.float32(process.horizon)):
+                total = profile.end[name][:, k] + profile.path[:, k] + profile.offset
+                row[name] = mean_estimate(context.in_unit(-total, data.log_q))
+                row[f"slope_{name}"] = mean_estimate(profile.slope[name][:, k] / context.scale)
+        if "fitted" in row:
+            gain = np.asarray(profile.end["prior"][:, k] - profile.end["fitted"][:, k], np.float64)
+            row |= {"gain_nats": mean_estimate(gain), "gain": mean_estimate(gain / context.scale)}
+        rows.append(row)
     return rows
 
 
-def best(rows: list[dict], name: str) -> float | None:
-    """The horizon with the least bound under a law; None where there is none."""
+def best(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The horizon with the least bound under a terminal distribution; None where there is none."""
     known = [row for row in rows if name in row]
     return min(known, key=lambda row: row[name].value)["T"] if known else None
+
+
+def _table(rows: list[dict[str, float | Estimate]], unit: str) -> Table:
+    names = list(max(rows, key=len))
+    table = [tuple(name.replace("_", " ") for name in names)]
+    table += [tuple(in_words(row[name]) if name in row else "" for name in names) for row in rows]
+    notes = tuple(
+        f"T* = {t:g} with {words}" for name, words in _TERMINALS.items() if (t := best(rows, name)) is not None
+    )
+    return Table(f"bound over horizons T, {unit}", table, notes)
+
+
+def _draw(path: Path, rows: list[dict[str, Any]], unit: str) -> None:
+    curves = {}
+    for name, words in _TERMINALS.items():
+        if points := [(row["T"], row[name].value, row[name].stderr) for row in rows if name in row]:
+            curves[words] = np.array(points).T
+    report.plot_errors(path, curves, "T", f"bound, {unit}")

@@ -1,25 +1,33 @@
-"""What is asked of a VAE: the terms of its bound, how many channels are used, and how well it gives data back."""
+"""The terms of a VAE's bound, how many of its channels carry information, and how well it reconstructs data."""
 
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.evaluators.density import in_batches
-from scoreflow.evaluators.settings import EvalPlan
+from scoreflow.evaluators.context import Context, Results, table_of
 from scoreflow.experiment import EVALUATE, READ, Experiment
-from scoreflow.metrics import Estimate, mean_estimate
+from scoreflow.latent import kl
+from scoreflow.metrics import mean_estimate
 from scoreflow.models import LATENT
 from scoreflow.models.vae import normal_log_prob
-from scoreflow.objectives import latent
 from scoreflow.runs import parallel, report
+from scoreflow.types import Params
 
 _SHOWN = 50  # reconstructions in a picture
-_APART = 1000  # encodings of training data whose distances are compared
+_COMPARED = 1000  # encodings of training data whose distances are compared
 
 
-def latent_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path) -> dict[str, Estimate | int | float]:
+def latent(context: Context) -> Results | None:
+    """Terms of the bound on test data; nothing where there is no latent space."""
+    if not context.options.likelihood or context.experiment.space.latent is None:
+        return None
+    metrics = latent_metrics(context)
+    return Results({"latent": metrics}, (table_of("terms of the bound, nats", metrics),))
+
+
+def latent_metrics(context: Context) -> dict[str, Any]:
     """Terms of the bound on test data in nats, and a picture of data (odd columns) with their reconstructions.
 
     `reconstruction` is -log p(x|z), `negative_entropy` log q(z|x) of the latents under the score prior and
@@ -28,41 +36,43 @@ def latent_metrics(experiment: Experiment, plan: EvalPlan, params, folder: Path)
     channels of these whose share of it is above 0.1 nats. `largest_distance` between two encodings is what a
     variance-exploding process has to reach.
     """
-    space, count = experiment.latent, plan.num_test or len(experiment.data.test.x)
-    data = np.asarray(experiment.data.test.x[:count])
-    levels = np.asarray(space.levels.read(experiment.key(READ), data))
+    experiment, space = context.experiment, context.experiment.space.latent
+    assert space is not None
+    data = np.asarray(experiment.data.test.x[: context.num_test])
+    levels = np.asarray(space.quantiser.quantise(experiment.key(READ), data))
 
     def solve(params, keys, x, cond):
-        view = space.infer(params[LATENT], keys[0], x)
-        each = view.top.log_q - normal_log_prob(view.top.z)
-        normal, groups = latent.channel_sums(each), latent.group_sums(each, space.groups)
-        terms = (view.reconstruction, latent.example_sums(view.top.log_q), view.lower_kl.sum(1))
-        return terms, normal, jnp.concatenate([groups, view.lower_kl], axis=1), view.shown
+        encoded = space.infer(params[LATENT], keys[0], x)
+        each = encoded.top.log_q - normal_log_prob(encoded.top.z)
+        normal, groups = kl.channel_sums(each), kl.group_sums(each, space.groups)
+        terms = (encoded.reconstruction, kl.example_sums(encoded.top.log_q), encoded.lower_kl.sum(1))
+        return terms, normal, jnp.concatenate([groups, encoded.lower_kl], axis=1), encoded.decoded
 
-    keys = jax.random.split(jax.random.fold_in(experiment.key(EVALUATE), READ), count)
-    found = in_batches(solve, plan)("latent", params, keys, levels)
-    (reconstruction, entropy, lower), normal, groups, shown = found
-    pairs = np.stack([space.levels.write(levels), shown], axis=1)[:_SHOWN]
-    source = experiment.data
-    if len(source.shape) == 3 and source.shape[-1] in (1, 3):
-        pixels = report.grid(pairs.reshape(-1, *source.shape), source.levels, columns=10)
-        report.save_png(folder / "reconstructions.png", pixels)
-    shares = {f"divergence_of_group_{g + 1}": mean_estimate(groups[:, g]) for g in range(groups.shape[1])}
+    keys = jax.random.split(jax.random.fold_in(experiment.key(EVALUATE), READ), len(data))
+    (reconstruction, entropy, lower), normal, groups, decoded = context.in_batches(solve)(
+        "latent", context.params, keys, levels
+    )
+    if context.folder is not None and len(experiment.data.shape) == 3 and experiment.data.shape[-1] in (1, 3):
+        pairs = np.stack([space.quantiser.to_stored(levels), decoded], axis=1)[:_SHOWN]
+        pixels = report.grid(pairs.reshape(-1, *experiment.data.shape), experiment.data.num_levels, columns=10)
+        report.save_png(context.folder / "reconstructions.png", pixels)
+    each_group = {f"divergence_of_group_{g + 1}": mean_estimate(groups[:, g]) for g in range(groups.shape[1])}
     return {
         "reconstruction": mean_estimate(reconstruction),
         "negative_entropy": mean_estimate(entropy),
         "lower_divergence": mean_estimate(lower),
         "normal_divergence": mean_estimate(normal.sum(1) + lower),
-        **(shares if len(shares) > 1 else {}),
-        "active_channels": int(latent.active(jnp.asarray(normal)).sum()),
+        **(each_group if len(each_group) > 1 else {}),
+        "active_channels": int(kl.active(jnp.asarray(normal)).sum()),
         "channels": normal.shape[1],
-        "largest_distance": largest_distance(experiment, params),
+        "largest_distance": largest_distance(experiment, context.params),
     }
 
 
-def largest_distance(experiment: Experiment, params) -> float:
+def largest_distance(experiment: Experiment, params: Params) -> float:
     """The largest Euclidean distance between encodings of training data."""
-    data = np.asarray(experiment.data.train.x[:_APART])
-    z = parallel.gather(parallel.jit(experiment.encode)(params, experiment.key(READ), data)).reshape(len(data), -1)
+    data = np.asarray(experiment.data.train.x[:_COMPARED])
+    encode = parallel.jit(experiment.space.encode)
+    z = parallel.gather(encode(params, experiment.key(READ), data)).reshape(len(data), -1)
     square = np.sum(z.astype(np.float64) ** 2, axis=1)
     return float(np.sqrt(np.max(square[:, None] + square[None] - 2.0 * z @ z.T)))

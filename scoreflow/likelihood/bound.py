@@ -94,3 +94,12 @@ def bound(
     diffusion = path - size * (0.5 * fall + shrunk)
     offset = last - size * process.log_alpha(jnp.asarray(t_min, x.dtype))
     return Bound(prior + diffusion + offset, prior, diffusion, offset)
+
+
+def one_time_bound(process: Process, terminal, t_min: float) -> Callable[..., jax.Array]:
+    """(score, key, x [B, ...], cond) -> the bound in nats, [B], by one time for each example: noisy, and unbiased."""
+
+    def estimate(score, key, x, cond=None):
+        return bound(process, score, terminal, key, x, cond, t_min=t_min, num_times=1).total
+
+    return estimate

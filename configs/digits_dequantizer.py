@@ -1,14 +1,12 @@
 """Variational dequantization of the digits: a conditional flow of the noise, trained on a finished `vp_digits`.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python main.py --config=configs/digits_dequantiser.py --mode=train      4 to 5 minutes on 2 CPU cores
-    python main.py --config=configs/digits_dequantiser.py --mode=eval
+    python main.py --config=configs/digits_dequantizer.py --mode=train      4 to 5 minutes on 2 CPU cores
+    python main.py --config=configs/digits_dequantizer.py --mode=eval
 
 The score model stays as it is. What eval prints bounds the discrete model's bits/dim, as with uniform noise, but from
 nearer: expect 1.87 for 1.94.
 """
-
-from ml_collections import ConfigDict
 
 from configs import vp_digits
 
@@ -17,7 +15,7 @@ def get_config():
     """The experiment."""
     config = vp_digits.get_config()
     config.init_from = "runs/vp_digits"
-    config.dequantiser = ConfigDict(
+    config.dequantizer.update(
         {
             "name": "couplings",
             "couplings": 4,

@@ -1,0 +1,281 @@
+"""From a complete config to an experiment and to the options of each mode: every line here picks and passes on."""
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scoreflow import fits, likelihood, planner, sample, space, terminal, train
+from scoreflow.configure import checks
+from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS, LOG_DENSITIES, PROCESSES
+from scoreflow.configure.overrides import defaults, flatten, resolve
+from scoreflow.configure.schema import values
+from scoreflow.data import Dataset, load
+from scoreflow.data.fetch import default_dir
+from scoreflow.evaluate import Evaluation
+from scoreflow.evaluators.context import EvalOptions
+from scoreflow.evaluators.features import distance, extractor
+from scoreflow.experiment import Experiment, Model, ScoreOptions
+from scoreflow.latent.space import latent_space
+from scoreflow.models import DEQUANTISER, LATENT, MIXING, TERMINAL, Network, layers, mixing, network, with_parts
+from scoreflow.models import ParamsOnly
+from scoreflow.models.dequantiser import dequantiser
+from scoreflow.models.vae import vae
+from scoreflow.objectives import Objective, score_matching
+from scoreflow.objectives.dequantiser import variational_bound
+from scoreflow.objectives.terminal import with_terminal
+from scoreflow.optimizers import OptimizerOptions, VaeRates, grouped, optimizer
+from scoreflow.processes import transitions
+from scoreflow.runs import caches
+from scoreflow.samplers import grids
+from scoreflow.samplers.sampler import Sampler, sampler
+from scoreflow.terminal.families import Family
+
+# What a part that is learnt on top of a finished score model must have in common with it; but its horizon may be
+# shorter, since the network knows times by their log-SNR.
+_SAME_VAE = ("vae.", "decoder.", "data.name", "data.binarized", "data.bits", "data.num_levels")
+_SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional")
+
+
+def _build(config: ConfigDict, section: str, **offered: Any) -> Any:
+    return CATALOGUES[section].build(config[section], **offered)
+
+
+def _options(kind: Any, section: ConfigDict, **others: Any) -> Any:
+    """A NamedTuple of options from a section of the config, and what is no setting."""
+    return kind(**values(kind, section), **others)
+
+
+def _data_dir(config: ConfigDict) -> Path:
+    return Path(config.data.dir).expanduser() if config.data.dir else default_dir()
+
+
+def dataset(config: ConfigDict) -> Dataset:
+    """The data set, read from where it is.
+
+    Raises:
+      UserError: where it is missing or damaged, or does not go with the rest of the config.
+    """
+    data = load.load(**values(load.load, config.data))
+    checks.check_data(config, data)
+    return data._replace(log_density=LOG_DENSITIES.get(config.data.name))
+
+
+def _loops(config: ConfigDict) -> bool:
+    """Whether gradients are taken inside a compiled loop, where convolutions get the lowering that is fast there."""
+    return config.training.steps_per_dispatch > 1 or config.training.grad_accum > 1
+
+
+def _conv(in_loop: bool) -> dict[str, Any]:
+    return {"conv": layers.conv3x3_in_loop} if in_loop else {}
+
+
+def _space(config: ConfigDict, data: Dataset) -> space.Space:
+    if config.vae.name == "none":
+        return space.pixels(data.shape, data.num_levels, **values(space.pixels, config.data))
+    quantiser = space.quantiser(data.num_levels, **values(space.quantiser, config.data))
+    decoder = _build(config, "decoder", num_levels=quantiser.count)
+    module = _build(config, "vae", outputs=decoder.outputs(data.shape[-1]), shape=data.shape)
+    return space.latents(latent_space(vae(module), decoder, quantiser, data.shape))
+
+
+def _family(config: ConfigDict, data: Dataset, where: space.Space) -> Family:
+    def read(path: str) -> jax.Array:
+        pool = load.samples(path, data.shape, data.num_levels)
+        return where.encode(None, jax.random.key(config.seed), pool)
+
+    return _build(config, "terminal", read=read, **_conv(_loops(config)))
+
+
+def _flow(config: ConfigDict) -> Network | None:
+    module = _build(config, "dequantizer")
+    return None if module is None else dequantiser(module)
+
+
+def _network(config: ConfigDict, data: Dataset, where: space.Space, family: Family) -> Network:
+    """The score network together with every other group of parameters."""
+    groups: dict[str, Any] = {}
+    if config.latent.name == "alone":
+        return ParamsOnly(lambda key, x_shape: {LATENT: where.latent.init(key)}, None)
+    if (flow := _flow(config)) is not None:
+        groups[DEQUANTISER] = flow
+    if family.init is not None:
+        groups[TERMINAL] = ParamsOnly(family.init)
+    if config.score.mixed:
+        groups[MIXING] = mixing(config.score.mixed_logit)
+    if where.latent is not None:
+        groups[LATENT] = ParamsOnly(lambda key, x_shape: where.latent.init(key))
+    num_classes = data.num_classes if config.data.conditional else 0
+    conv = _conv(_loops(config) or config.score.energy_power != 0)
+    net = network(_build(config, "model", num_classes=num_classes, **conv))
+    return with_parts(net, **groups) if groups else net
+
+
+def _objective(config: ConfigDict, data: Dataset, where: space.Space, model: Model) -> Objective:
+    labels = score_matching.UNLABELED
+    if config.data.conditional:
+        labels = score_matching.labels(data.num_classes, **values(score_matching.labels, config.training))
+    process, t_min = model.process, config.t_min
+    if (flow := _flow(config)) is not None:
+        bound = likelihood.one_time_bound(process, terminal.prior(process), t_min)
+        return variational_bound(bound, model.score, flow, where.bins, labels=labels)
+    offered = {"latent": where.latent, "process": process, "score_of": model.score, "t_min": t_min, "labels": labels}
+    offered |= {"encode": where.encode, "weight": _build(config, "weight")}
+    offered |= {"sample_times": _build(config, "sample_times")}
+    offered |= {"loss": _build(config, "loss"), "penalty": _build(config, "penalty")}
+    if config.latent.name == "none":
+        objective = score_matching.score_matching(**{k: v for k, v in offered.items() if k != "latent"})
+    else:
+        objective = _build(config, "latent", **offered)
+    if model.family.loss is None:
+        return objective
+    alone = config.training.learn == "terminal"
+    return with_terminal(process, where.encode, model.family.loss, None if alone else objective)
+
+
+def _sampler(config: ConfigDict, process: Any) -> Sampler:
+    usual = inspect.signature(PROCESSES[config.process.name]).parameters["horizon"].default
+    options = values(sampler, config.sampling)
+    return sampler(_build(config, "sampler"), process, _build(config, "grid"), usual_horizon=usual, **options)
+
+
+def experiment(config: ConfigDict, name: str) -> Experiment:
+    """Checks a config and makes the experiment.
+
+    Args:
+      config: what a config file says; settings it leaves out have their defaults.
+      name: the config file as given to the command, for messages.
+
+    Raises:
+      UserError: for anything in it that cannot work, data included.
+    """
+    config = resolve(config)
+    checks.check_together(config)
+    process = _build(config, "process")
+    checks.check_process(config, process)
+    data = dataset(config)
+    where = _space(config, data)
+    checks.check_shape(config, data, where.shape)
+    family = _family(config, data, where)
+    rows, fitted = data.train.x, {}
+    if family.fit is not None:
+        fitted[TERMINAL] = fits.terminal(family, where, process, rows)
+    if config.latent.get("drop_inactive", False):
+        fitted[MIXING] = fits.mask_inactive(where, rows)
+    model = Model(
+        process=process,
+        network=_network(config, data, where, family),
+        t_min=config.t_min,
+        options=_options(ScoreOptions, config.score),
+        family=family,
+        conditional=config.data.conditional,
+        fits=fitted,
+    )
+    return Experiment(
+        name=name,
+        seed=config.seed,
+        data=data,
+        space=where,
+        model=model,
+        objective=_objective(config, data, where, model),
+        sampler=_sampler(config, process),
+        config=config.to_dict(),
+    )
+
+
+def _same(config: ConfigDict) -> tuple[str, ...]:
+    """Settings that this run must share with the one it begins with."""
+    on_a_score = config.training.learn == "terminal" or config.dequantizer.name != "none"
+    if on_a_score or config.terminal.name not in checks.UNFITTED:
+        return _SAME_SCORE
+    return _SAME_VAE if config.latent.name != "none" else ()
+
+
+def _optimizer(config: ConfigDict, family: Family) -> Any:
+    options, steps = _options(OptimizerOptions, config.training), config.training.steps
+    rule = optimizer(steps, options)
+    if config.latent.name == "alone":
+        return rule
+    learns = config.training.learn == "all"
+    return grouped(
+        rule,
+        steps,
+        options,
+        learn_score=learns and config.dequantizer.name == "none",
+        mixed=config.score.mixed,
+        dequantiser=config.dequantizer.name != "none",
+        family=family,
+        has_vae=config.latent.name != "none",
+        rates=_options(VaeRates, config.latent) if config.latent.name == "joint" and learns else None,
+    )
+
+
+def train_options(config: ConfigDict) -> train.TrainOptions:
+    """How to train."""
+    config = resolve(config)
+    warm_start = None
+    if config.init_from:
+        old = flatten(defaults().to_dict())
+        warm_start = train.WarmStart(Path(config.init_from).expanduser(), _same(config), old)
+
+    def frechet(experiment: Experiment, options: train.TrainOptions) -> train.Measure:
+        extract = extractor(config.eval.features, experiment.data, caches.folder(), _data_dir(config))
+        return distance(experiment, extract, config.eval.num_samples, options.sample_batch, caches.folder())
+
+    return _options(
+        train.TrainOptions,
+        config.training,
+        optimizer=_optimizer(config, _build(config, "terminal", read=lambda path: None)),
+        flip=config.data.flip,
+        num_samples=min(config.sampling.num, 400),
+        sample_batch=config.sampling.batch_size,
+        warm_start=warm_start,
+        measures={"frechet": frechet},
+    )
+
+
+def evaluation(config: ConfigDict, cache_dir: Path | None = None) -> Evaluation:
+    """What to evaluate; `cache_dir` is where fitted feature networks are kept, by default the user's cache folder."""
+    config = resolve(config)
+    offered = {"sample_batch": config.sampling.batch_size, "horizon_times": config.eval.bound_times or 100}
+    evaluators = {}
+    for name, source in EVALUATORS.items():
+        others = {key: value for key, value in offered.items() if key in inspect.signature(source).parameters}
+        evaluators[name] = functools.partial(source, **values(source, config.eval), **others)
+    return Evaluation(
+        options=_options(EvalOptions, config.eval, flow=_flow(config)),
+        evaluators=evaluators,
+        best="" if config.checkpoint == "newest" else config.checkpoint,
+        cache_dir=cache_dir,
+        data_dir=_data_dir(config),
+    )
+
+
+def sample_options(config: ConfigDict) -> sample.SampleOptions:
+    """What `--mode=sample` makes."""
+    config = resolve(config)
+    best = "" if config.checkpoint == "newest" else config.checkpoint
+    return _options(sample.SampleOptions, config.sampling, best=best)
+
+
+def planner_options(config: ConfigDict) -> planner.PlannerOptions:
+    """What `--mode=plan` compares: the configured process with every named one at its defaults."""
+    config = resolve(config)
+    chosen = config.process.name
+    named = {name: row() for name, row in PROCESSES.items() if not name.startswith("theory_")}
+    predictor = config.sampler.get("predictor", config.sampler.name)
+    options = _options(
+        planner.PlannerOptions,
+        config.plan,
+        processes={**named, chosen: _build(config, "process")},
+        chosen=chosen,
+        grids={"uniform": grids.uniform, config.grid.name: _build(config, "grid")},
+        rule=transitions.TRANSITIONS.get(predictor, transitions.exponential_sde),
+        t_min=config.sampling.t_min,
+    )
+    return options._replace(steps=tuple(sorted(options.steps)))
+
+

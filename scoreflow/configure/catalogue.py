@@ -1,0 +1,185 @@
+"""What can be chosen by name, and what can be set: literal tables of names, whose settings their sources state.
+
+A new method is a new row here; its settings, their conditions and their meaning are in its signature and docstring.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from scoreflow import optimizers, planner, sample, space, train
+from scoreflow.configure.schema import Catalogue
+from scoreflow.data import load, toy
+from scoreflow.evaluators import context
+from scoreflow.evaluators.baseline import baseline
+from scoreflow.evaluators.bound import bound
+from scoreflow.evaluators.divergence import divergence
+from scoreflow.evaluators.horizons import horizons
+from scoreflow.evaluators.latent import latent as latent_terms
+from scoreflow.evaluators.likelihood import likelihood
+from scoreflow.evaluators.samples import samples
+from scoreflow.evaluators.score_error import score_error
+from scoreflow.evaluators.symmetry import symmetry
+from scoreflow.evaluators.tolerances import tolerances
+from scoreflow.experiment import DataOptions, RunOptions, ScoreOptions
+from scoreflow.latent import decoders
+from scoreflow.models import plus
+from scoreflow.models.dequantiser import DequantisingFlow
+from scoreflow.models.hierarchical import HierarchicalVAE
+from scoreflow.models.mlp import ResidualMLP
+from scoreflow.models.unet import UNet
+from scoreflow.models.vae import MLPVAE, ConvVAE
+from scoreflow.objectives import conservative, dsm, high_order, latent, score_matching, times, weights
+from scoreflow.processes import sdes, transitions
+from scoreflow.samplers import adaptive, grids, loop, rules, sampler
+from scoreflow.terminal import families
+from scoreflow.theory import exact
+from scoreflow.theory import processes as theory
+from scoreflow.types import Flag
+
+
+class InactiveOptions(NamedTuple):
+    """What a score prior does with channels of a finished VAE.
+
+    Attributes:
+      drop_inactive: Leave channels that carry no information out of the prior; needs score.mixed.
+    """
+
+    drop_inactive: Flag = False
+
+
+PROCESSES = {
+    # by the ends of beta or sigma at t = 0 and t = 1
+    "vp_linear": sdes.vp_linear,
+    "vp_constant": sdes.vp_constant,
+    "vp_power": sdes.vp_power,
+    "vp_exponential": sdes.vp_exponential,
+    "vp_cosine": sdes.vp_cosine,
+    "vp_geometric": sdes.vp_geometric,
+    "sub_vp_linear": sdes.sub_vp_linear,
+    "ve_geometric": sdes.ve_geometric,
+    "ve_constant": sdes.ve_constant,
+    "ve_linear": sdes.ve_linear,
+    "ve_power": sdes.ve_power,
+    "edm": sdes.edm,
+    "straight": sdes.straight,
+    # in the notation of the theory
+    "theory_ve_exp": theory.ve_exp,
+    "theory_ve_const": theory.ve_const,
+    "theory_ve_sqrt": theory.ve_sqrt,
+    "theory_ve_poly": theory.ve_poly,
+    "theory_ou": theory.ou,
+    "theory_vp_linear": theory.vp_linear,
+    "theory_vp_poly": theory.vp_poly,
+    "theory_vp_exp": theory.vp_exp,
+    "theory_sub_vp": theory.sub_vp,
+}
+MODELS = {
+    "mlp": ResidualMLP,
+    "unet": UNet,
+    "ddpmpp": plus.ddpmpp,
+    "ncsnpp": plus.ncsnpp,
+    "adm": plus.adm,
+}
+TERMINALS = {
+    "prior": families.prior,
+    "mixture": families.gaussian_mixture,
+    "dirichlet": families.dirichlet,
+    "glow": families.glow,
+    "pushforward": families.pushforward,
+}
+VAES = {"none": None, "conv": ConvVAE, "mlp": MLPVAE, "hierarchical": HierarchicalVAE}
+DECODERS = {
+    "none": None,
+    "bernoulli": decoders.bernoulli,
+    "categorical": decoders.categorical,
+    "logistic_mixture": decoders.logistic_mixture,
+}
+LATENTS = {"none": None, "alone": latent.vae_alone, "joint": latent.joint, "frozen": score_matching.score_matching}
+LOSSES = {"first_order": dsm.dsm, "high_order": high_order.high_order}
+PENALTIES = {"none": None, "quasi_conservative": conservative.quasi_conservative}
+WEIGHTS = {
+    "noise": weights.noise_weight,
+    "likelihood": weights.likelihood_weight,
+    "diffusion": weights.diffusion_weight,
+    "edm": weights.edm_weight,
+    "min_snr": weights.min_snr_weight,
+    "sigmoid": weights.sigmoid_weight,
+}
+TIMES = {
+    "uniform": times.uniform,
+    "stratified": times.stratified,
+    "importance": times.importance,
+    "velocity": times.velocity,
+    "normal_likelihood": times.normal_likelihood,
+    "normal_unweighted": times.normal_unweighted,
+    "variance_uniform": times.variance_uniform,
+    "log_normal": times.log_normal,
+}
+GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "karras": grids.karras}
+SAMPLERS = {
+    **{
+        name: functools.partial(loop.sample, rules.affine(transition))
+        for name, transition in transitions.TRANSITIONS.items()
+    },
+    "predictor_corrector": rules.sample_predictor_corrector,
+    "heun": functools.partial(loop.sample, rules.HEUN),
+    "dpm_solver_pp_2m": functools.partial(loop.sample, rules.DPM_SOLVER_PP_2M),
+    "adaptive": adaptive.adaptive,
+}
+
+# Data whose density under noise is known: (x [d], alpha, sigma) -> log-density.
+LOG_DENSITIES = {
+    **{name: exact.mixture_log_density(exact.Mixture(*mixture)) for name, mixture in toy.MIXTURES.items()},
+    "checkerboard": exact.checkerboard_log_density,
+}
+
+CATALOGUES = {
+    "process": Catalogue(PROCESSES, True, "vp_linear", "The forward SDE."),
+    "model": Catalogue(MODELS, True, "unet", "The score network."),
+    "terminal": Catalogue(TERMINALS, True, "prior", "The distribution assumed at the horizon."),
+    "vae": Catalogue(VAES, True, "none", "Encoder and decoder of a latent space."),
+    "decoder": Catalogue(DECODERS, True, "none", "The likelihood of data given latents."),
+    "latent": Catalogue(
+        LATENTS,
+        True,
+        "none",
+        "What is learnt in latent space: the VAE alone, VAE and score prior jointly, or the prior of a frozen VAE.",
+        extra={"joint": (optimizers.VaeRates, InactiveOptions), "frozen": (InactiveOptions,)},
+    ),
+    "dequantizer": Catalogue(
+        {"none": None, "couplings": DequantisingFlow},
+        True,
+        "none",
+        "A flow for variational dequantization, trained on the finished score model of init_from.",
+    ),
+    "loss": Catalogue(LOSSES, False, "first_order", "The loss of the score."),
+    "penalty": Catalogue(PENALTIES, False, "none", "A penalty added to the loss."),
+    "weight": Catalogue(WEIGHTS, False, "likelihood", "The weight on the squared noise error."),
+    "sample_times": Catalogue(TIMES, False, "importance", "The distribution of the diffusion time in training."),
+    "sampler": Catalogue(SAMPLERS, False, "dpm_solver_pp_2m", "The sampling algorithm."),
+    "grid": Catalogue(GRIDS, False, "log_snr", "The times of a fixed grid."),
+}
+
+EVALUATORS: dict[str, Any] = {
+    "likelihood": likelihood,
+    "bound": bound,
+    "baseline": baseline,
+    "latent": latent_terms,
+    "divergence": divergence,
+    "symmetry": symmetry,
+    "score_error": score_error,
+    "horizons": horizons,
+    "tolerances": tolerances,
+    "samples": samples,
+}
+
+# Settings of the sections in which nothing is chosen by name, and those at the top ("").
+SECTIONS: dict[str, tuple[Any, ...]] = {
+    "": (RunOptions,),
+    "data": (load.load, DataOptions, space.pixels, space.quantiser),
+    "score": (ScoreOptions,),
+    "training": (train.TrainOptions, optimizers.OptimizerOptions, score_matching.labels),
+    "sampling": (sample.SampleOptions, sampler.sampler),
+    "eval": (context.EvalOptions, *EVALUATORS.values()),
+    "plan": (planner.PlannerOptions,),
+}

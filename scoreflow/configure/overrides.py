@@ -1,0 +1,159 @@
+"""From what a config file and a command line say to a complete config: defaults, names first, then every other setting."""
+
+import ast
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
+from scoreflow.configure.schema import Catalogue, Setting, checked, one_of, settings
+from scoreflow.runs.errors import UserError
+from scoreflow.runs.renamed import translate
+
+_NAMED = {name: Setting(row.default, one_of(tuple(row.rows)), row.meaning) for name, row in CATALOGUES.items()}
+
+
+class Section(ml_collections.ConfigDict):
+    """A section in which something is chosen by name; a new name replaces all settings by those of that choice."""
+
+    def __init__(self, catalogue: Catalogue):
+        super().__init__()
+        object.__setattr__(self, "_catalogue", catalogue)
+        self.name = catalogue.default
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "name" and value in self._catalogue.rows:
+            for old in list(self):
+                super().__delitem__(old)
+            super().__setitem__("name", value)
+            for setting, row in self._catalogue.settings(value).items():
+                super().__setitem__(setting, row.default)
+        else:
+            super().__setitem__(key, value)
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Every setting at its default; config files start from it and state what differs."""
+    config = ml_collections.ConfigDict()
+    for section, sources in SECTIONS.items():
+        rows = {name: setting.default for name, setting in settings(*sources).items()}
+        config.update(rows if not section else {section: rows})
+    for section, catalogue in CATALOGUES.items():
+        config[section] = Section(catalogue)
+    return config
+
+
+def known(names: Mapping[str, str]) -> dict[str, Setting]:
+    """Every setting by its dotted name, given what each section with a catalogue chooses."""
+    out: dict[str, Setting] = {}
+    for section in ("", *CATALOGUES, *(name for name in SECTIONS if name)):
+        prefix = f"{section}." if section else ""
+        rows: dict[str, Setting] = {}
+        if section in CATALOGUES:
+            rows = {"name": _NAMED[section], **CATALOGUES[section].settings(names[section])}
+        rows |= settings(*SECTIONS.get(section, ()))
+        out |= {prefix + name: row for name, row in rows.items()}
+    return out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
+def parse(name: str, text: Any, setting: Setting) -> Any:
+    """The value that a word of the command line stands for.
+
+    Raises:
+      UserError: if it is no value of the setting's type.
+    """
+    if not isinstance(text, str) or setting.check.kind is str:
+        return text
+    try:
+        if setting.check.kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.strip().lower()]
+        if setting.check.kind is tuple:
+            value = ast.literal_eval(text if text.strip() else "()") if "'" in text or '"' in text else _numbers(text)
+            return tuple(value) if isinstance(value, list | tuple) else (value,)
+        return setting.check.kind(text)
+    except (KeyError, ValueError, SyntaxError):
+        raise UserError(f"{name} = {text!r} must be {setting.check.words}") from None
+
+
+def _numbers(text: str) -> tuple:
+    """A tuple of numbers, or of bare words: (10, 50), 10,50 and validation are all understood."""
+    words = [word.strip() for word in text.strip().strip("()[]").split(",") if word.strip()]
+    return tuple(ast.literal_eval(word) if word[0].isdigit() or word[0] in "+-." else word for word in words)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """The settings that a wrong name may have meant: by their letters, abbreviations included."""
+    section, _, key = name.rpartition(".")
+
+    def likeness(other: str) -> float:
+        group, _, word = other.rpartition(".")
+        initials = "".join(piece[0] for piece in word.split("_") if piece)
+        bonus = 0.5 * (key == initials) + 0.2 * (group == section) + 0.3 * (key in word or word in key)
+        return difflib.SequenceMatcher(None, key, word).ratio() + bonus
+
+    return ", ".join(sorted(names, key=likeness, reverse=True)[:3])
+
+
+def unknown(name: str, names: Mapping[str, str], rows: Mapping[str, Setting]) -> UserError:
+    """The error of a setting that does not exist, or does not go with what its section chooses."""
+    section, _, key = name.partition(".")
+    if section in CATALOGUES and key:
+        catalogue, row = CATALOGUES[section], names[section]
+        owners = [other for other in catalogue.rows if key in catalogue.settings(other)]
+        if owners:
+            return UserError(f'{name}: {row} has no setting "{key}"; {", ".join(owners)} {"have" if owners[1:] else "has"}')
+    return UserError(f"{name} is not a known setting; the nearest are {_nearest(name, list(rows))}")
+
+
+def _chosen(file: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, str]:
+    names = {}
+    for section, setting in _NAMED.items():
+        key = f"{section}.name"
+        names[section] = checked(key, overrides.get(key, file.get(key, setting.default)), setting.check)
+    return names
+
+
+def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+    """A complete config: every setting of everything that is chosen, checked one by one.
+
+    Args:
+      config: what a config file says; settings it leaves out have their defaults.
+      overrides: dotted name -> word, from the command line. Names are applied first: where one chooses something else
+        than the file, the file's settings of the old choice go with it.
+
+    Raises:
+      UserError: naming a setting that is unknown, or its value and what is allowed.
+    """
+    file, said = translate(flatten(config.to_dict())), translate(dict(overrides or {}))
+    sections = {*CATALOGUES, *SECTIONS} - {""}
+    for name in sections & file.keys():
+        raise UserError(f"{name} = {file[name]!r} must be a section of settings")
+    for name in sections & said.keys():
+        raise UserError(f"{name} = {said[name]!r}: {name} is a section; set {name}.name or another setting of it")
+    names = _chosen(file, said)
+    for section, name in names.items():
+        if file.get(f"{section}.name", name) != name:
+            file = {key: value for key, value in file.items() if not key.startswith(f"{section}.")}
+    rows = known(names)
+    for name in (*file, *said):
+        if name not in rows:
+            raise unknown(name, names, rows)
+    out = ml_collections.ConfigDict()
+    for name, row in rows.items():
+        value = parse(name, said[name], row) if name in said else file.get(name, row.default)
+        section, _, key = name.rpartition(".")
+        target = out if not section else out.setdefault(section, ml_collections.ConfigDict())
+        target[key] = checked(name, value, row.check)
+    for section, name in names.items():
+        out[section].name = name
+    return out.lock()

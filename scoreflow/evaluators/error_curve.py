@@ -1,0 +1,48 @@
+"""Noise-prediction error over log-SNR, on training and on test data: what the loss curve averages away."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoreflow.data import Split
+from scoreflow.experiment import EVALUATE, Experiment
+from scoreflow.objectives.dsm import dsm
+from scoreflow.runs import parallel
+from scoreflow.types import Params
+
+
+def error_curve(
+    experiment: Experiment, params: Params, *, num: int = 256, log_snr_points: int = 25
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Noise-prediction error per dimension at evenly spaced log-SNR.
+
+    Args:
+      experiment: the model and its data.
+      params: averaged parameters.
+      num: examples of each split.
+      log_snr_points: number of log-SNR.
+
+    Returns:
+      log_snr [P] and {"train": [P], "test": [P]}.
+    """
+    model, process = experiment.model, experiment.model.process
+    ends = process.log_snr(jnp.asarray([model.t_min, process.horizon]))
+    log_snr = jnp.linspace(ends[0], ends[1], log_snr_points)
+
+    @parallel.jit
+    def curve(params, key, data, label):
+        key_x, key_noise = jax.random.split(key)
+        x0 = experiment.space.encode(params, key_x, data)
+        cond = label if model.conditional else None
+
+        def at(t):
+            score = model.score(params)
+            return dsm(process, score, key_noise, x0, jnp.full(x0.shape[0], t), cond)["order1"].mean()
+
+        return jax.lax.map(at, process.inverse_log_snr(log_snr).clip(model.t_min, process.horizon))
+
+    curves = {}
+    for name, split in (("train", experiment.data.train), ("test", experiment.data.test)):
+        first = Split(split.x[:num], None if split.label is None else split.label[:num])
+        curves[name] = np.asarray(curve(params, experiment.key(EVALUATE), np.asarray(first.x), first.label))
+    return np.asarray(log_snr), curves

@@ -1,0 +1,67 @@
+"""Parameters that are fitted to the training data before training begins, each as (params, key) -> parameters."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoreflow.latent import kl
+from scoreflow.models import MIXING
+from scoreflow.models.vae import normal_log_prob
+from scoreflow.processes.sdes import Process
+from scoreflow.runs import parallel
+from scoreflow.space import Space, infer
+from scoreflow.terminal.families import Family
+from scoreflow.types import Key, Params
+
+MOST_EXAMPLES = 50_000  # that a terminal distribution is fitted to
+_INACTIVE = -15.0  # logit of a channel that is left out of the prior
+
+
+def in_batches(function: Callable, params: Params, key: Key, data: np.ndarray, size: int = 500) -> np.ndarray:
+    """function(params, key, data [B, ...]) over all data, in batches with a key each, on the host."""
+    run = parallel.jit(function, out_shardings=parallel.replicated())
+    keys = jax.random.split(key, -(-len(data) // size))
+    outputs = [run(params, k, np.asarray(data[i * size : (i + 1) * size])) for i, k in enumerate(keys)]
+    return np.concatenate(parallel.gather(outputs))
+
+
+def terminal(family: Family, space: Space, process: Process, data: np.ndarray) -> Callable[[Params, Key], Params]:
+    """The terminal distribution's parameters, fitted to encoded training data.
+
+    Args:
+      family: the kind of distribution; its `fit` is used.
+      space: how data [N, ...] as stored are encoded, dequantized afresh at every call.
+      process: the forward SDE.
+      data: training data as stored, of which the first 50,000 are used.
+    """
+    rows = data[:MOST_EXAMPLES]
+
+    def fit(params: Params, key: Key) -> Params:
+        def clean(key):
+            if space.latent is not None:
+                return in_batches(space.encode, params, key, np.asarray(rows))
+            return np.asarray(space.encode(params, key, np.asarray(rows)))
+
+        assert family.fit is not None
+        return family.fit(key, clean=clean, process=process)
+
+    return fit
+
+
+def mask_inactive(space: Space, data: np.ndarray) -> Callable[[Params, Key], Params]:
+    """The parameters of `score.mixed`, without the channels whose divergence from N(0, I) is at most 0.1 nats."""
+    latent = space.latent
+    assert latent is not None
+
+    def per_channel(params, key, data):
+        top = infer(latent, params, key, data).top
+        return kl.channel_sums(top.log_q - normal_log_prob(top.z))
+
+    def fit(params: Params, key: Key) -> Params:
+        active = kl.active(in_batches(per_channel, params, key, data[:MOST_EXAMPLES]))
+        mixing = params[MIXING]
+        return {"logits": jnp.where(active, mixing["logits"], _INACTIVE), "active": active.astype(jnp.float32)}
+
+    return fit

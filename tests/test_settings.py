@@ -1,0 +1,181 @@
+"""Every setting of every choice is a flag, from every config file, with its condition, default and meaning."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scoreflow import cli, configure
+from scoreflow.configure import overrides
+from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
+from scoreflow.configure.schema import settings
+from scoreflow.runs.errors import UserError
+from tests import tiny
+
+CONFIGS = sorted(path for path in (tiny.ROOT / "configs").glob("*.py"))
+ROWS = [(section, row) for section, catalogue in CATALOGUES.items() for row in catalogue.rows]
+RIGHT = {
+    float: ("0.25", "1", "2.5", "0", "-1.5", "1e-3"),
+    int: ("1", "2", "3", "0", "7", "100", "-1"),
+    bool: ("True", "false", "1", "0"),
+    tuple: ("(1, 2)", "3", "(0.5, 0.25)", "validation", "('frechet',)", "()"),
+}
+WRONG = {
+    float: ("many", "nan", "inf", "-1", "0", "7", ""),
+    int: ("many", "2.5", "-2", "0", "9", "50", "1e3"),
+    bool: ("maybe", "2", ""),
+    tuple: ("(0,)", "(-1,)", "nonsense", "(1"),
+    str: ("nonsense",),
+}
+
+
+def words_of(check) -> list[str]:
+    return check.words.removeprefix("one of ").split(", ") if check.words.startswith("one of ") else []
+
+
+def try_setting(config, names: dict[str, str], name: str, setting) -> tuple[int, int]:
+    """Sets one setting by text to right and wrong values; how many of each were tried."""
+    check, right, wrong = setting.check, 0, 0
+    candidates = (words_of(check) or ["any words/at_all"]) if check.kind is str else RIGHT[check.kind]
+    for text in candidates:
+        try:
+            value = overrides.parse(name, text, setting)
+        except UserError:
+            continue
+        if not check.holds(value):
+            continue
+        resolved = overrides.flatten(configure.resolve(config, names | {name: text}).to_dict())[name]
+        assert resolved == value and isinstance(resolved, int if check.kind is float and type(value) is int else check.kind)
+        right += 1
+    for text in WRONG[check.kind]:
+        if check.kind is str and not words_of(check):
+            continue  # any text is right
+        try:
+            value = overrides.parse(name, text, setting)
+            if check.holds(value) and value == value and value not in (float("inf"),):
+                continue
+        except UserError:
+            pass
+        with pytest.raises(UserError, match=re.escape(f"{name} = ")) as error:
+            configure.resolve(config, names | {name: text})
+        assert check.words in str(error.value) and "\n" not in str(error.value)
+        wrong += 1
+    return right, wrong
+
+
+@pytest.mark.parametrize("section, row", ROWS)
+def test_every_setting_of_every_row_is_a_flag(section, row):
+    config = configure.defaults()
+    names = {f"{section}.name": row}
+    assert configure.resolve(config, names)[section].name == row
+    for name, setting in CATALOGUES[section].settings(row).items():
+        right, wrong = try_setting(config, names, f"{section}.{name}", setting)
+        assert right and (wrong or setting.check.words == "text"), name
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_other_setting_is_a_flag(section):
+    config = configure.defaults()
+    for name, setting in settings(*SECTIONS[section]).items():
+        right, wrong = try_setting(config, {}, f"{section}.{name}".removeprefix("."), setting)
+        assert right and (wrong or setting.check.words == "text"), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_setting_has_a_flag_from_every_config_file(path):
+    """Whatever a file chooses, any other choice and each of its settings can be made on the command line."""
+    config = tiny.load(path)
+    for section, row in ROWS:
+        said = {f"{section}.name": row}
+        said |= {f"{section}.{name}": str(s.default) for name, s in CATALOGUES[section].settings(row).items()}
+        resolved = configure.resolve(config, said)[section].to_dict()
+        wanted = {name: s.default for name, s in CATALOGUES[section].settings(row).items()}
+        assert resolved == {"name": row, **wanted}
+
+
+def test_every_setting_says_what_it_means():
+    for section, catalogue in CATALOGUES.items():
+        assert catalogue.meaning.endswith(".") and catalogue.default in catalogue.rows
+        for row in catalogue.rows:
+            for name, setting in catalogue.settings(row).items():
+                assert re.match(r"[A-Z].*[.\w)]$", setting.meaning), f"{section}.{name} of {row}: {setting.meaning!r}"
+    for section, sources in SECTIONS.items():
+        for name, setting in settings(*sources).items():
+            assert re.match(r"[A-Z].*[.\w)]$", setting.meaning), f"{section}.{name}: {setting.meaning!r}"
+
+
+def test_every_default_meets_its_own_condition():
+    for section, row in ROWS:
+        for name, setting in CATALOGUES[section].settings(row).items():
+            assert setting.check.holds(setting.default), f"{section}.{name} of {row}"
+
+
+def test_names_are_applied_first_and_bring_their_defaults():
+    config = tiny.load(tiny.ROOT / "configs" / "digits_processes.py", "ve_power")
+    said = {"process.sigma_max": "20", "process.name": "ve_geometric", "grid.name": "uniform"}
+    resolved = configure.resolve(config, said)
+    assert resolved.process.to_dict() == {"name": "ve_geometric", "sigma_min": 0.01, "sigma_max": 20.0, "horizon": 1.0}
+    assert resolved.grid.to_dict() == {"name": "uniform"}  # rho of the file's grid went with it
+    assert configure.resolve(config).grid.rho == 7.0
+
+
+def test_a_name_in_a_config_file_replaces_the_settings_of_the_choice_before():
+    config = configure.defaults()
+    config.process.name = "ve_geometric"
+    config.process.sigma_max = 20.0
+    config.process.update({"name": "vp_cosine", "offset": 0.01})
+    assert config.process.to_dict() == {"name": "vp_cosine", "offset": 0.01, "horizon": 0.995}
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ({"loss.order": "3"}, 'loss.order: first_order has no setting "order"; high_order has'),
+        ({"process.sigma_max": "3"}, 'process.sigma_max: vp_linear has no setting "sigma_max"; ve_geometric, ve_constant'),
+        ({"training.lr": "1"}, "training.lr is not a known setting; the nearest are training.learning_rate,"),
+        ({"training.lerning_rate": "1"}, "training.lerning_rate is not a known setting; the nearest are training.learning_rate,"),
+        ({"nonsense": "1"}, "nonsense is not a known setting; the nearest are"),
+        ({"process": "edm"}, "process = 'edm': process is a section; set process.name"),
+        ({"process.name": "vp"}, "process.name = 'vp' must be one of vp_linear, vp_constant, vp_power"),
+    ],
+)
+def test_a_wrong_flag_names_the_setting_and_what_is_allowed(said, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        configure.resolve(configure.defaults(), said)
+
+
+def test_flags_of_before_the_renaming_are_understood():
+    said = {"score.kind": "noise", "score.energy": "code", "training.optimiser": "adam", "data.centred": "False"}
+    resolved = configure.resolve(configure.defaults(), said)
+    assert (resolved.score.prediction, resolved.score.energy_power) == ("noise", -1)
+    assert (resolved.training.optimizer, resolved.data.centered) == ("adam", False)
+
+
+def test_the_page_of_settings_is_current():
+    page = tiny.module(tiny.ROOT / "docs" / "generate_settings.py").page()
+    assert (tiny.ROOT / "docs" / "settings.md").read_text() == page, "run: python docs/generate_settings.py"
+
+
+def test_show_prints_every_setting_with_a_mark_where_it_differs():
+    command = [sys.executable, "main.py", "--config=configs/vp_digits.py", "--mode=show", "--config.loss.name=high_order"]
+    shown = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=True).stdout
+    rows = {m[2]: (m[1], m[3]) for m in re.finditer(r"^(\*?) *([\w.]+) = (\S+)", shown, re.MULTILINE)}
+    assert rows["loss.name"] == ("*", "'high_order'") and rows["loss.order"] == ("", "2")
+    assert rows["training.steps"] == ("*", "2800") and rows["process.beta_max"] == ("", "20.0")
+    config = configure.resolve(tiny.load(tiny.ROOT / "configs" / "vp_digits.py"), {"loss.name": "high_order"})
+    assert rows.keys() == overrides.flatten(config.to_dict()).keys()
+    assert "Number of optimizer steps" in shown
+
+
+def test_a_shipped_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "configs", sys.modules.get("configs"))
+    assert configure.resolve(cli.load_config("vp_digits")).training.steps == 2800
+    assert configure.resolve(cli.load_config("digits_orders:3")).loss.order == 3
+    own = Path("mine.py")
+    own.write_text("from configs import vp_digits\n\ndef get_config():\n    c = vp_digits.get_config()\n    c.seed = 3\n    return c\n")
+    assert configure.resolve(cli.load_config("mine.py")).seed == 3
+    with pytest.raises(UserError, match="no shipped config of that name; these are: cifar10_processes, digits_bridge"):
+        cli.load_config("vp_digit")

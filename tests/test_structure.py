@@ -1,0 +1,166 @@
+"""The shape of the code: who imports whom, who may name a device or a config, and what every name comes with."""
+
+import ast
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import scoreflow
+from scoreflow.evaluators.context import Context
+from scoreflow.experiment import Experiment
+from tests import tiny
+
+PACKAGE = Path(scoreflow.__file__).parent
+# From below to above: a module imports from its own entry and from entries before it. Modules of one entry may import each
+# other, where the entry is a package or says so.
+LAYERS = [
+    {"types"},
+    {"runs"},
+    {"data"},
+    {"metrics"},
+    {"processes", "divergence", "dequantise"},
+    {"models", "score"},
+    {"latent", "terminal"},
+    {"space"},
+    {"theory"},
+    {"objectives", "samplers"},
+    {"optimizers"},
+    {"likelihood"},
+    {"experiment"},
+    {"fits", "draw", "step"},
+    {"evaluators"},
+    {"train", "evaluate", "sample", "planner"},
+    {"configure"},
+    {"cli"},
+]
+LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
+SAME_LAYER = {("terminal", "latent"), ("dequantise", "processes")}
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def entry(path: Path) -> str:
+    """The top-level module or package that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules of the package that a file imports, by dotted name without `scoreflow.`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "scoreflow":
+            stem = node.module.partition(".")[2]
+            names |= {f"{stem}.{alias.name}".strip(".") for alias in node.names}
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("scoreflow.")}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    here = entry(path)
+    if here == "__init__":
+        return
+    for name in imported(ast.parse(path.read_text())):
+        other = name.split(".")[0]
+        assert other == here or LEVEL[other] < LEVEL[here], f"{here} imports {name}"
+    assert {entry(path), *(name.split(".")[0] for name in imported(ast.parse(path.read_text())))} & {
+        "objectives",
+        "samplers",
+    } != {"objectives", "samplers"} or LEVEL[here] > LEVEL["samplers"]
+
+
+def test_modules_import_each_other_in_no_circle():
+    """Over all modules, imports inside functions included."""
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    edges = {}
+    for name, path in modules.items():
+        targets = set()
+        for target in imported(ast.parse(path.read_text())):
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                targets.add(target)
+        edges[name] = targets
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for target in edges[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_only_the_command_line_imports_configure_and_only_configure_reads_configs():
+    for path in FILES:
+        text = path.read_text()
+        if entry(path) not in ("configure", "cli"):
+            assert not any(name.split(".")[0] == "configure" for name in imported(ast.parse(text))), path
+        if entry(path) != "configure":
+            assert "import ml_collections" not in text and "from ml_collections" not in text, path
+
+
+def test_configure_is_short_and_computes_nothing():
+    files = list((PACKAGE / "configure").glob("*.py"))
+    assert sum(len(path.read_text().splitlines()) for path in files) < 900
+    for path in files:
+        text = path.read_text()
+        assert not re.search(r"jnp\.|jax\.(lax|jit|vmap|grad|nn)|optax", text), f"{path.name} computes something"
+
+
+def test_only_parallel_names_devices():
+    for path in FILES:
+        if path.name != "parallel.py":
+            for word in ("jax.devices", "shard_map", "NamedSharding", "multihost_utils", "jax.distributed"):
+                assert word not in path.read_text(), f"{word} in {path.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_public_names_have_docstrings_and_return_annotations(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), path.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node in tree.body and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+            assert node.returns is not None, f"{path.name}: {node.name} has no return annotation"
+        if isinstance(node, ast.ClassDef) and node in tree.body and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_files_and_functions_are_short():
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, f"{path.name} has {len(text.splitlines())} lines"
+
+
+def test_an_experiment_is_a_handful_of_typed_things():
+    assert len(Experiment._fields) <= 8
+    assert len(Context._fields) <= 8
+
+
+def test_every_package_of_the_tree_is_shipped():
+    shipped = set(re.findall(r'^  "(scoreflow[\w.]*)",$', (tiny.ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    found = {"scoreflow", "scoreflow.configs"}
+    found |= {f"scoreflow.{info.name}" for info in pkgutil.walk_packages([str(PACKAGE)]) if info.ispkg}
+    assert shipped == found
+
+
+def test_private_words_are_gone():
+    """The field's words (docs/architecture.md), in names: none of these is bound anywhere in the package."""
+    private = {"found", "law", "laws", "within", "also", "chosen_part", "data_rms", "split_state", "optimiser", "centred"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            bound = {node.arg} if isinstance(node, ast.arg) else set()
+            bound |= {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+            assert not bound & private, f"{path.name}: {bound & private}"
+
+
+def test_every_module_imports_alone():
+    for info in pkgutil.walk_packages([str(PACKAGE)], "scoreflow."):
+        importlib.import_module(info.name)
