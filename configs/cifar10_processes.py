@@ -1,14 +1,18 @@
-"""CIFAR-10 under every forward process, with the values of the published experiments; needs a GPU or TPU for days.
+"""CIFAR-10 under every forward process, with the values of the published experiments; for a GPU or TPU.
 
     python main.py --config=configs/cifar10_processes.py:vp_power --mode=train --workdir=runs/vp_power
     python main.py --config=configs/cifar10_processes.py:vp_power --mode=eval --workdir=runs/vp_power
 
-One of: vp_linear vp_constant vp_power vp_exponential vp_cosine sub_vp_linear ve_geometric ve_constant ve_linear
-ve_power edm. The eight of Gao, Nguyen, Zhu (arXiv 2311.11003) take the numbers of its code: rho = 2 (its deep configs
-have 5 for vp_power and 7 for ve_power: --config.process.rho=5); sigma, which is for data in [0, 1] there, doubled for
-[-1, 1]; 1,000 steps of Euler-Maruyama for VP, of reverse diffusion with one Langevin step for VE. The network is this
-library's U-Net.
-No result is claimed: none has been trained to the end here.
+The variants are vp_linear, vp_constant, vp_power, vp_exponential, vp_cosine, sub_vp_linear, ve_geometric, ve_constant,
+ve_linear, ve_power and edm. The eight processes of Gao, Nguyen, Zhu (arXiv 2311.11003) have the numbers of their
+code:
+
+- rho = 2 (their deep configs have 5 for vp_power and 7 for ve_power: --config.process.rho=5);
+- sigma is doubled, since it is for data in [0, 1] there and for [-1, 1] here;
+- 1,000 steps of Euler-Maruyama for VP, and of reverse diffusion with one Langevin step for VE.
+
+The network is the U-Net of this library. Training takes days. None of the variants has been trained to completion, so
+we report no results.
 """
 
 from configs import vp_cifar10
@@ -52,7 +56,7 @@ def get_config(variant: str = "vp_linear"):
     if exploding:
         options = {"predictor": "reverse_diffusion", "corrector_steps": 1, "snr": 0.16, "denoise": True}
         config.sampler.update({"name": "predictor_corrector", **options})
-    if variant == "ve_constant":  # at the 1e-5 of the others its noise would be 0.3 already
+    if variant == "ve_constant":  # at t = 1e-5, as for the others, its noise would already be 0.3
         config.t_min = config.sampling.t_min = 1e-9
     if variant == "edm":  # Karras et al. 2022, table 1, for data in [-1, 1] with a root mean square of 1/2
         config.t_min = config.sampling.t_min = 2e-3
@@ -61,5 +65,5 @@ def get_config(variant: str = "vp_linear"):
         config.sample_times.update({"name": "log_normal", "mean": -1.2, "std": 1.2})
         config.grid.update({"name": "karras", "rho": 7.0})
         config.sampler.update({"name": "heun", "denoise": True})
-        config.sampling.steps = 17  # of Heun, and one to the data: 35 evaluations
+        config.sampling.steps = 17  # Heun's steps; with the last step to the data these are 35 evaluations
     return config

@@ -1,9 +1,10 @@
-"""Every setting at its default; the other configs start from it and state what differs.
+"""Every setting at its default. The other configs start from this one and set what differs.
 
-    python main.py --config=configs/default.py --mode=show      every setting, its value and its meaning
+    python main.py --config=configs/default.py --mode=show      # every setting, its value and its meaning
 
-docs/settings.md lists all settings of everything that can be chosen. In a config file, a name brings the defaults of what
-it chooses: after `config.process.name = "ve_geometric"` the section holds sigma_min, sigma_max and horizon.
+docs/settings.md lists the settings of everything that can be chosen. In a config file, setting a name also sets the
+defaults of what is chosen: after `config.process.name = "ve_geometric"` the section has sigma_min, sigma_max and
+horizon.
 """
 
 from scoreflow import configure

@@ -1,12 +1,12 @@
-"""A finished `vp_digits` sampled and scored from a shorter T, with a terminal law fitted to the data's x_T.
+"""A trained `vp_digits` is sampled and scored from a shorter T, with a terminal distribution fitted to the data's x_T.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python main.py --config=configs/digits_bridge.py:mixture --mode=train       seconds: the score is used as it is
+    python main.py --config=configs/digits_bridge.py:mixture --mode=train       # seconds; the score is used as it is
     python main.py --config=configs/digits_bridge.py:mixture --mode=eval
 
-Variants: prior (none: what a short T costs), gaussian, low_rank, mixture, dirichlet, glow (2 minutes of training). T is
-`--config.process.horizon`, 0.2 here, and with eval.horizons the bound is also given at shorter ones. See
-docs/experiments.md for what to expect.
+The variants are prior (nothing is fitted, to show the cost of a short T), gaussian, low_rank, mixture, dirichlet and
+glow (2 minutes of training). T is `--config.process.horizon`, 0.2 here. With eval.horizons the bound is printed at
+shorter T too. docs/experiments.md has the numbers to expect.
 """
 
 from configs import vp_digits
@@ -22,7 +22,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "mixture"):
-    """The experiment with one terminal law."""
+    """The experiment with one terminal distribution."""
     if variant not in VARIANTS:
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     config = vp_digits.get_config()

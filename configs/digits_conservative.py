@@ -1,18 +1,19 @@
-"""Digits with a constrained score (c), or a finished `vp_digits` fine-tuned without (u) or with (qc) a penalty.
+"""Digits with a constrained score (c), or a trained `vp_digits` fine-tuned without (u) or with (qc) a penalty.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python main.py --config=configs/digits_conservative.py:qc --mode=train       4 minutes on 2 CPU cores
+    python main.py --config=configs/digits_conservative.py:qc --mode=train       # 4 minutes on 2 CPU cores
     python main.py --config=configs/digits_conservative.py:qc --mode=eval
 
-`--mode=eval` also prints how far the score is from a gradient field, and at what cost a solver follows it. Expect, from
-one run each, a weighted asymmetry of 1.56 and 1.93 bits/dim of u, and 0.41 and 2.00 of qc at this coefficient, which is
-large; at 0.001 qc is u. c takes four times as long to train, and some ten times as long to evaluate.
+In addition to the usual metrics, `--mode=eval` prints how far the score is from a gradient field, and how many
+evaluations a solver needs to follow it. From one run each, expect for u a weighted asymmetry of 1.56 and 1.93 bits/dim,
+and for qc 0.41 and 2.00. The coefficient of qc is large; at 0.001, qc gives the same results as u. The variant c takes
+four times as long to train, and some ten times as long to evaluate.
 """
 
 from configs import vp_digits
 
 VARIANTS = ("c", "u", "qc")
-STEPS = 600  # of fine-tuning; c takes those of vp_digits and these from scratch
+STEPS = 600  # number of steps of fine-tuning; c is trained from scratch for these and those of vp_digits together
 
 
 def get_config(variant: str = "qc"):

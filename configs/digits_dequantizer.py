@@ -1,11 +1,11 @@
-"""Variational dequantization of the digits: a conditional flow of the noise, trained on a finished `vp_digits`.
+"""Variational dequantization of the digits: a conditional flow of the noise is trained on top of a trained `vp_digits`.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python main.py --config=configs/digits_dequantizer.py --mode=train      4 to 5 minutes on 2 CPU cores
+    python main.py --config=configs/digits_dequantizer.py --mode=train      # 4 to 5 minutes on 2 CPU cores
     python main.py --config=configs/digits_dequantizer.py --mode=eval
 
-The score model stays as it is. What eval prints bounds the discrete model's bits/dim, as with uniform noise, but from
-nearer: expect 1.87 for 1.94.
+The score model stays as it is. As with uniform noise, `--mode=eval` prints a bound on the bits/dim of the discrete
+model, but a tighter one: expect 1.87 instead of 1.94.
 """
 
 from configs import vp_digits
@@ -30,5 +30,5 @@ def get_config():
     config.training.learning_rate = 2e-3
     config.training.ema_decay = 0.99
     config.eval.dequantization = "variational"
-    config.eval.num_samples = 0  # the samples are those of vp_digits
+    config.eval.num_samples = 0  # the samples would be those of vp_digits
     return config

@@ -1,12 +1,13 @@
-"""A score model in the latent space of the digits' VAE, which begins as `configs/digits_vae.py` left it.
+"""A score model in the latent space of the digits' VAE, which starts from the result of `configs/digits_vae.py`.
 
     python main.py --config=configs/digits_vae.py:levels --mode=train
     python main.py --config=configs/digits_latent.py:levels_3 --mode=train
     python main.py --config=configs/digits_latent.py:levels_3 --mode=eval
 
-Variants: levels_1, levels_2, levels_3, trained end to end by the published algorithms (1: the bound for all; 2 and 3:
-the prior unweighted, with times of its own or shared); levels_frozen, the prior alone; and for binary digits binary_1,
-binary_2, binary_3, binary_frozen.
+The variants levels_1, levels_2 and levels_3 are trained end to end by the published algorithms. In algorithm 1
+everything learns from the bound; in 2 and 3 the prior's loss is unweighted, with times of its own (2) or shared ones
+(3). In levels_frozen only the prior is trained. binary_1, binary_2, binary_3 and binary_frozen are the same for binary
+digits.
 """
 
 from configs import digits_vae

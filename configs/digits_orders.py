@@ -1,15 +1,15 @@
-"""A finished `vp_digits` fine-tuned by orders 1, 2 or 3 of score matching, at equal compute: 1600, 800 or 400 steps.
+"""A trained `vp_digits` fine-tuned by order 1, 2 or 3 of score matching, at equal compute: 1600, 800 or 400 steps.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python main.py --config=configs/digits_orders.py:2 --mode=train       2 to 4 minutes on 2 CPU cores
+    python main.py --config=configs/digits_orders.py:2 --mode=train       # 2 to 4 minutes on 2 CPU cores
     python main.py --config=configs/digits_orders.py:2 --mode=eval
 
-Expect 1.92 to 1.95 bits/dim, and no gain from the higher orders: see docs/experiments.md.
+Expect 1.92 to 1.95 bits/dim, and no gain from the higher orders (docs/experiments.md).
 """
 
 from configs import vp_digits
 
-VARIANTS = {"1": 1600, "2": 800, "3": 400}  # order: steps, which cost 1, 2 and 4 times as much each
+VARIANTS = {"1": 1600, "2": 800, "3": 400}  # steps by order; a step costs 1, 2 and 4 times as much
 
 
 def get_config(variant: str = "2"):

@@ -1,11 +1,11 @@
 """The digits under every forward process: `vp_digits` with another SDE, and the times and grid that go with it.
 
-    python main.py --config=configs/digits_processes.py:ve_power --mode=train       3 to 4 minutes on 2 CPU cores
+    python main.py --config=configs/digits_processes.py:ve_power --mode=train       # 3 to 4 minutes on 2 CPU cores
     python main.py --config=configs/digits_processes.py:ve_power --mode=eval
 
-One of: vp_linear vp_constant vp_power vp_exponential vp_cosine vp_geometric sub_vp_linear ou ve_geometric ve_constant
-ve_linear ve_power edm. The numbers are those of the published experiments where there are any; ends of sigma are for
-data in [-1, 1], like every number here.
+The variants are vp_linear, vp_constant, vp_power, vp_exponential, vp_cosine, vp_geometric, sub_vp_linear, ou,
+ve_geometric, ve_constant, ve_linear, ve_power and edm. The numbers are those of the published experiments where there
+are any. The ends of sigma, like all numbers in this file, are for data in [-1, 1].
 """
 
 from configs import vp_digits
@@ -13,8 +13,8 @@ from configs import vp_digits
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0, "horizon": 1.0}
 _SIGMAS = {"sigma_min": 0.01, "sigma_max": 50.0, "horizon": 1.0}
 
-# The process; the time at which training and likelihood begin; the last time of the sampler's grid. Both are times of
-# about the same small noise in all processes, or of the noise that the process begins with.
+# The process; the time at which training and likelihood begin; the last time of the sampler's grid. At these times, the
+# noise is about the same small noise in all processes, or the noise that the process begins with.
 VARIANTS = {
     "vp_linear": ({"name": "vp_linear", **_BETAS}, 1e-5, 1e-3),
     "vp_constant": ({"name": "vp_constant", **_BETAS, "beta_max": 10.0}, 2e-7, 2e-5),

@@ -1,10 +1,10 @@
 """A small convolutional VAE of the 8x8 digits under the prior N(0, I): stage one of a score model in latent space.
 
-    python main.py --config=configs/digits_vae.py:levels --mode=train      a minute on 2 CPU cores
+    python main.py --config=configs/digits_vae.py:levels --mode=train      # a minute on 2 CPU cores
     python main.py --config=configs/digits_vae.py:levels --mode=eval
 
-Variants: levels, the 17 grey levels under a mixture of discretized logistics; binary, every access a fresh draw of 0 or
-1 with the grey level as chance, under a Bernoulli decoder. Stage two is `configs/digits_latent.py`.
+The variant levels models the 17 gray levels with a mixture of discretized logistics. The variant binary has a Bernoulli
+decoder, and every access draws 0 or 1 with the gray level as the probability. Stage two is `configs/digits_latent.py`.
 """
 
 from configs import default
@@ -27,7 +27,7 @@ def get_config(variant: str = "levels"):
     config.latent.update({"name": "alone", "coefficient_min": 0.01, "ramp": 500, "balance": True})
     config.training.update({"steps": 2000, "batch_size": 64, "optimizer": "adamax", "learning_rate": 5e-3})
     config.training.update({"eps": 1e-3, "weight_decay": 3e-4, "clip": 0.0, "learning_rate_end": 1e-4})
-    # N(0, I) is at rest under the process: one step is exact
+    # the process leaves N(0, I) as it is, so one step is exact
     config.sampler.update({"name": "euler_ode", "denoise": False})
     config.sampling.steps = 1
     config.eval.update({"features": "digits", "baseline": not config.data.binarized, "draws": 5})

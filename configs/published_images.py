@@ -1,30 +1,35 @@
-"""Images of 32 and 64 pixels with the networks and hyperparameters of the literature; needs GPUs or TPUs for days.
+"""Images of 32 and 64 pixels with the networks and hyperparameters of the literature, for GPUs or TPUs.
 
     python main.py --config=configs/published_images.py:cifar10_vp --mode=train
     python main.py --config=configs/published_images.py:cifar10_vp --mode=eval
 
-A variant is <data>_<model>:
+A variant is <data>_<model>, with one of
     data     cifar10 cifar100 svhn imagenet32 celeba64
     model    vp vp_deep sub_vp sub_vp_deep    DDPM++ with 4 or 8 blocks for each resolution
              ve ve_deep                       NCSN++ likewise (both Song et al. 2021, arXiv 2011.13456)
              edm edm_ncsnpp                   EDM on DDPM++ or NCSN++ (Karras et al. 2022, arXiv 2206.00364)
 
-Published are: cifar10 with every model, EDM's without its augmentation of the training images; imagenet32 with vp,
-vp_deep (Song et al. 2021, arXiv 2101.09258) and ve, ve_deep (Lu et al. 2022, arXiv 2206.08265), without dropout and
-mirroring; cifar100_ve_deep, svhn_ve_deep and imagenet32_ve_deep as the free networks of Chao et al. (ICLR 2023), whose
-numbers of steps are UNVERIFIED; celeba64_ve (the public code of Song et al., UNVERIFIED: sigma_max = 90, the rest as
-for CIFAR-10). celeba64_edm takes what Karras et al. have for faces of 64 pixels. The others carry the numbers of their
-model and their data over. Mirrored house numbers are as published; --config.data.flip=False for digits that read as
-digits.
+These variants are published:
 
-Numbers of parameters are as published (tests/test_plus.py). Labels are not used: --config.data.conditional=True for
-EDM's conditional models. `training.fsdp` is for networks that do not fit one device with their averages.
-No result is claimed: none has been trained to the end here.
+- cifar10 with every model; those with EDM lack its augmentation of the training images;
+- imagenet32 with vp, vp_deep (Song et al. 2021, arXiv 2101.09258) and ve, ve_deep (Lu et al. 2022, arXiv 2206.08265),
+  without dropout and mirroring;
+- cifar100_ve_deep, svhn_ve_deep and imagenet32_ve_deep as the unconstrained networks of Chao et al. (ICLR 2023), whose
+  numbers of steps are UNVERIFIED;
+- celeba64_ve (the public code of Song et al., UNVERIFIED: sigma_max = 90, the rest as for CIFAR-10).
+
+celeba64_edm has the settings of Karras et al. for faces of 64 pixels. The other variants combine the numbers of their
+model with those of their data. House numbers are mirrored as published; --config.data.flip=False gives digits that read
+as digits.
+
+Numbers of parameters are as published (tests/test_plus.py). Labels are not used; EDM's conditional models need
+--config.data.conditional=True. `training.fsdp` is for networks that do not fit on one device together with their
+averages. Training takes days. None of the variants has been trained to completion, so we report no results.
 """
 
 from configs import cifar10_processes
 
-# process, network, blocks for each resolution
+# the process, the network, the number of blocks at each resolution
 MODELS = {
     "vp": ("vp_linear", "ddpmpp", 4),
     "vp_deep": ("vp_linear", "ddpmpp", 8),
@@ -35,7 +40,7 @@ MODELS = {
     "edm": ("edm", "ddpmpp", 4),
     "edm_ncsnpp": ("edm", "ncsnpp", 4),
 }
-# name of the data, whether images are mirrored, dropout, samples behind the FID
+# the name of the data, whether images are mirrored, the dropout rate, the number of samples for the FID
 DATA = {
     "cifar10": ("cifar10", True, 0.1, 50_000),
     "cifar100": ("cifar100", True, 0.1, 50_000),
@@ -47,7 +52,7 @@ VARIANTS = tuple(f"{data}_{model}" for data in DATA for model in MODELS)
 
 
 def _edm(config, faces: bool) -> None:
-    """200 million images; the learning rate rises over the first 10 million, averages have a half-life of 500,000."""
+    """200 million images: the learning rate rises over the first 10 million, averages have a half-life of 500,000."""
     size = 256 if faces else 512
     config.model.multipliers = (1, 2, 2, 2) if faces else (2, 2, 2)
     config.model.dropout = 0.05 if faces else 0.13
@@ -65,7 +70,7 @@ def get_config(variant: str = "cifar10_vp"):
     process, network, blocks = MODELS[model]
     config = cifar10_processes.get_config(process)
     config.data.name, config.data.flip, dropout, config.eval.num_samples = DATA[data]
-    config.data.dequantization = "none"  # in training; likelihoods dequantise
+    config.data.dequantization = "none"  # in training; likelihoods are computed with dequantization
     config.model.update({"name": network, "channels": 128, "multipliers": (1, 2, 2, 2), "blocks": blocks})
     config.model.update({"attention": (16,), "dropout": dropout, "remat": False, "dtype": "bfloat16"})
     if blocks == 8:

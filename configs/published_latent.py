@@ -1,16 +1,21 @@
-"""Score models as priors of the VAEs of `configs/published_vae.py`, stage two of arXiv 2106.05931; for many GPUs.
+"""Score models as priors of the VAEs of `configs/published_vae.py`, stage two of arXiv 2106.05931. They need many GPUs.
 
     python main.py --config=configs/published_vae.py:mnist --mode=train
     python main.py --config=configs/published_latent.py:mnist --mode=train
     python main.py --config=configs/published_latent.py:mnist --mode=eval
 
-Variants: mnist, omniglot, cifar10_balanced, cifar10_fid, cifar10_nll, celeba_quantitative, celeba_qualitative, and
-celeba_last, the third stage of the latter: another prior on the VAE as it is then. Hyperparameters as published, steps
-from epochs. Not as published, besides what `published_vae` says: the U-Net is that of this package, halving by means
-where the article filters; the VAE of celeba_qualitative does not see the averaged prior; decay of weights is decoupled;
-the prior of celeba_last has no spectral penalty.
-Published: 78.47 nats (MNIST), 87.79 (OMNIGLOT), 2.87 bits/dim (cifar10_nll), FID 2.10 (cifar10_fid), 7.22 (CelebA-HQ).
-Nothing here was trained to its end by us, and no result is claimed.
+The variants are mnist, omniglot, cifar10_balanced, cifar10_fid, cifar10_nll, celeba_quantitative, celeba_qualitative
+and celeba_last. The last is the third stage of celeba_qualitative, another prior on the VAE as it is then.
+Hyperparameters are as published, with steps computed from epochs. In addition to the differences listed in
+`published_vae`, these are not as published:
+
+- the U-Net is that of this library, which halves a resolution by means where the article uses filters;
+- the VAE of celeba_qualitative does not see the averaged prior;
+- weight decay is decoupled;
+- the prior of celeba_last has no spectral penalty.
+
+Published results: 78.47 nats (MNIST), 87.79 (OMNIGLOT), 2.87 bits/dim (cifar10_nll), FID 2.10 (cifar10_fid), 7.22
+(CelebA-HQ). None of the variants has been trained to completion here, so we report no results of our own.
 """
 
 from configs import published_vae
@@ -23,8 +28,8 @@ _CIFAR10 |= {"steps": 366_000, "batch_size": 256, "warmup": 975, "spectral": 1e-
 _CELEBA = {"channels": 256, "rate": 1e-4, "logit": -6.0, "drop": True}
 _CELEBA |= {"steps": 422_000, "batch_size": 64, "warmup": 8440, "spectral": 1e-1, "spectral_score": 1e-2}
 _BINARY = {"channels": 256, "rate": 3e-4, "logit": -6.0, "drop": True, "batch_size": 128, "spectral": 1e-2}
-# rate is that of the prior; grows: whether the divergence's coefficient begins at 0.7; logit: of the mixed score at
-# first; drop: whether silent channels are left out
+# rate: learning rate of the prior; grows: whether the coefficient of the KL divergence begins at 0.7; logit: initial
+# logit of the mixed score; drop: whether inactive channels are left out
 VARIANTS = {
     "mnist": _BOUND
     | _BINARY

@@ -1,13 +1,13 @@
-"""The hierarchical VAEs of the article on score models in latent space (arXiv 2106.05931), stage one; for GPUs.
+"""The hierarchical VAEs of the article on score models in latent space (arXiv 2106.05931), stage one. They need GPUs.
 
     python main.py --config=configs/published_vae.py:mnist --mode=train
     python main.py --config=configs/published_vae.py:mnist --mode=eval
 
-Variants: mnist, omniglot (binary, drawn afresh at every access); cifar10_balanced, cifar10_fid, cifar10_nll;
-celeba_quantitative and celeba_qualitative (CelebA-HQ in 256 x 256 and 5 bits: a folder of images, --config.data.path).
-Hyperparameters as published, steps from epochs. Not as published: normalization over groups of channels instead of
-batches, and no volume-preserving flows in the encoders of cifar10_nll and both celeba. Nothing here was trained to its
-end by us, and no result is claimed.
+The variants are mnist and omniglot (binary, drawn afresh at every access); cifar10_balanced, cifar10_fid and
+cifar10_nll; celeba_quantitative and celeba_qualitative (CelebA-HQ in 256 x 256 and 5 bits, read from a folder of images
+given by --config.data.path). Hyperparameters are as published, with steps computed from epochs. Two things are not as
+published: normalization is over groups of channels instead of batches, and the encoders of cifar10_nll and both celeba
+variants have no volume-preserving flows. None of the variants has been trained to completion, so we report no results.
 """
 
 from configs import default
@@ -22,7 +22,7 @@ _NETWORKS = {
     "celeba_quantitative": (3, 8, 20, 64, (1, 1, 2, 4), 2, 2, True),
     "celeba_qualitative": (2, 10, 20, 64, (1, 1, 2), 2, 2, True),
 }
-# steps, batch size, steps per epoch, share of steps in which the KL coefficient grows, its end, spectral weight
+# steps, batch size, steps per epoch, fraction of steps in which the KL coefficient grows, its end, spectral weight
 _TRAINING = {
     "mnist": (60_000, 200, 300, 1.0, 0.7, 1e-2),
     "omniglot": (38_000, 200, 190, 1.0, 1.0, 1e-2),
@@ -55,7 +55,8 @@ def get_config(variant: str = "cifar10_balanced"):
     config.training.update({"steps": steps, "batch_size": batch_size, "optimizer": "adamax", "warmup": 5 * epoch})
     config.training.update({"learning_rate": 1e-2, "learning_rate_end": 1e-4, "eps": 1e-3, "weight_decay": 3e-4})
     config.training.update({"clip": 0.0, "log_every": 100, "validate_every": 2000, "checkpoint_every": 2000})
-    config.sampler.update({"name": "euler_ode", "denoise": False})  # N(0, I) is at rest: one step is exact
+    # the process leaves N(0, I) as it is, so one step is exact
+    config.sampler.update({"name": "euler_ode", "denoise": False})
     config.sampling.steps = 1
     config.eval.update({"dequantization": "", "draws": 1, "baseline": False, "num_samples": 50_000})
     config.eval.features = "inception"

@@ -1,9 +1,9 @@
-"""VP on the two-dimensional checkerboard, whose log-density is known: eval prints the KL divergence to it.
+"""VP on the two-dimensional checkerboard. Its log-density is known, so `--mode=eval` prints the KL divergence to it.
 
     python main.py --config=configs/vp_checkerboard.py --mode=train
     python main.py --config=configs/vp_checkerboard.py --mode=eval
 
-Any of checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals: --config.data.name=spirals
+The data can be any of checkerboard, eight_gaussians, mixture, mixture_1d, rings, spirals: --config.data.name=spirals
 """
 
 from configs import default

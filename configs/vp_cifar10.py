@@ -1,9 +1,10 @@
-"""VP diffusion of CIFAR-10 with a U-Net; needs a GPU or TPU for days, and the archive (fetched, or put in place).
+"""VP diffusion of CIFAR-10 with a U-Net. Training takes days on a GPU or TPU.
 
     python main.py --config=configs/vp_cifar10.py --mode=train --workdir=runs/cifar10
     python main.py --config=configs/vp_cifar10.py --mode=eval --workdir=runs/cifar10
 
-Differs from `vp_digits` in this file alone. No result is claimed for it: it has not been trained to the end here.
+The archive of the data is downloaded, or read from the data folder if you put it there. Only the settings in this file
+differ from those of `vp_digits`. The config has not been trained to completion, so we report no results.
 """
 
 from configs import default

@@ -1,7 +1,7 @@
 """VP diffusion of 1,437 real 8x8 handwritten digits, with a small U-Net trained for likelihood.
 
-    python main.py --config=configs/vp_digits.py --mode=train     3 to 4 minutes on 2 CPU cores
-    python main.py --config=configs/vp_digits.py --mode=eval      2 to 3 minutes
+    python main.py --config=configs/vp_digits.py --mode=train     # 3 to 4 minutes on 2 CPU cores
+    python main.py --config=configs/vp_digits.py --mode=eval      # 2 to 3 minutes
 
 Expect about 1.94 bits/dim on the 360 test digits (uniform dequantization) and a mean class confidence of 0.95.
 """

@@ -1,7 +1,9 @@
 """Class-conditional digits with classifier-free guidance: `vp_digits` with labels, a tenth of them hidden in training.
 
-python main.py --config=configs/vp_digits_classes.py --mode=train
-python main.py --config=configs/vp_digits_classes.py --mode=sample --config.sampling.label=3
+    python main.py --config=configs/vp_digits_classes.py --mode=train
+    python main.py --config=configs/vp_digits_classes.py --mode=sample --config.sampling.label=3
+
+The second command draws samples of one class.
 """
 
 from configs import vp_digits
