@@ -1,6 +1,6 @@
 """Writes docs/settings.md from the signatures and docstrings of everything that can be chosen.
 
-    python docs/generate_settings.py
+python docs/generate_settings.py
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from scoreflow.configure.schema import Setting, settings
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings
 
-Every setting is a flag, from every config file: `--config.<section>.<setting>=<value>`. Names are applied first: choosing
-another process, loss or network brings the defaults of that choice, and the settings of the old choice go with it. To see
-the settings of one config with their values, run
+Every setting is a flag, from every config file: `--config.<section>.<setting>=<value>`. Names are applied first:
+choosing another process, loss or network brings the defaults of that choice, and the settings of the old choice go with
+it. To see the settings of one config with their values, run
 
     python main.py --config=configs/vp_digits.py --mode=show
 
@@ -33,8 +33,8 @@ WORDS = {
 def _table(rows: dict[str, Setting]) -> list[str]:
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for name, row in rows.items():
-        cells = (f"`{name}`", f"`{row.default!r}`", row.check.words.replace("|", "\\|"), row.meaning.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (f"`{name}`", f"`{row.default!r}`", row.check.words, row.meaning)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 
 
@@ -42,7 +42,8 @@ def page() -> str:
     """The whole page, Markdown."""
     lines = [HEAD]
     for section, sources in SECTIONS.items():
-        lines += [f"## {section or WORDS['']}", "", *([WORDS[section], ""] if section else []), *_table(settings(*sources)), ""]
+        head = [f"## {section}", "", WORDS[section]] if section else [f"## {WORDS[section]}"]
+        lines += [*head, "", *_table(settings(*sources)), ""]
     for section, catalogue in CATALOGUES.items():
         lines += [f"## {section}", "", catalogue.meaning, ""]
         lines += [f"`{section}.name` is one of the following; the default is `{catalogue.default}`.", ""]

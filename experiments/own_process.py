@@ -1,6 +1,6 @@
 """A model of one's own in forty lines: a process from a rate written here, a Linen network written here, no config.
 
-    python -m experiments.own_process          half a minute on 2 CPU cores
+python -m experiments.own_process          half a minute on 2 CPU cores
 """
 
 import functools

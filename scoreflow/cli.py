@@ -3,8 +3,8 @@
     scoreflow --config=vp_digits --mode=train
     scoreflow --config=my_config.py --mode=eval --config.eval.draws=1
 
-`--config` is a file, or the name of a config that comes with the package (`vp_digits`, `digits_orders:3`); what follows a
-colon goes to the file's `get_config`. Every setting is a flag, --config.section.setting=value.
+`--config` is a file, or the name of a config that comes with the package (`vp_digits`, `digits_orders:3`); what follows
+a colon goes to the file's `get_config`. Every setting is a flag, --config.section.setting=value.
 """
 
 import importlib.util
@@ -113,7 +113,7 @@ def load_config(argument: str) -> Any:
         spec.loader.exec_module(module)
         return module.get_config(variant) if colon else module.get_config()
     except Exception as error:  # whatever a file of the user's raises
-        raise UserError(f"--config={argument}: {type(error).__name__ + ': ' if not str(error) else ''}{error}") from error
+        raise UserError(f"--config={argument}: {error or type(error).__name__}") from error
 
 
 def _show(config: Any) -> None:
@@ -139,7 +139,7 @@ def _main(_: list[str]) -> None:
     from scoreflow.runs.errors import RunError, UserError
 
     caches.enable_compilation_cache()
-    name, mode = _CONFIG.value, _MODE.value
+    name, mode = str(_CONFIG.value), _MODE.value
     folder = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else workdir.default(name)
     try:
         config = configure.resolve(load_config(name), _overrides)
@@ -154,7 +154,7 @@ def _main(_: list[str]) -> None:
         elif mode == "eval":
             evaluate.evaluate(experiment, configure.evaluation(config), folder)
         elif mode == "stats":
-            evaluate.prepare(experiment, configure.evaluation(config), config.eval.features)
+            evaluate.prepare(experiment, configure.evaluation(config), config["eval"]["features"])
         elif mode == "plan":
             planner.plan(experiment, configure.planner_options(config), folder)
         else:

@@ -10,7 +10,7 @@ from scoreflow.evaluators.features import FeatureName, extractor, statistics
 from scoreflow.experiment import Experiment, load_params
 from scoreflow.metrics import Estimate
 from scoreflow.runs import caches, report, workdir
-from scoreflow.runs.partial import PartialResults
+from scoreflow.runs.partial import NONE, PartialResults
 from scoreflow.types import Params
 
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
         experiment: Experiment,
         params: Params,
         folder: Path | None = None,
-        partial: PartialResults = PartialResults(),
+        partial: PartialResults = NONE,
     ) -> Context:
         """What evaluators are given for a model with these parameters; pictures go to `folder`, if there is one."""
         cache_dir = self.cache_dir or caches.folder()

@@ -10,10 +10,10 @@ import jax
 from scoreflow import score as scores
 from scoreflow.data import Dataset
 from scoreflow.models import MIXING, TERMINAL, Network
-from scoreflow.objectives import Objective
+from scoreflow.objectives.protocols import Objective
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import workdir
-from scoreflow.samplers import Sampler
+from scoreflow.samplers.sampler import Sampler
 from scoreflow.score import PredictionName, Score
 from scoreflow.space import Space
 from scoreflow.terminal import families
@@ -57,8 +57,8 @@ class ScoreOptions(NamedTuple):
     Attributes:
       prediction: What the network predicts.
       sigma_data: Root mean square of the data, in the units of x.
-      energy_power: 0 for an unconstrained score; otherwise the score is the gradient of the energy sigma^p |s|^2 / 2 with
-        this power p (1 as published, -1 as in the published image code, 2 derived here).
+      energy_power: Power p of the energy sigma^p |s|^2 / 2 whose negative gradient the score is: 1 as published, -1 as
+        in the published image code, 2 derived here; 0 leaves the score unconstrained.
       mixed: Mix the network with the score of N(0, I), channel by channel, as for latents.
       mixed_logit: Logit of the network's share at the beginning, where it is mixed.
     """
@@ -68,6 +68,9 @@ class ScoreOptions(NamedTuple):
     energy_power: Literal[0, 1, -1, 2] = 0
     mixed: Flag = False
     mixed_logit: Number = -3.0
+
+
+_SCORE, _PRIOR = ScoreOptions(), families.prior()
 
 
 class Model(NamedTuple):
@@ -86,8 +89,8 @@ class Model(NamedTuple):
     process: Process
     network: Network
     t_min: float = 1e-5
-    options: ScoreOptions = ScoreOptions()
-    family: families.Family = families.prior()
+    options: ScoreOptions = _SCORE
+    family: families.Family = _PRIOR
     conditional: bool = False
     fits: Mapping[str, Callable[[Params, Key], Params]] = {}
 
@@ -104,7 +107,7 @@ class Model(NamedTuple):
         return self._unconstrained(params, train=train, key=key)
 
     def energy(self, params: Params, *, train: bool = False, key: Key | None = None) -> Callable[..., jax.Array]:
-        """energy(x, t, cond) -> [B], whose negative gradient the score is; only where `options.energy_power` is not 0."""
+        """energy(x, t, cond) -> [B], whose negative gradient is the score; only where `energy_power` is not 0."""
         free = self._unconstrained(params, train=train, key=key)
         return scores.energy_fn(self.process, free, self.options.energy_power)
 
@@ -164,5 +167,3 @@ def load_params(experiment: Experiment, folder: Path, step: int, best: str = "")
     """The averaged parameters of a checkpoint, or of the best by a measure, on all devices."""
     template = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
     return workdir.averaged(folder, step, template, best)
-
-

@@ -42,7 +42,7 @@ def terminal(family: Family, space: Space, process: Process, data: np.ndarray) -
         def clean(key):
             if space.latent is not None:
                 return in_batches(space.encode, params, key, np.asarray(rows))
-            return np.asarray(space.encode(params, key, np.asarray(rows)))
+            return np.asarray(space.encode(params, key, jnp.asarray(rows)))
 
         assert family.fit is not None
         return family.fit(key, clean=clean, process=process)
@@ -60,7 +60,7 @@ def mask_inactive(space: Space, data: np.ndarray) -> Callable[[Params, Key], Par
         return kl.channel_sums(top.log_q - normal_log_prob(top.z))
 
     def fit(params: Params, key: Key) -> Params:
-        active = kl.active(in_batches(per_channel, params, key, data[:MOST_EXAMPLES]))
+        active = kl.active(jnp.asarray(in_batches(per_channel, params, key, data[:MOST_EXAMPLES])))
         mixing = params[MIXING]
         return {"logits": jnp.where(active, mixing["logits"], _INACTIVE), "active": active.astype(jnp.float32)}
 

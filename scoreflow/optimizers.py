@@ -1,5 +1,6 @@
 """Optimizers: one rule for the score, and what each other group of parameters needs."""
 
+from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -37,6 +38,9 @@ class OptimizerOptions(NamedTuple):
     clip: NonNegative = 1.0
 
 
+DEFAULTS = OptimizerOptions()
+
+
 class VaeRates(NamedTuple):
     """How a VAE learns together with its prior: AdamW with a cosine schedule.
 
@@ -61,13 +65,16 @@ def _cosine(rate: float, end: float, warmup: int, steps: int) -> optax.Schedule:
 def _schedule(options: OptimizerOptions, steps: int) -> optax.Schedule | float:
     if options.schedule == "cosine":
         return _cosine(options.learning_rate, options.learning_rate_end, options.warmup, steps)
-    return optax.linear_schedule(0.0, options.learning_rate, options.warmup) if options.warmup else options.learning_rate
+    if options.warmup:
+        return optax.linear_schedule(0.0, options.learning_rate, options.warmup)
+    return options.learning_rate
 
 
-def optimizer(steps: int, options: OptimizerOptions = OptimizerOptions()) -> optax.GradientTransformation:
+def optimizer(steps: int, options: OptimizerOptions = DEFAULTS) -> optax.GradientTransformation:
     """Clipping by global norm, then the rule with its schedule over `steps` steps."""
-    rate, betas = _schedule(options, steps), {"b1": options.beta1, "b2": options.beta2, "eps": options.eps}
-    decayed = betas | {"weight_decay": options.weight_decay}
+    rate = _schedule(options, steps)
+    betas: dict[str, Any] = {"b1": options.beta1, "b2": options.beta2, "eps": options.eps}
+    decayed: dict[str, Any] = betas | {"weight_decay": options.weight_decay}
     rules = {
         "adam": lambda: optax.adam(rate, **betas),
         "adamw": lambda: optax.adamw(rate, **decayed),
@@ -92,7 +99,7 @@ def vae_optimizer(rates: VaeRates, warmup: int, steps: int) -> optax.GradientTra
 def grouped(
     rule: optax.GradientTransformation,
     steps: int,
-    options: OptimizerOptions = OptimizerOptions(),
+    options: OptimizerOptions = DEFAULTS,
     *,
     learn_score: bool = True,
     mixed: bool = False,
@@ -115,7 +122,7 @@ def grouped(
       has_vae: whether there is a VAE.
       rates: how it learns; None where it stays as it is.
     """
-    rules = {"learn": rule, "hold": optax.set_to_zero()}
+    rules: dict[Hashable, optax.GradientTransformation] = {"learn": rule, "hold": optax.set_to_zero()}
     score = "learn" if learn_score else "hold"
     labels: dict[str, Any] = {MAIN: score}
     if mixed:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,15 +83,16 @@ class Row(NamedTuple):
     grids: dict[str, Needed]
 
 
-def fit_gaussian(experiment: Experiment, params, num: int) -> exact.Law:
+def fit_gaussian(experiment: Experiment, params: Params, num: int) -> exact.Gaussian:
     """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each."""
-    x = np.asarray(experiment.space.encode(params, experiment.key(EVALUATE), np.asarray(experiment.data.train.x[:num])))
+    rows = jnp.asarray(experiment.data.train.x[:num])
+    x = np.asarray(experiment.space.encode(params, experiment.key(EVALUATE), rows))
     x = x.reshape(len(x), -1).astype(np.float64)
     values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
-    return exact.Law(axes.T @ x.mean(0), np.maximum(values, 0.0))
+    return exact.Gaussian(jnp.asarray(axes.T @ x.mean(0)), jnp.asarray(np.maximum(values, 0.0)))
 
 
-def target_of(data: exact.Law) -> wasserstein.Target:
+def target_of(data: exact.Gaussian) -> wasserstein.Target:
     """What the bound assumes, for the Gaussian itself; L0 is infinite where the covariance is singular."""
     low, high = float(data.variance.min()), float(data.variance.max())
     smooth = 1.0 / low if low > 1e-12 * high else math.inf
@@ -103,7 +104,7 @@ def examine(
     name: str,
     process: Process,
     options: PlannerOptions,
-    data: exact.Law,
+    data: exact.Gaussian,
     target: wasserstein.Target,
     accuracy: float,
     log_snr_end: float,
@@ -117,9 +118,9 @@ def examine(
     """
     t_min = float(process.inverse_log_snr(min(log_snr_end, float(process.log_snr(0.0)) - 1e-3)))
     horizon = max(float(wasserstein.horizon_for(process, target, 0.5 * accuracy)), 2.0 * t_min)
-    stopped = dataclasses.replace(process, horizon=horizon)
+    stopped = dataclasses.replace(cast(Any, process), horizon=horizon)
     end, prior_std = float(wasserstein.early_stopping(stopped, target, t_min)), stopped.prior_std()
-    start = exact.Law(jnp.zeros_like(data.mean), jnp.full_like(data.variance, prior_std**2))
+    start = exact.Gaussian(jnp.zeros_like(data.mean), jnp.full_like(data.variance, prior_std**2))
 
     def distance(times):
         return exact.w2(exact.gaussian_law(stopped, times, options.rule, data, start=start), data)
@@ -180,7 +181,9 @@ def _steps(value: int | None) -> str:
     return f"> {_MOST_STEPS:,}" if value is None else f"{value:,}"
 
 
-def _table(experiment: Experiment, options: PlannerOptions, rows: list[Row], target: wasserstein.Target, accuracy: float) -> str:
+def _table(
+    experiment: Experiment, options: PlannerOptions, rows: list[Row], target: wasserstein.Target, accuracy: float
+) -> str:
     head = ["process", "horizon", "log-SNR"]
     for grid in options.grids:
         head += [f"{grid}: exact", "bound"]

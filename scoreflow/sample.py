@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scoreflow.draw import initial_noise, make_draw, over_devices, write_picture
@@ -80,13 +81,14 @@ def fill_in(experiment: Experiment, params: Params, options: SampleOptions, key:
     key_path, key_encode = jax.random.split(key)
 
     def run(params, keys, known):
-        score = inpaint(model.process, model.score(params), known, mask, sigma_data=model.options.sigma_data)
+        given, sigma_data = jnp.asarray(mask), model.options.sigma_data
+        score = inpaint(model.process, model.score(params), known, given, sigma_data=sigma_data)
         keys_init, keys = jax.vmap(jax.random.split)(keys).T
         x_init = initial_noise(experiment, params, keys_init)
         return space.decode(params, key_path, experiment.sampler.draw(score, keys, x_init).x)
 
     run = over_devices(experiment, run)
-    known = parallel.shard(np.asarray(space.encode(params, key_encode, stored)))
+    known = parallel.shard(np.asarray(space.encode(params, key_encode, jnp.asarray(stored))))
     filled = parallel.gather(run(params, parallel.shard(jax.random.split(key_path, size)), known))
     kept = np.where(mask == 1, stored, np.zeros_like(stored))
     return np.stack([stored, kept, filled], axis=1)[: options.num].reshape(-1, *stored.shape[1:])

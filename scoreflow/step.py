@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scoreflow.objectives import Objective
+from scoreflow.objectives.protocols import Objective
 from scoreflow.runs import checkpoint, parallel
 from scoreflow.runs.errors import RunError
 from scoreflow.types import Key, Params
@@ -107,12 +107,12 @@ def make_train_step(
     def train_step(state, batch):
         grads, terms = gradients(state.params, jax.random.fold_in(key, state.step), batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         pace = 1.0 - ema_decay_at(state.step, ema_decay)
         # a number that never moves stays the same to the last digit, as it would not in a weighted sum
         ema_params = jax.tree.map(lambda ema, new: ema + pace * (new - ema), state.ema_params, params)
         if followed:
-            ema_params |= {name: params[name] for name in followed if name in params}
+            ema_params = {**ema_params, **{name: params[name] for name in followed if name in params}}
         after, metrics = (params, ema_params, opt_state), {**terms, "grad_norm": optax.tree.norm(grads)}
         if skip:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])

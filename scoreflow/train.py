@@ -15,7 +15,7 @@ from scoreflow import data, draw
 from scoreflow.evaluators.error_curve import error_curve
 from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
 from scoreflow.models import LATENT, MAIN, count_params
-from scoreflow.objectives import Objective
+from scoreflow.objectives.protocols import Objective
 from scoreflow.optimizers import optimizer as default_optimizer
 from scoreflow.runs import checkpoint, parallel, report, workdir
 from scoreflow.runs.best import Best
@@ -34,6 +34,7 @@ Measure = Callable[[Params], float]
 """A number for averaged parameters, of which the lower is the better."""
 
 _MEASURES = ("validation", "frechet")
+_BEST = "a tuple of measures: " + ", ".join(_MEASURES)
 
 
 class WarmStart(NamedTuple):
@@ -89,9 +90,7 @@ class TrainOptions(NamedTuple):
     checkpoint_every: CountOrZero = 500
     sample_every: CountOrZero = 0
     keep: Count = 3
-    best: Annotated[
-        tuple[str, ...], Check(tuple, lambda v: set(v) <= set(_MEASURES), "a tuple of measures: " + ", ".join(_MEASURES))
-    ] = ()
+    best: Annotated[tuple[str, ...], Check(tuple, lambda v: set(v) <= set(_MEASURES), _BEST)] = ()
     optimizer: optax.GradientTransformation | None = None
     flip: bool = False
     num_samples: int = 100
@@ -321,7 +320,7 @@ def _warm_start(experiment: Experiment, state: TrainState, source: WarmStart) ->
     workdir.check_same(
         folder, experiment.config, source.same, at_most=("process.horizon",), defaults=dict(source.defaults)
     )
-    if names := workdir.groups(folder, step) & ours.keys():
+    if names := workdir.components(folder, step) & ours.keys():
         params = {**ours, **workdir.averaged(folder, step, {name: ours[name] for name in names})}
     elif MAIN in ours:
         params = {**ours, MAIN: workdir.averaged(folder, step, ours[MAIN])}
@@ -356,7 +355,7 @@ def _mean_of_finite(values: np.ndarray) -> float:
 def _finish(experiment: Experiment, params: Params, folder: Path, step: int, log: report.Log, seconds: float) -> None:
     """Plots, and the words a run ends with."""
     plots = folder / "loss_by_log_snr.png"
-    report.plot_error_curves(plots, *error_curve(experiment, params))
+    report.plot_noise_error(plots, *error_curve(experiment, params))
     if records := report.read_metrics(folder):
         plots = folder / "loss.png"
         report.plot_loss(plots, records)

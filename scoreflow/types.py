@@ -5,8 +5,8 @@ what its default is and which values are allowed, and in its docstring what the 
 
     def vp_constant(beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> VP: ...
 
-`Positive` is a plain `float` for callers and type checkers. `configure.schema` reads the condition inside it, and checks
-a config before anything is built. The functions themselves also run on traced values, so they check nothing.
+`Positive` is a plain `float` for callers and type checkers. `configure.schema` reads the condition inside it, and
+checks a config before anything is built. The functions themselves also run on traced values, so they check nothing.
 """
 
 from collections.abc import Callable, Mapping

@@ -140,11 +140,11 @@ def test_a_trained_flow_comes_closer_to_the_discrete_model(tmp_path):
     """
     levels, std = 4, 0.2
     bins = dequantise.Bins(levels)
-    boundary_terms = bins.low + bins.size * np.arange(levels + 1)
+    edges = bins.low + bins.size * np.arange(levels + 1)
     nodes, weights = np.polynomial.legendre.leggauss(60)
     normal = lambda x: -0.5 * (x / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
     u = 0.5 * (nodes + 1)
-    inside = boundary_terms[:-1, None] + bins.size * u
+    inside = edges[:-1, None] + bins.size * u
     mass = 0.5 * bins.size * (weights * np.exp(normal(inside))).sum(1)
     best = -np.log2(mass)
     uniform = -(0.5 * weights * normal(inside)).sum(1) / np.log(2) - np.log2(bins.size)

@@ -47,7 +47,9 @@ def try_setting(config, names: dict[str, str], name: str, setting) -> tuple[int,
         if not check.holds(value):
             continue
         resolved = overrides.flatten(configure.resolve(config, names | {name: text}).to_dict())[name]
-        assert resolved == value and isinstance(resolved, int if check.kind is float and type(value) is int else check.kind)
+        assert resolved == value and isinstance(
+            resolved, int if check.kind is float and type(value) is int else check.kind
+        )
         right += 1
     for text in WRONG[check.kind]:
         if check.kind is str and not words_of(check):
@@ -100,10 +102,12 @@ def test_every_setting_says_what_it_means():
         assert catalogue.meaning.endswith(".") and catalogue.default in catalogue.rows
         for row in catalogue.rows:
             for name, setting in catalogue.settings(row).items():
-                assert re.match(r"[A-Z].*[.\w)]$", setting.meaning), f"{section}.{name} of {row}: {setting.meaning!r}"
+                assert re.fullmatch(r"[A-Z$].{8,}\.", setting.meaning), (
+                    f"{section}.{name} of {row}: {setting.meaning!r}"
+                )
     for section, sources in SECTIONS.items():
         for name, setting in settings(*sources).items():
-            assert re.match(r"[A-Z].*[.\w)]$", setting.meaning), f"{section}.{name}: {setting.meaning!r}"
+            assert re.fullmatch(r"[A-Z$].{8,}\.", setting.meaning), f"{section}.{name}: {setting.meaning!r}"
 
 
 def test_every_default_meets_its_own_condition():
@@ -133,9 +137,15 @@ def test_a_name_in_a_config_file_replaces_the_settings_of_the_choice_before():
     "said, words",
     [
         ({"loss.order": "3"}, 'loss.order: first_order has no setting "order"; high_order has'),
-        ({"process.sigma_max": "3"}, 'process.sigma_max: vp_linear has no setting "sigma_max"; ve_geometric, ve_constant'),
+        (
+            {"process.sigma_max": "3"},
+            'process.sigma_max: vp_linear has no setting "sigma_max"; ve_geometric, ve_constant',
+        ),
         ({"training.lr": "1"}, "training.lr is not a known setting; the nearest are training.learning_rate,"),
-        ({"training.lerning_rate": "1"}, "training.lerning_rate is not a known setting; the nearest are training.learning_rate,"),
+        (
+            {"training.lerning_rate": "1"},
+            "training.lerning_rate is not a known setting; the nearest are training.learning_rate,",
+        ),
         ({"nonsense": "1"}, "nonsense is not a known setting; the nearest are"),
         ({"process": "edm"}, "process = 'edm': process is a section; set process.name"),
         ({"process.name": "vp"}, "process.name = 'vp' must be one of vp_linear, vp_constant, vp_power"),
@@ -159,7 +169,13 @@ def test_the_page_of_settings_is_current():
 
 
 def test_show_prints_every_setting_with_a_mark_where_it_differs():
-    command = [sys.executable, "main.py", "--config=configs/vp_digits.py", "--mode=show", "--config.loss.name=high_order"]
+    command = [
+        sys.executable,
+        "main.py",
+        "--config=configs/vp_digits.py",
+        "--mode=show",
+        "--config.loss.name=high_order",
+    ]
     shown = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=True).stdout
     rows = {m[2]: (m[1], m[3]) for m in re.finditer(r"^(\*?) *([\w.]+) = (\S+)", shown, re.MULTILINE)}
     assert rows["loss.name"] == ("*", "'high_order'") and rows["loss.order"] == ("", "2")
@@ -175,7 +191,9 @@ def test_a_shipped_config_is_found_by_its_name_from_any_folder(tmp_path, monkeyp
     assert configure.resolve(cli.load_config("vp_digits")).training.steps == 2800
     assert configure.resolve(cli.load_config("digits_orders:3")).loss.order == 3
     own = Path("mine.py")
-    own.write_text("from configs import vp_digits\n\ndef get_config():\n    c = vp_digits.get_config()\n    c.seed = 3\n    return c\n")
+    own.write_text(
+        "from configs import vp_digits\n\ndef get_config():\n    c = vp_digits.get_config()\n    c.seed = 3\n    return c\n"
+    )
     assert configure.resolve(cli.load_config("mine.py")).seed == 3
     with pytest.raises(UserError, match="no shipped config of that name; these are: cifar10_processes, digits_bridge"):
         cli.load_config("vp_digit")

@@ -74,7 +74,9 @@ def test_imports_point_one_way(path):
 
 def test_modules_import_each_other_in_no_circle():
     """Over all modules, imports inside functions included."""
-    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    modules = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
+    }
     edges = {}
     for name, path in modules.items():
         targets = set()
@@ -153,7 +155,18 @@ def test_every_package_of_the_tree_is_shipped():
 
 def test_private_words_are_gone():
     """The field's words (docs/architecture.md), in names: none of these is bound anywhere in the package."""
-    private = {"found", "law", "laws", "within", "also", "chosen_part", "data_rms", "split_state", "optimiser", "centred"}
+    private = {
+        "found",
+        "law",
+        "laws",
+        "within",
+        "also",
+        "chosen_part",
+        "data_rms",
+        "split_state",
+        "optimiser",
+        "centred",
+    }
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             bound = {node.arg} if isinstance(node, ast.arg) else set()

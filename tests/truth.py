@@ -44,9 +44,9 @@ def process64(name: str):
 def integral(function, low, high):
     """int_low^high of a smooth function of an array of times: 16-point Gauss-Legendre on each of 40 panels, in NumPy."""
     abscissae, weights = np.polynomial.legendre.leggauss(16)
-    boundary_terms = np.linspace(low, high, 41)
-    half = 0.5 * np.diff(boundary_terms)[:, None]
-    t = boundary_terms[:-1, None] + half * (1 + abscissae)
+    edges = np.linspace(low, high, 41)
+    half = 0.5 * np.diff(edges)[:, None]
+    t = edges[:-1, None] + half * (1 + abscissae)
     return float((half * weights * np.asarray(function(t))).sum())
 
 

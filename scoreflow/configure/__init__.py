@@ -5,21 +5,26 @@ complete, `checks` refuses what cannot work, and `assemble` picks the parts and 
 """
 
 from scoreflow.configure.assemble import (
+    check,
     dataset,
     evaluation,
     experiment,
     planner_options,
+    process,
     sample_options,
     train_options,
 )
-from scoreflow.configure.overrides import defaults, resolve
+from scoreflow.configure.overrides import defaults, flat_defaults, resolve
 
 __all__ = [
+    "check",
     "dataset",
     "defaults",
     "evaluation",
     "experiment",
+    "flat_defaults",
     "planner_options",
+    "process",
     "resolve",
     "sample_options",
     "train_options",

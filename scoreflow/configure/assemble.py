@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from scoreflow import fits, likelihood, planner, sample, space, terminal, train
 from scoreflow.configure import checks
 from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS, LOG_DENSITIES, PROCESSES
-from scoreflow.configure.overrides import defaults, flatten, resolve
+from scoreflow.configure.overrides import Config, flat_defaults, resolve
 from scoreflow.configure.schema import values
 from scoreflow.data import Dataset, load
 from scoreflow.data.fetch import default_dir
@@ -20,17 +19,30 @@ from scoreflow.evaluators.context import EvalOptions
 from scoreflow.evaluators.features import distance, extractor
 from scoreflow.experiment import Experiment, Model, ScoreOptions
 from scoreflow.latent.space import latent_space
-from scoreflow.models import DEQUANTISER, LATENT, MIXING, TERMINAL, Network, layers, mixing, network, with_parts
-from scoreflow.models import ParamsOnly
+from scoreflow.models import (
+    DEQUANTISER,
+    LATENT,
+    MIXING,
+    TERMINAL,
+    Network,
+    ParamsOnly,
+    layers,
+    mixing,
+    network,
+    with_parts,
+)
 from scoreflow.models.dequantiser import dequantiser
 from scoreflow.models.vae import vae
-from scoreflow.objectives import Objective, score_matching
+from scoreflow.objectives import score_matching
 from scoreflow.objectives.dequantiser import variational_bound
+from scoreflow.objectives.protocols import Objective
 from scoreflow.objectives.terminal import with_terminal
 from scoreflow.optimizers import OptimizerOptions, VaeRates, grouped, optimizer
 from scoreflow.processes import transitions
+from scoreflow.processes.sdes import Process
 from scoreflow.runs import caches
-from scoreflow.samplers import grids
+from scoreflow.samplers import grids, loop
+from scoreflow.samplers.adaptive import adaptive
 from scoreflow.samplers.sampler import Sampler, sampler
 from scoreflow.terminal.families import Family
 
@@ -40,31 +52,54 @@ _SAME_VAE = ("vae.", "decoder.", "data.name", "data.binarized", "data.bits", "da
 _SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional")
 
 
-def _build(config: ConfigDict, section: str, **offered: Any) -> Any:
+def _build(config: Config, section: str, **offered: Any) -> Any:
     return CATALOGUES[section].build(config[section], **offered)
 
 
-def _options(kind: Any, section: ConfigDict, **others: Any) -> Any:
+def _options(kind: Any, section: Config, **others: Any) -> Any:
     """A NamedTuple of options from a section of the config, and what is no setting."""
     return kind(**values(kind, section), **others)
 
 
-def _data_dir(config: ConfigDict) -> Path:
+def _data_dir(config: Config) -> Path:
     return Path(config.data.dir).expanduser() if config.data.dir else default_dir()
 
 
-def dataset(config: ConfigDict) -> Dataset:
+def check(config: Config) -> Config:
+    """The complete config, checked as far as that can be done without the data.
+
+    Raises:
+      UserError: for anything in it that cannot work.
+    """
+    config = resolve(config)
+    checks.check_together(config)
+    return config
+
+
+def process(config: Config) -> Process:
+    """The forward SDE.
+
+    Raises:
+      UserError: where its horizon leaves no signal.
+    """
+    built = _build(resolve(config), "process")
+    checks.check_process(config, built)
+    return built
+
+
+def dataset(config: Config) -> Dataset:
     """The data set, read from where it is.
 
     Raises:
       UserError: where it is missing or damaged, or does not go with the rest of the config.
     """
+    config = resolve(config)
     data = load.load(**values(load.load, config.data))
     checks.check_data(config, data)
     return data._replace(log_density=LOG_DENSITIES.get(config.data.name))
 
 
-def _loops(config: ConfigDict) -> bool:
+def _loops(config: Config) -> bool:
     """Whether gradients are taken inside a compiled loop, where convolutions get the lowering that is fast there."""
     return config.training.steps_per_dispatch > 1 or config.training.grad_accum > 1
 
@@ -73,7 +108,7 @@ def _conv(in_loop: bool) -> dict[str, Any]:
     return {"conv": layers.conv3x3_in_loop} if in_loop else {}
 
 
-def _space(config: ConfigDict, data: Dataset) -> space.Space:
+def _space(config: Config, data: Dataset) -> space.Space:
     if config.vae.name == "none":
         return space.pixels(data.shape, data.num_levels, **values(space.pixels, config.data))
     quantiser = space.quantiser(data.num_levels, **values(space.quantiser, config.data))
@@ -82,7 +117,7 @@ def _space(config: ConfigDict, data: Dataset) -> space.Space:
     return space.latents(latent_space(vae(module), decoder, quantiser, data.shape))
 
 
-def _family(config: ConfigDict, data: Dataset, where: space.Space) -> Family:
+def _family(config: Config, data: Dataset, where: space.Space) -> Family:
     def read(path: str) -> jax.Array:
         pool = load.samples(path, data.shape, data.num_levels)
         return where.encode(None, jax.random.key(config.seed), pool)
@@ -90,12 +125,12 @@ def _family(config: ConfigDict, data: Dataset, where: space.Space) -> Family:
     return _build(config, "terminal", read=read, **_conv(_loops(config)))
 
 
-def _flow(config: ConfigDict) -> Network | None:
+def _flow(config: Config) -> Network | None:
     module = _build(config, "dequantizer")
     return None if module is None else dequantiser(module)
 
 
-def _network(config: ConfigDict, data: Dataset, where: space.Space, family: Family) -> Network:
+def _network(config: Config, data: Dataset, where: space.Space, family: Family) -> Network:
     """The score network together with every other group of parameters."""
     groups: dict[str, Any] = {}
     if config.latent.name == "alone":
@@ -114,7 +149,7 @@ def _network(config: ConfigDict, data: Dataset, where: space.Space, family: Fami
     return with_parts(net, **groups) if groups else net
 
 
-def _objective(config: ConfigDict, data: Dataset, where: space.Space, model: Model) -> Objective:
+def _objective(config: Config, data: Dataset, where: space.Space, model: Model) -> Objective:
     labels = score_matching.UNLABELED
     if config.data.conditional:
         labels = score_matching.labels(data.num_classes, **values(score_matching.labels, config.training))
@@ -136,13 +171,17 @@ def _objective(config: ConfigDict, data: Dataset, where: space.Space, model: Mod
     return with_terminal(process, where.encode, model.family.loss, None if alone else objective)
 
 
-def _sampler(config: ConfigDict, process: Any) -> Sampler:
+def _sampler(config: Config, process: Process) -> Sampler:
     usual = inspect.signature(PROCESSES[config.process.name]).parameters["horizon"].default
+    if config.sampler.name == "adaptive":
+        run = functools.partial(adaptive, **values(adaptive, config.sampler))
+    else:
+        run = functools.partial(loop.sample, _build(config, "sampler"), denoise=config.sampler.denoise)
     options = values(sampler, config.sampling)
-    return sampler(_build(config, "sampler"), process, _build(config, "grid"), usual_horizon=usual, **options)
+    return sampler(run, process, _build(config, "grid"), usual_horizon=usual, **options)
 
 
-def experiment(config: ConfigDict, name: str) -> Experiment:
+def experiment(config: Config, name: str) -> Experiment:
     """Checks a config and makes the experiment.
 
     Args:
@@ -152,21 +191,18 @@ def experiment(config: ConfigDict, name: str) -> Experiment:
     Raises:
       UserError: for anything in it that cannot work, data included.
     """
-    config = resolve(config)
-    checks.check_together(config)
-    process = _build(config, "process")
-    checks.check_process(config, process)
-    data = dataset(config)
+    config = check(config)
+    forward, data = process(config), dataset(config)
     where = _space(config, data)
     checks.check_shape(config, data, where.shape)
     family = _family(config, data, where)
     rows, fitted = data.train.x, {}
     if family.fit is not None:
-        fitted[TERMINAL] = fits.terminal(family, where, process, rows)
+        fitted[TERMINAL] = fits.terminal(family, where, forward, rows)
     if config.latent.get("drop_inactive", False):
         fitted[MIXING] = fits.mask_inactive(where, rows)
     model = Model(
-        process=process,
+        process=forward,
         network=_network(config, data, where, family),
         t_min=config.t_min,
         options=_options(ScoreOptions, config.score),
@@ -181,12 +217,12 @@ def experiment(config: ConfigDict, name: str) -> Experiment:
         space=where,
         model=model,
         objective=_objective(config, data, where, model),
-        sampler=_sampler(config, process),
+        sampler=_sampler(config, forward),
         config=config.to_dict(),
     )
 
 
-def _same(config: ConfigDict) -> tuple[str, ...]:
+def _same(config: Config) -> tuple[str, ...]:
     """Settings that this run must share with the one it begins with."""
     on_a_score = config.training.learn == "terminal" or config.dequantizer.name != "none"
     if on_a_score or config.terminal.name not in checks.UNFITTED:
@@ -194,7 +230,7 @@ def _same(config: ConfigDict) -> tuple[str, ...]:
     return _SAME_VAE if config.latent.name != "none" else ()
 
 
-def _optimizer(config: ConfigDict, family: Family) -> Any:
+def _optimizer(config: Config, family: Family) -> Any:
     options, steps = _options(OptimizerOptions, config.training), config.training.steps
     rule = optimizer(steps, options)
     if config.latent.name == "alone":
@@ -213,13 +249,12 @@ def _optimizer(config: ConfigDict, family: Family) -> Any:
     )
 
 
-def train_options(config: ConfigDict) -> train.TrainOptions:
+def train_options(config: Config) -> train.TrainOptions:
     """How to train."""
     config = resolve(config)
     warm_start = None
     if config.init_from:
-        old = flatten(defaults().to_dict())
-        warm_start = train.WarmStart(Path(config.init_from).expanduser(), _same(config), old)
+        warm_start = train.WarmStart(Path(config.init_from).expanduser(), _same(config), flat_defaults(config))
 
     def frechet(experiment: Experiment, options: train.TrainOptions) -> train.Measure:
         extract = extractor(config.eval.features, experiment.data, caches.folder(), _data_dir(config))
@@ -237,7 +272,7 @@ def train_options(config: ConfigDict) -> train.TrainOptions:
     )
 
 
-def evaluation(config: ConfigDict, cache_dir: Path | None = None) -> Evaluation:
+def evaluation(config: Config, cache_dir: Path | None = None) -> Evaluation:
     """What to evaluate; `cache_dir` is where fitted feature networks are kept, by default the user's cache folder."""
     config = resolve(config)
     offered = {"sample_batch": config.sampling.batch_size, "horizon_times": config.eval.bound_times or 100}
@@ -254,14 +289,14 @@ def evaluation(config: ConfigDict, cache_dir: Path | None = None) -> Evaluation:
     )
 
 
-def sample_options(config: ConfigDict) -> sample.SampleOptions:
+def sample_options(config: Config) -> sample.SampleOptions:
     """What `--mode=sample` makes."""
     config = resolve(config)
     best = "" if config.checkpoint == "newest" else config.checkpoint
     return _options(sample.SampleOptions, config.sampling, best=best)
 
 
-def planner_options(config: ConfigDict) -> planner.PlannerOptions:
+def planner_options(config: Config) -> planner.PlannerOptions:
     """What `--mode=plan` compares: the configured process with every named one at its defaults."""
     config = resolve(config)
     chosen = config.process.name
@@ -277,5 +312,3 @@ def planner_options(config: ConfigDict) -> planner.PlannerOptions:
         t_min=config.sampling.t_min,
     )
     return options._replace(steps=tuple(sorted(options.steps)))
-
-

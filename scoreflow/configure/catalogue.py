@@ -3,7 +3,6 @@
 A new method is a new row here; its settings, their conditions and their meaning are in its signature and docstring.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 from scoreflow import optimizers, planner, sample, space, train
@@ -117,16 +116,12 @@ TIMES = {
 }
 GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "karras": grids.karras}
 SAMPLERS = {
-    **{
-        name: functools.partial(loop.sample, rules.affine(transition))
-        for name, transition in transitions.TRANSITIONS.items()
-    },
-    "predictor_corrector": rules.sample_predictor_corrector,
-    "heun": functools.partial(loop.sample, rules.HEUN),
-    "dpm_solver_pp_2m": functools.partial(loop.sample, rules.DPM_SOLVER_PP_2M),
+    **{name: rules.affine(transition) for name, transition in transitions.TRANSITIONS.items()},
+    "predictor_corrector": rules.predictor_corrector,
+    "heun": rules.HEUN,
+    "dpm_solver_pp_2m": rules.DPM_SOLVER_PP_2M,
     "adaptive": adaptive.adaptive,
 }
-
 # Data whose density under noise is known: (x [d], alpha, sigma) -> log-density.
 LOG_DENSITIES = {
     **{name: exact.mixture_log_density(exact.Mixture(*mixture)) for name, mixture in toy.MIXTURES.items()},
@@ -156,7 +151,7 @@ CATALOGUES = {
     "penalty": Catalogue(PENALTIES, False, "none", "A penalty added to the loss."),
     "weight": Catalogue(WEIGHTS, False, "likelihood", "The weight on the squared noise error."),
     "sample_times": Catalogue(TIMES, False, "importance", "The distribution of the diffusion time in training."),
-    "sampler": Catalogue(SAMPLERS, False, "dpm_solver_pp_2m", "The sampling algorithm."),
+    "sampler": Catalogue(SAMPLERS, True, "dpm_solver_pp_2m", "The sampling algorithm.", shared=(loop.sample,)),
     "grid": Catalogue(GRIDS, False, "log_snr", "The times of a fixed grid."),
 }
 

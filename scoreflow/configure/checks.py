@@ -1,9 +1,9 @@
 """Refuses settings that are possible alone and impossible together, or with the data, each in one line."""
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from scoreflow.configure.catalogue import LOG_DENSITIES
+from scoreflow.configure.overrides import Config
 from scoreflow.data import Dataset
 from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
@@ -17,7 +17,7 @@ def _refuse(wrong: object, message: str) -> None:
         raise UserError(message)
 
 
-def check_together(config: ConfigDict) -> None:
+def check_together(config: Config) -> None:
     """Refuses values that are possible alone but not side by side.
 
     Raises:
@@ -34,14 +34,15 @@ def check_together(config: ConfigDict) -> None:
     _refuse(sampling.guidance not in (0.0, 1.0) and not config.training.label_dropout, unlabeled)
 
 
-def _check_times(config: ConfigDict) -> None:
+def _check_times(config: Config) -> None:
     """The ends of the process, and the times within it."""
     process = config.process
     for name, least in (("variance", "above"), ("beta", "not be below"), ("sigma", "above")):
         low, high = process.get(f"{name}_min", 0.0), process.get(f"{name}_max", np.inf)
         words = f"must {'be ' if least == 'above' else ''}{least} process.{name}_min = {low}"
         _refuse(high < low or (high == low and least == "above"), f"process.{name}_max = {high} {words}")
-    for name, t in (("t_min", config.t_min), ("sampling.t_min", config.sampling.t_min), ("eval.t_min", config.eval.t_min)):
+    times = {"t_min": config.t_min, "sampling.t_min": config.sampling.t_min, "eval.t_min": config.eval.t_min}
+    for name, t in times.items():
         _refuse(t >= process.horizon, f"{name} = {t} must be below process.horizon = {process.horizon}")
     _refuse(
         config.sample_times.name == "normal_unweighted" and process.name != "vp_linear",
@@ -50,7 +51,7 @@ def _check_times(config: ConfigDict) -> None:
     )
 
 
-def _check_training(config: ConfigDict) -> None:
+def _check_training(config: Config) -> None:
     """Steps, batches and the loss."""
     training, dispatch = config.training, config.training.steps_per_dispatch
     size, accum = training.batch_size, training.grad_accum
@@ -72,7 +73,7 @@ def _check_training(config: ConfigDict) -> None:
     _refuse("frechet" in training.best and not config.eval.num_samples, unmeasured)
 
 
-def _check_terminal(config: ConfigDict) -> None:
+def _check_terminal(config: Config) -> None:
     """A terminal distribution, and a dequantizing flow, on a finished score model."""
     training, flow, name = config.training, config.dequantizer.name, config.terminal.name
     begins = f"dequantizer.name = {flow} is trained on a finished score model: set init_from to the folder of its run"
@@ -82,7 +83,8 @@ def _check_terminal(config: ConfigDict) -> None:
     both = f"terminal.name = {name} and dequantizer.name = {flow} need runs of their own; choose one"
     _refuse(flow != "none" and name not in UNFITTED, both)
     alone = training.learn == "terminal"
-    _refuse(alone and not config.init_from, "training.learn = terminal needs init_from, the folder of the score model's run")
+    source = "training.learn = terminal needs init_from, the folder of the score model's run"
+    _refuse(alone and not config.init_from, source)
     _refuse(
         (alone and name != "glow") != (training.steps == 0),
         f"training.steps = {training.steps} must be 0 where training.learn = terminal and terminal.name = {name} is "
@@ -92,14 +94,14 @@ def _check_terminal(config: ConfigDict) -> None:
     _refuse(name == "pushforward" and config.eval.likelihood, no_density)
 
 
-def _check_evaluation(config: ConfigDict) -> None:
+def _check_evaluation(config: Config) -> None:
     """What is measured, of data for which that can be done."""
     options, horizon = config.eval, config.process.horizon
     for name in ("bound_times", "diagnose", "horizons"):
         _refuse(
             options[name] and options.dequantization == "truncated_normal",
-            f"eval.{name} = {options[name]} needs data at t = 0, and eval.dequantization = truncated_normal makes them at "
-            f"t_min; choose uniform, or leave eval.{name} out",
+            f"eval.{name} = {options[name]} needs data at t = 0, and eval.dequantization = truncated_normal makes them "
+            f"at t_min; choose uniform, or leave eval.{name} out",
         )
     outside = f"eval.horizons = {options.horizons} must lie above t_min = {config.t_min} and not beyond process.horizon"
     _refuse(not all(config.t_min < t <= horizon for t in options.horizons), f"{outside} = {horizon}")
@@ -108,7 +110,7 @@ def _check_evaluation(config: ConfigDict) -> None:
     _refuse(unknown, f"eval.score_error = {options.score_error} {known}")
 
 
-def _check_latent(config: ConfigDict) -> None:
+def _check_latent(config: Config) -> None:
     """A latent space needs a VAE with a decoder, and has no use for some other things."""
     data, latent, mixed = config.data, config.latent, config.score.mixed
     names = {name: config[name].name for name in ("latent", "vae", "decoder")}
@@ -143,14 +145,14 @@ def _check_latent(config: ConfigDict) -> None:
     _refuse(data.binarized and (data.bits or config.decoder.name != "bernoulli"), binary)
 
 
-def check_process(config: ConfigDict, process: Process) -> None:
+def check_process(config: Config, process: Process) -> None:
     """Numbers that are possible each, of a process that is not."""
     last, name = float(process.log_snr(process.horizon)), config.process.name
     words = f"leaves {name} no signal: its log-SNR there is {last}; stop earlier"
     _refuse(not np.isfinite(last), f"process.horizon = {config.process.horizon} {words}")
 
 
-def check_data(config: ConfigDict, data: Dataset) -> None:
+def check_data(config: Config, data: Dataset) -> None:
     """Settings that do not go with the data set."""
     image, levels, options, size = len(data.shape) == 3, data.num_levels, config.eval, config.training.batch_size
     shape, label, features = f"examples of shape {data.shape}", config.sampling.label, config.eval.features
@@ -181,7 +183,7 @@ def check_data(config: ConfigDict, data: Dataset) -> None:
     )
 
 
-def _check_decoder(config: ConfigDict, data: Dataset) -> None:
+def _check_decoder(config: Config, data: Dataset) -> None:
     """A VAE and a decoder that do not go with the data set."""
     vae, decoder, levels, name = config.vae, config.decoder.name, data.num_levels, data.name
     _refuse(not levels, f"vae.name = {vae.name} models integer levels, and {name} has none")
@@ -194,14 +196,14 @@ def _check_decoder(config: ConfigDict, data: Dataset) -> None:
         return
     factor = 2 ** (len(vae.multipliers) - 1)
     sides = tuple(side + 2 * vae.get("pad", 0) for side in data.shape[:2])
-    needs = f"with {len(vae.multipliers)} resolutions needs images whose sides {factor} divides; {name} has examples of shape"
+    needs = f"{len(vae.multipliers)} resolutions needs images whose sides {factor} divides"
     odd = len(data.shape) != 3 or any(side % factor for side in sides)
-    _refuse(odd, f"vae.name = {vae.name} {needs} {data.shape}")
+    _refuse(odd, f"vae.name = {vae.name} with {needs}; {name} has examples of shape {data.shape}")
     square = "vae.name = hierarchical needs square images and as many vae.multipliers as vae.scales"
     _refuse(vae.name == "hierarchical" and (sides[0] != sides[1] or vae.scales > len(vae.multipliers)), square)
 
 
-def check_shape(config: ConfigDict, data: Dataset, shape: tuple[int, ...]) -> None:
+def check_shape(config: Config, data: Dataset, shape: tuple[int, ...]) -> None:
     """Networks that do not go with the shape of what is diffused."""
     image, whose = len(shape) == 3, data.name if shape == data.shape else f"the latent space of {data.name}"
     model, terminal = config.model, config.terminal

@@ -1,4 +1,4 @@
-"""From what a config file and a command line say to a complete config: defaults, names first, then every other setting."""
+"""A complete config from a config file and a command line: names first, then defaults, then every other setting."""
 
 import ast
 import difflib
@@ -12,11 +12,16 @@ from scoreflow.configure.schema import Catalogue, Setting, checked, one_of, sett
 from scoreflow.runs.errors import UserError
 from scoreflow.runs.renamed import translate
 
+Config = Any
+"""A complete config: a locked ConfigDict, whose attributes have no types."""
+
 _NAMED = {name: Setting(row.default, one_of(tuple(row.rows)), row.meaning) for name, row in CATALOGUES.items()}
 
 
 class Section(ml_collections.ConfigDict):
     """A section in which something is chosen by name; a new name replaces all settings by those of that choice."""
+
+    _catalogue: Catalogue
 
     def __init__(self, catalogue: Catalogue):
         super().__init__()
@@ -111,7 +116,8 @@ def unknown(name: str, names: Mapping[str, str], rows: Mapping[str, Setting]) ->
         catalogue, row = CATALOGUES[section], names[section]
         owners = [other for other in catalogue.rows if key in catalogue.settings(other)]
         if owners:
-            return UserError(f'{name}: {row} has no setting "{key}"; {", ".join(owners)} {"have" if owners[1:] else "has"}')
+            verb = "have" if owners[1:] else "has"
+            return UserError(f'{name}: {row} has no setting "{key}"; {", ".join(owners)} {verb}')
     return UserError(f"{name} is not a known setting; the nearest are {_nearest(name, list(rows))}")
 
 
@@ -123,7 +129,13 @@ def _chosen(file: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return names
 
 
-def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+def flat_defaults(config: Config) -> dict[str, Any]:
+    """The default of every setting that a complete config has, by dotted name."""
+    names = {section: config[section].name for section in CATALOGUES}
+    return {name: row.default for name, row in known(names).items()}
+
+
+def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None = None) -> Config:
     """A complete config: every setting of everything that is chosen, checked one by one.
 
     Args:
@@ -148,12 +160,9 @@ def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | No
     for name in (*file, *said):
         if name not in rows:
             raise unknown(name, names, rows)
-    out = ml_collections.ConfigDict()
+    tree: dict[str, Any] = {}
     for name, row in rows.items():
         value = parse(name, said[name], row) if name in said else file.get(name, row.default)
         section, _, key = name.rpartition(".")
-        target = out if not section else out.setdefault(section, ml_collections.ConfigDict())
-        target[key] = checked(name, value, row.check)
-    for section, name in names.items():
-        out[section].name = name
-    return out.lock()
+        (tree.setdefault(section, {}) if section else tree)[key] = checked(name, value, row.check)
+    return ml_collections.ConfigDict(tree).lock()

@@ -1,4 +1,4 @@
-"""Settings as their one source states them: the signature gives name, default and condition, the docstring the meaning.
+"""Settings, read from their one source: a signature with names, defaults and conditions, and a docstring's meanings.
 
 A *source* is a function, a Linen module or a NamedTuple. Those of its parameters whose annotation carries a `Check` or a
 `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; all others are given by the code that calls it.
@@ -46,7 +46,8 @@ def _number_in(values: tuple[int, ...]) -> Check:
 
 
 def _name_of(value: Any, table: Mapping[str, Any]) -> str:
-    return next(name for name, entry in table.items() if entry is value or (type(entry) is type(value) and entry == value))
+    same = lambda entry: entry is value or (type(entry) is type(value) and entry == value)
+    return next(name for name, entry in table.items() if same(entry))
 
 
 def _meanings(source: Any) -> dict[str, str]:
@@ -63,7 +64,7 @@ def _meanings(source: Any) -> dict[str, str]:
                 meanings |= dict.fromkeys(names, entry.group(2))
             else:
                 meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-    return meanings
+    return {name: text[:1].upper() + text[1:].rstrip(".") + "." for name, text in meanings.items()}
 
 
 @functools.cache

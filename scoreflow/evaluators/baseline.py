@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import dequantise
@@ -39,10 +40,10 @@ def baseline_metrics(context: Context, *, mixture: bool = True) -> dict[str, Any
         x = np.asarray(split.x[:20_000])
         if bins:
             key = jax.random.fold_in(context.experiment.key(EVALUATE), 1000 + i)
-            x = np.asarray(dequantise.uniform(key, jax.numpy.asarray(x), bins).x)
+            x = np.asarray(dequantise.uniform(key, jnp.asarray(x), bins).x)
         rows.append(np.asarray(x, np.float64).reshape(len(x), -1))
     fitted = classical.gaussian_mixture(*rows)
     if bins:
-        value = float(dequantise.bits_per_dim(fitted.log_prob, 0.0, size, bins))
+        value = float(dequantise.bits_per_dim(jnp.asarray(fitted.log_prob), jnp.zeros(()), size, bins))
         return {**metrics, "mixture_bits_per_dim": value, "mixture_components": fitted.components}
     return {"mixture_nats": -fitted.log_prob, "mixture_components": fitted.components}

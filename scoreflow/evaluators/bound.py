@@ -21,9 +21,7 @@ def bound(context: Context, *, bound_times: CountOrZero = 0) -> Results | None:
 
     def estimate(params, keys, x, cond):
         score, terminal = model.score(params), model.terminal(params)
-        return likelihood.bound(
-            model.process, score, terminal, keys, x, cond, t_min=model.t_min, num_times=bound_times
-        )
+        return likelihood.bound(model.process, score, terminal, keys, x, cond, t_min=model.t_min, num_times=bound_times)
 
     estimates = context.in_batches(estimate)("bound", context.params, data.keys, data.x, data.cond)
     terms = {

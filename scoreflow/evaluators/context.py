@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import dequantise, divergence
@@ -55,7 +56,7 @@ class EvalOptions(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of a report: a title and rows of words, the first being the head where there are three columns or more."""
+    """A table of a report: a title, rows of words (the first is the head where there are three columns), and notes."""
 
     title: str
     rows: list[tuple[str, ...]]
@@ -84,7 +85,8 @@ class Examples(NamedTuple):
 
     def first(self, count: int) -> "Examples":
         """The first `count` of them."""
-        return Examples(*(None if leaf is None else leaf[:count] for leaf in self))
+        cond = None if self.cond is None else self.cond[:count]
+        return Examples(self.keys[:count], self.x[:count], self.log_q[:count], cond)
 
 
 class Context(NamedTuple):
@@ -147,7 +149,7 @@ class Context(NamedTuple):
         if self.rule is None:
             examples = Examples(keys, x, np.zeros(n), cond)
         else:
-            point = self.rule(self.params, key_noise, x)
+            point = self.rule(self.params, key_noise, jnp.asarray(x))
             examples = Examples(keys, np.asarray(point.x), np.asarray(point.log_q), cond)
         return examples.first(count) if count else examples
 

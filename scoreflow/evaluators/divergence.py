@@ -40,7 +40,7 @@ def divergence_metrics(context: Context, count: int) -> dict[str, Estimate]:
     def solve(params, keys, x, cond):
         key_terms, key_end = jax.random.split(keys[0])
         score, terminal = model.score(params), model.terminal(params)
-        terms = diagnostics.terms(process, score, terminal, key_terms, x, cond, **keywords)
+        terms = diagnostics.kl_terms(process, score, terminal, key_terms, x, cond, **keywords)
         if known is None:
             return terms, None
         horizon = jnp.full(len(x), process.horizon, x.dtype)

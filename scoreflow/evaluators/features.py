@@ -58,8 +58,8 @@ def collect(
 ) -> Sampled:
     """Runs the feature function over a sample in batches, keeping what the metrics need.
 
-    Features of the batches that are among the partial results of this `name` are not taken again. Every process adds up its share of the
-    rows; the sums are merged at the end.
+    Features of the batches that are among the partial results of this `name` are not taken again. Every process adds
+    up its share of the rows; the sums are merged at the end.
     """
 
     def take(i):
@@ -67,11 +67,12 @@ def collect(
         probs = np.zeros((len(features.pool), 0)) if features.probs is None else features.probs
         return features.pool, probs
 
-    moments, kept = None, []
+    moments: list[frechet.Moments] = []
+    kept = []
     for i in range(0, len(x), batch):
         features = partial.get(f"{name}-{i}", lambda: (0, 0), lambda i=i: take(i))
         pool = features[0]
-        if moments is None:
+        if not moments:
             moments = [frechet.init(pool[0] if origin is None else origin)] * _GROUPS
         groups, mine = np.arange(i, i + len(pool)) % _GROUPS, parallel.share(len(pool))
         moments = [frechet.update(stats, pool[(groups == g) & mine]) for g, stats in enumerate(moments)]
@@ -103,7 +104,7 @@ def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path, partial: Pa
     """
     content = hashlib.sha256(extractor.name.encode())
     for i in range(0, len(x), 1000):
-        content.update(np.ascontiguousarray(x[i : i + 1000]))
+        content.update(np.ascontiguousarray(x[i : i + 1000]).tobytes())
     path = cache_dir / "statistics" / f"{content.hexdigest()[:32]}.npz"
     try:
         with np.load(path) as kept:
@@ -144,7 +145,9 @@ def quality(
     return out
 
 
-def distance(experiment: Experiment, extract: Extractor, num: int, batch: int, cache_dir: Path) -> Callable[[Params], float]:
+def distance(
+    experiment: Experiment, extract: Extractor, num: int, batch: int, cache_dir: Path
+) -> Callable[[Params], float]:
     """params -> Frechet distance of `num` samples to the training data, with the same noise at every call."""
     draw_samples = draw.make_draw(experiment, batch)
     reference = statistics(extract, experiment.data.train.x, cache_dir)

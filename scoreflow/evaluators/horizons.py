@@ -1,8 +1,9 @@
 """The bound of the SDE model at several horizons, with each terminal distribution."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,8 @@ def horizon_metrics(context: Context, horizons: tuple[float, ...], num_times: in
     times = np.array(sorted(horizons), np.float32)
 
     def solve(params, keys, x, cond):
-        terminals = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t))}
+        stopped = lambda t: dataclasses.replace(cast(Any, process), horizon=t)
+        terminals: dict[str, Callable] = {"prior": lambda t: terminal.prior(stopped(t))}
         if model.family.init is not None:
             terminals["fitted"] = lambda t: model.terminal(params, t if everywhere else None)
         options = {"t_min": model.t_min, "horizons": jnp.asarray(times), "num_times": num_times}
@@ -55,7 +57,8 @@ def horizon_metrics(context: Context, horizons: tuple[float, ...], num_times: in
     profile = context.in_batches(solve)("horizons", context.params, data.keys, data.x, data.cond)
     rows = []
     for k, t in enumerate(times):
-        row: dict[str, Any] = {"T": float(t), "log_snr": float(process.log_snr(t)), "alpha_sq": float(process.alpha(t)) ** 2}
+        log_snr, alpha = float(process.log_snr(t)), float(process.alpha(t))
+        row: dict[str, Any] = {"T": float(t), "log_snr": log_snr, "alpha_sq": alpha**2}
         for name in _TERMINALS:
             if name in profile.end and (name == "prior" or everywhere or t == np.float32(process.horizon)):
                 total = profile.end[name][:, k] + profile.path[:, k] + profile.offset

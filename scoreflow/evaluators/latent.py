@@ -39,7 +39,7 @@ def latent_metrics(context: Context) -> dict[str, Any]:
     experiment, space = context.experiment, context.experiment.space.latent
     assert space is not None
     data = np.asarray(experiment.data.test.x[: context.num_test])
-    levels = np.asarray(space.quantiser.quantise(experiment.key(READ), data))
+    levels = np.asarray(space.quantiser.quantise(experiment.key(READ), jnp.asarray(data)))
 
     def solve(params, keys, x, cond):
         encoded = space.infer(params[LATENT], keys[0], x)
@@ -53,7 +53,7 @@ def latent_metrics(context: Context) -> dict[str, Any]:
         "latent", context.params, keys, levels
     )
     if context.folder is not None and len(experiment.data.shape) == 3 and experiment.data.shape[-1] in (1, 3):
-        pairs = np.stack([space.quantiser.to_stored(levels), decoded], axis=1)[:_SHOWN]
+        pairs = np.stack([space.quantiser.to_stored(jnp.asarray(levels)), decoded], axis=1)[:_SHOWN]
         pixels = report.grid(pairs.reshape(-1, *experiment.data.shape), experiment.data.num_levels, columns=10)
         report.save_png(context.folder / "reconstructions.png", pixels)
     each_group = {f"divergence_of_group_{g + 1}": mean_estimate(groups[:, g]) for g in range(groups.shape[1])}

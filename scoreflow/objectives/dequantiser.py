@@ -9,7 +9,7 @@ import numpy as np
 
 from scoreflow import dequantise
 from scoreflow.models import DEQUANTISER, Network
-from scoreflow.objectives import Objective
+from scoreflow.objectives.protocols import Objective
 from scoreflow.objectives.score_matching import UNLABELED, Labels
 from scoreflow.score import Score
 

@@ -1,8 +1,8 @@
 """Objectives in latent space: the VAE alone, or the VAE together with its score prior.
 
-Stage one, `vae_alone`: encoder and decoder under the prior N(0, I). Stage two starts from it: `joint` trains both with a
-score model as prior, by one of the three published algorithms. (With a VAE that stays as it is, the score is trained on
-latents as on any other data: `score_matching`.) Vahdat et al. 2021, arXiv 2106.05931.
+Stage one, `vae_alone`: encoder and decoder under the prior N(0, I). Stage two starts from it: `joint` trains both with
+a score model as prior, by one of the three published algorithms. (With a VAE that stays as it is, the score is trained
+on latents as on any other data: `score_matching`.) Vahdat et al. 2021, arXiv 2106.05931.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,9 @@ from scoreflow.latent import kl
 from scoreflow.latent.space import LatentSpace
 from scoreflow.models import LATENT, MAIN
 from scoreflow.models.vae import normal_log_prob
-from scoreflow.objectives import Objective, spectral
+from scoreflow.objectives import spectral
 from scoreflow.objectives.cross_entropy import boundary_terms, joint_losses
+from scoreflow.objectives.protocols import Objective
 from scoreflow.objectives.times import TimeSampler, normal_likelihood
 from scoreflow.objectives.weights import Weight
 from scoreflow.processes.sdes import Process
@@ -109,8 +110,8 @@ def joint(
       weight: of the prior's loss.
       sample_times: times of the prior's loss, and of both losses where they share them.
       t_min: the cut-off.
-      algorithm: Published algorithm: 1 trains both by the bound, 2 and 3 give the prior another weight, with times of its
-        own (2) or shared ones (3).
+      algorithm: Published algorithm: 1 trains both by the bound, 2 and 3 give the prior another weight, with times of
+        its own (2) or shared ones (3).
       coefficient_min: Coefficient of the divergence at the beginning.
       coefficient_max: Coefficient of the divergence at the end of its ramp.
       hold: Steps before the coefficient begins to grow.

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scoreflow.objectives import Loss, Objective, Penalty
+from scoreflow.objectives import Loss
 from scoreflow.objectives.dsm import dsm
+from scoreflow.objectives.protocols import Objective, Penalty
 from scoreflow.objectives.times import TimeSampler, importance
 from scoreflow.objectives.weights import Weight, likelihood_weight
 from scoreflow.processes.sdes import Process
@@ -85,7 +86,7 @@ def score_matching(
         extra_terms = None if penalty is None else functools.partial(penalty, step=step)
         terms = loss(process, score, key_noise, x0, t, cond, weight=weight, extra_terms=extra_terms, step=step)
         means = {name: jnp.mean(inv_density * term) for name, term in terms.items()}
-        total = sum(means.values())
+        total = jnp.asarray(sum(means.values()))
         return total, {"loss": total, **means}
 
     return objective

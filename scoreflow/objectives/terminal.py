@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.models import TERMINAL
-from scoreflow.objectives import Objective
+from scoreflow.objectives.protocols import Objective
 from scoreflow.processes.sdes import Process
 from scoreflow.types import Key, Params
 
