@@ -14,7 +14,7 @@ from scoreflow.data import Split
 from scoreflow.evaluators.settings import EvalPlan
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.likelihood import bound, log_prob
-from scoreflow.likelihood.diagnostics import parts
+from scoreflow.likelihood.diagnostics import kl_terms
 from scoreflow.metrics import Estimate, baseline, mean_estimate
 from scoreflow.objectives.dsm import dsm
 from scoreflow.runs import parallel, report
@@ -213,7 +213,7 @@ def diagnostic_metrics(experiment: Experiment, plan: EvalPlan, params) -> dict[s
         key_parts, key_end = jax.random.split(keys[0])
         score, law = experiment.score(params), experiment.terminal(params)
         tolerance = {"rtol": plan.rtol, "atol": plan.atol, "max_steps": plan.max_steps}
-        found = parts(process, score, law, key_parts, x, cond, **options, **tolerance)
+        found = kl_terms(process, score, law, key_parts, x, cond, **options, **tolerance)
         if known is None:
             return found, None
         horizon = jnp.full(len(x), process.horizon, x.dtype)
