@@ -1,7 +1,7 @@
 """Reads arrays from files of weights that PyTorch wrote, and nothing else: no code in a file is ever run.
 
-Such a file is a pickle that names storages, and the storages: in a zip archive (since PyTorch 1.6) or one after the
-other (before). The unpickler here knows the two functions and the storage types that a dictionary of tensors needs,
+Such a file is a pickle that names storages, followed by the storages: in a zip archive (since PyTorch 1.6) or one after
+the other (before). The unpickler here knows the two functions and the storage types that a dictionary of tensors needs,
 and refuses every other name.
 """
 
@@ -48,8 +48,8 @@ class _Tensor:
         self.view = storage, int(offset), tuple(map(int, size)), tuple(map(int, stride))
 
     def array(self) -> np.ndarray:
-        storage, *rest = self.view
-        return storage.array(*rest)
+        storage, offset, size, stride = self.view
+        return storage.array(offset, size, stride)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -88,7 +88,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             content = _from_archive(file, storages) if zipfile.is_zipfile(file) else _from_stream(file, storages)
     except ValueError:
         raise
-    except Exception as error:  # pickle and zipfile raise many types at what is not theirs
+    except Exception as error:  # pickle and zipfile raise many types of errors for other files
         raise ValueError(f"it is not a readable file of weights ({type(error).__name__})") from error
     if not isinstance(content, dict) or not all(isinstance(value, _Tensor) for value in content.values()):
         raise ValueError("it is not a dictionary of tensors")
@@ -98,8 +98,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 def _from_archive(file, storages):
     with zipfile.ZipFile(file) as archive:
         (index,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        with archive.open(index) as part:
-            content = _Unpickler(part, storages).load()
+        with archive.open(index) as pickled:
+            content = _Unpickler(pickled, storages).load()
         for key, storage in storages.items():
             storage.data = archive.read(f"{index.removesuffix('data.pkl')}data/{key}")
     return content
