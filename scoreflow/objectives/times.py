@@ -160,7 +160,7 @@ def normal_unweighted(process: Process, key: Key, n: int, *, t_min: float) -> Ti
     """Proportional to 1 - sigma^2 of a linear VP process, evenly spread: the best distribution for weight 1.
 
     With beta = b0 + 2 c t and b = b0 / (2 c), int beta = c (t + b)^2 - c b^2, so the density is a piece of a Gaussian.
-    The published code has exp(b / 2) for exp(b0 b / 2) in its normalizer; this one needs only the difference of the ends.
+    The published code has exp(b / 2) for exp(b0 b / 2) in its normalizer; here the difference of the ends is enough.
 
     Raises:
       TypeError: for any other process.
