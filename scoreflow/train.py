@@ -307,7 +307,7 @@ def _warm_start(experiment: Experiment, state: TrainState, plan: TrainPlan) -> T
     folder, ours = plan.init_from, state.params
     step = workdir.newest(folder)
     workdir.check_same(folder, experiment.config, plan.init_same, at_most=("process.horizon",))
-    if names := workdir.parts(folder, step) & ours.keys():
+    if names := workdir.components(folder, step) & ours.keys():
         found = workdir.averaged(folder, step, {name: ours[name] for name in names})
         params = {**ours, **found}
     elif MAIN in ours:
@@ -372,7 +372,7 @@ def check_finite(
 def _finish(experiment: Experiment, params, folder: Path, step: int, log: report.Log, seconds: float) -> None:
     """Plots, and the words a run ends with."""
     plots = folder / "loss_by_log_snr.png"
-    report.plot_levels(plots, *error_by_level(experiment, params))
+    report.plot_noise_error(plots, *error_by_level(experiment, params))
     if records := report.read_metrics(folder):
         plots = folder / "loss.png"
         report.plot_loss(plots, records)
