@@ -83,20 +83,8 @@ def model_score(
         now, span, probe, cond = at(progress, args)
         field = lambda x: flow(now, x, cond)
         value, pull = jax.vjp(field, x)
-
-        def slope(v):
-            derivatives = directional(field, x, jnp.broadcast_to(v, x.shape), third=True)
-            assert derivatives.slope is not None
-            return derivatives.slope
-
-        if probe is None:
-            size = x[0].size
-            basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-            grad_trace = jax.vmap(slope)(basis).sum(0)
-        else:
-            grad_trace = slope(probe)
         scale = expand(span, x)
-        return scale * value, -scale * (grad_trace + pull(model)[0])
+        return scale * value, -scale * (_grad_trace(field, x, probe) + pull(model)[0])
 
     args = (t, span, probe, cond)
     options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
@@ -105,6 +93,21 @@ def model_score(
     back = integrate(backward, (to_end.y, last), 1.0, 0.0, args, **options)
     state: Any = back.y
     return ModelScore(state[1], to_end.ok & back.ok)
+
+
+def _grad_trace(field: Callable, x: jax.Array, probe: jax.Array | None) -> jax.Array:
+    """grad tr J of a field at x [B, ...]: unbiased along a probe like x, or exact without one."""
+
+    def slope(v):
+        derivatives = directional(field, x, jnp.broadcast_to(v, x.shape), third=True)
+        assert derivatives.slope is not None
+        return derivatives.slope
+
+    if probe is not None:
+        return slope(probe)
+    size = x[0].size
+    basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
+    return jax.vmap(slope)(basis).sum(0)
 
 
 class KLTerms(NamedTuple):

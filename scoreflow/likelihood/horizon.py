@@ -97,25 +97,35 @@ def elbo_profile(
     last = jax.lax.map(lambda key: paired(key, first), jax.random.split(key_offset, repeats)).mean(0)
     offset = 0.5 * last - size * process.log_alpha(jnp.asarray(t_min, x0.dtype))
 
-    def at_end(inputs):
-        key, horizon = inputs
-        when = jnp.full(n, horizon, x0.dtype)
-        xt, noise, sigma = process.perturb(key, x0, when)
-        target = noise / expand(sigma, x0)
-        error = score(xt, when, cond) + target
-        end, slope = {}, {}
-        for name, terminal_at in terminals.items():
-            terminal = terminal_at(horizon)
-            end[name] = -terminal.log_prob(xt)
-            other = jax.grad(lambda x, terminal=terminal: jnp.sum(terminal.log_prob(x)))(xt) + target
-            slope[name] = 0.5 * process.diffusion_sq(when) * (inner(error, error) - inner(other, other))
-        return end, slope
-
     def at_horizon(inputs):
         key, horizon = inputs
-        draws = jax.lax.map(lambda key: at_end((key, horizon)), jax.random.split(key, repeats))
+        at_end = lambda key: _at_end(process, score, terminals, key, x0, horizon, cond)
+        draws = jax.lax.map(at_end, jax.random.split(key, repeats))
         return jax.tree.map(lambda leaf: leaf.mean(0), draws)
 
     end, slope = jax.lax.map(at_horizon, (jax.random.split(key_end, len(horizons)), horizons))
     end, slope = ({name: value.T for name, value in values.items()} for values in (end, slope))
     return Profile(end, path, offset, slope)
+
+
+def _at_end(
+    process: Process,
+    score: ScoreFn,
+    terminals: dict[str, Callable[[jax.Array], Density]],
+    key: Key,
+    x0: jax.Array,
+    horizon: jax.Array,
+    cond: jax.Array | None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The first term of (1) and (3) at one horizon, from one draw of x_T for each example; [B] by name."""
+    ts = jnp.full(len(x0), horizon, x0.dtype)
+    xt, noise, sigma = process.perturb(key, x0, ts)
+    target = noise / expand(sigma, x0)
+    error = score(xt, ts, cond) + target
+    end, slope = {}, {}
+    for name, terminal_at in terminals.items():
+        terminal = terminal_at(horizon)
+        end[name] = -terminal.log_prob(xt)
+        other = jax.grad(lambda x, terminal=terminal: jnp.sum(terminal.log_prob(x)))(xt) + target
+        slope[name] = 0.5 * process.diffusion_sq(ts) * (inner(error, error) - inner(other, other))
+    return end, slope

@@ -90,7 +90,7 @@ def log_prob(
       in_log_snr: whether the solver's own clock is log-SNR instead of t; the same curve, other steps.
 
     Raises:
-      TypeError: if x is integer: a density at grey levels depends on how they are dequantised, which is the caller's
+      TypeError: if x is integer: a density at gray levels depends on how they are dequantised, which is the caller's
         choice (see `dequantise`).
     """
     check_continuous(x)

@@ -25,7 +25,7 @@ class DigitClassifier(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         h = x.reshape(x.shape[0], -1)
         h = nn.Dropout(0.2, deterministic=not train)(nn.gelu(nn.Dense(256)(h)))
         h = nn.gelu(nn.Dense(64)(h))

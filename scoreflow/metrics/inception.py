@@ -26,6 +26,9 @@ _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _SIDE, _EPSILON = 299, 1e-3
 
+Layers = dict[str, tuple[jax.Array, jax.Array]]
+"""Kernels [h, w, in, out] and biases [out] by the layer's name."""
+
 
 def fold(tensors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Kernels [h, w, in, out] and biases [out] by layer, of weights named as in the published file.
@@ -61,20 +64,20 @@ def resize(x: jax.Array, side: int = _SIDE) -> jax.Array:
     return along(along(x, 1), 2)
 
 
-def _pool(x, reduce, initial, stride, padding):
+def _pool(x: jax.Array, reduce: Callable, initial: float, stride: int, padding: str) -> jax.Array:
     return jax.lax.reduce_window(x, initial, reduce, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
-def _max(x, stride=2, padding="VALID"):
+def _max(x: jax.Array, stride: int = 2, padding: str = "VALID") -> jax.Array:
     return _pool(x, jax.lax.max, -jnp.inf, stride, padding)
 
 
-def _mean(x):
+def _mean(x: jax.Array) -> jax.Array:
     """Means of 3x3 cells, over the pixels inside the image."""
     return _pool(x, jax.lax.add, 0.0, 1, "SAME") / _pool(jnp.ones_like(x[:1, :, :, :1]), jax.lax.add, 0.0, 1, "SAME")
 
 
-def _conv(layers: dict, x, name, stride=1, padding="SAME"):
+def _conv(layers: Layers, x: jax.Array, name: str, stride: int = 1, padding: str = "SAME") -> jax.Array:
     """Convolution with its folded norm, and ReLU."""
     kernel, bias = layers[name]
     layout = ("NHWC", "HWIO", "NHWC")
@@ -82,7 +85,7 @@ def _conv(layers: dict, x, name, stride=1, padding="SAME"):
     return jax.nn.relu(y + bias[None, None, None])
 
 
-def _chain(layers: dict, x, branch: str, ends=("",), stride=1):
+def _chain(layers: Layers, x: jax.Array, branch: str, ends: tuple[str, ...] = ("",), stride: int = 1) -> jax.Array:
     """Convolutions in a row, named by a branch and an end each; the last may stride, then without padding."""
     for i, end in enumerate(ends):
         last = stride > 1 and i == len(ends) - 1
@@ -94,26 +97,26 @@ def _ends(count: int) -> tuple[str, ...]:
     return tuple(f"_{i + 1}" for i in range(count))
 
 
-def _stem(layers, x):
+def _stem(layers: Layers, x: jax.Array) -> jax.Array:
     x = _conv(layers, x, "Conv2d_1a_3x3", 2, "VALID")
     x = _conv(layers, _conv(layers, x, "Conv2d_2a_3x3", 1, "VALID"), "Conv2d_2b_3x3")
     return _max(_conv(layers, _conv(layers, _max(x), "Conv2d_3b_1x1"), "Conv2d_4a_3x3", 1, "VALID"))
 
 
-def _wide(layers, x, name, branches: dict[str, int]):
+def _wide(layers: Layers, x: jax.Array, name: str, branches: dict[str, int]) -> jax.Array:
     """A 1x1 branch, some of several convolutions each, and one of averages."""
     outputs = [_chain(layers, x, f"{name}.branch1x1")]
     outputs += [_chain(layers, x, f"{name}.{branch}", _ends(count)) for branch, count in branches.items()]
     return jnp.concatenate([*outputs, _chain(layers, _mean(x), f"{name}.branch_pool")], axis=-1)
 
 
-def _narrowing(layers, x, name, branches: dict[str, tuple[str, ...]]):
+def _narrowing(layers: Layers, x: jax.Array, name: str, branches: dict[str, tuple[str, ...]]) -> jax.Array:
     """Branches that halve the sides, and the maximum."""
     outputs = [_chain(layers, x, f"{name}.{branch}", ends, stride=2) for branch, ends in branches.items()]
     return jnp.concatenate([*outputs, _max(x)], axis=-1)
 
 
-def _forked(layers, x, name, pool: Callable):
+def _forked(layers: Layers, x: jax.Array, name: str, pool: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Branches that end in two convolutions side by side, one along rows and one along columns."""
     single = _chain(layers, x, f"{name}.branch3x3_1")
     double = _chain(layers, x, f"{name}.branch3x3dbl", _ends(2))
@@ -126,7 +129,7 @@ def _forked(layers, x, name, pool: Callable):
     return jnp.concatenate(outputs, axis=-1)
 
 
-def features(layers: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def features(layers: Layers, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(pool [B, 2048], logits [B, 1008] without bias) of images [B, H, W, 3] in 0 ... 255."""
     x = _stem(layers, (resize(x) - 128.0) / 128.0)
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
@@ -165,7 +168,7 @@ def extractor(folder: Path, num_levels: int) -> Extractor:
     return Extractor("Inception 2015-12-05", features_of(parallel.replicate(layers), num_levels), "inception_score")
 
 
-def features_of(layers: dict, num_levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
+def features_of(layers: Layers, num_levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
     """The feature function: images [N, H, W, 1 or 3] of `num_levels` -> Features, `batch` on each device at a time.
 
     Args:

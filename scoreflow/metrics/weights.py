@@ -9,6 +9,7 @@ import collections
 import pickle
 import zipfile
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class _Storage:
 class _Tensor:
     """A view of a storage, made when the storage has been read."""
 
-    def __init__(self, storage, offset, size, stride, *_):
+    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_):
         if not isinstance(storage, _Storage):
             raise ValueError("a tensor without a storage")
         self.view = storage, int(offset), tuple(map(int, size)), tuple(map(int, stride))
@@ -55,11 +56,11 @@ class _Tensor:
 class _Unpickler(pickle.Unpickler):
     """Knows dictionaries, tensors and storages."""
 
-    def __init__(self, file, storages: dict[str, _Storage]):
+    def __init__(self, file: IO[bytes], storages: dict[str, _Storage]):
         super().__init__(file, encoding="utf-8")
         self.storages = storages
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -70,7 +71,7 @@ class _Unpickler(pickle.Unpickler):
             return _TYPES[name]
         raise ValueError(f"it asks for {module}.{name}, which a file of weights does not need")
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) < 3 or pid[0] != "storage" or not isinstance(pid[1], np.dtype):
             raise ValueError("it names something that is not a storage")
         return self.storages.setdefault(str(pid[2]), _Storage(pid[1], str(pid[2])))
@@ -95,7 +96,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return {str(name): value.array() for name, value in content.items()}
 
 
-def _from_archive(file, storages):
+def _from_archive(file: IO[bytes], storages: dict[str, _Storage]) -> Any:
     with zipfile.ZipFile(file) as archive:
         (index,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(index) as pickled:
@@ -105,7 +106,7 @@ def _from_archive(file, storages):
     return content
 
 
-def _from_stream(file, storages):
+def _from_stream(file: IO[bytes], storages: dict[str, _Storage]) -> Any:
     file.seek(0)
     if _Unpickler(file, {}).load() != _MAGIC:
         raise ValueError("it does not begin as a file of weights does")

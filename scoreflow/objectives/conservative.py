@@ -57,9 +57,9 @@ def quasi_conservative(
       coefficient: lambda, the weight of the penalty.
       form: estimator of |J - J^T|^2; `b` has the least noise.
       probe: distribution of the random directions, or exact for all d of them, in few dimensions.
-      num: number of probes for each example; exact has none.
+      num: number of probes for each example; not used by exact.
       weight: weight over time, as on the noise error, so that noise is the published sigma^2.
-      every: number of steps from one with the penalty to the next; it is that many times as large.
+      every: interval in steps at which the penalty is computed, that many times as large.
       fraction: share of the batch on which the penalty is taken, scaled up so that its mean stays the same.
       step: training step; None to take the penalty whatever `every` is.
 

@@ -158,10 +158,10 @@ def high_order(
       power2_trace: power of the dimension d by which order2_trace is divided.
       coefficient3: coefficient of order3.
       power3: power of the dimension d by which order3 is divided.
-      weighted: whether `weight` multiplies the terms above the first too, as published where t is drawn in proportion
-        to it, or the first alone, as published where t is uniform.
+      weighted: whether `weight` multiplies all terms, as published where t is drawn in proportion to it; otherwise it
+        multiplies order1 alone, as published where t is uniform.
       begin: number of steps before the terms above the first are switched on.
-      ramp: number of steps over which their weight then rises to 1.
+      ramp: number of steps, from `begin` on, over which the share of the terms above the first rises to 1.
       weight: weight on the squared noise error.
       extra_terms: further terms at the same noised data, see `objectives.conservative`.
       step: training step; None to count all terms in full.

@@ -22,7 +22,7 @@ from scoreflow.runs import parallel
 from scoreflow.runs.errors import RunError, UserError
 
 
-def _manager(directory: Path, keep: int | None = None):
+def _manager(directory: Path, keep: int | None = None) -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
