@@ -135,14 +135,14 @@ def trainer(model: str, data: str, steps: int):
     """Compiled (key, cloud [N, 2]) -> params after `steps` of Adam."""
     net, optimizer = network(model, data), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(7.5e-4))
     # the plane's code has no 1/2 in its first-order loss: its lambda of 0.1 is a coefficient of 0.05
-    exactly = functools.partial(conservative.quasi_conservative, coefficient=0.05, probes=conservative.Probes(None))
+    penalty = functools.partial(conservative.quasi_conservative, coefficient=0.05, probe=None)
 
     def loss(params, key, cloud):
         key_x, key_t, key_loss = jax.random.split(key, 3)
         x0 = cloud[jax.random.randint(key_x, (BATCH,), 0, len(cloud))]
         t = T_MIN + (1.0 - T_MIN) * jax.random.uniform(key_t, (BATCH,))
-        also = exactly if model == "QC" else None
-        terms = dsm.dsm(PROCESS, score_of(model, data, params), key_loss, x0, t, also=also)
+        extra_terms = penalty if model == "QC" else None
+        terms = dsm.dsm(PROCESS, score_of(model, data, params), key_loss, x0, t, extra_terms=extra_terms)
         return sum(term.mean() for term in terms.values())
 
     def run(key, cloud):

@@ -18,7 +18,7 @@ import optax
 
 from experiments import common
 from scoreflow import divergence, likelihood, score, terminal
-from scoreflow.objectives import latent, times
+from scoreflow.objectives import cross_entropy, times
 from scoreflow.objectives.weights import likelihood_weight, noise_weight
 from scoreflow.processes import sdes
 from scoreflow.runs import report
@@ -75,7 +75,7 @@ def bounds(n: int) -> list[tuple[str, ...]]:
         found = jax.jit(lambda z, solve=solve: solve(jax.random.key(0), z))(z[:200])
         by_ode = np.asarray(rest[:200] - found.logp) + log_p[:200]
         t, inv_density = times.normal_likelihood(process, jax.random.key(1), n, t_min=t_min)
-        entropy = latent.cross_entropy(process, exact, jax.random.key(2), z, t, inv_density, t_min=t_min)
+        entropy = cross_entropy.cross_entropy(process, exact, jax.random.key(2), z, t, inv_density, t_min=t_min)
         by_training = np.asarray(rest + entropy.total) + log_p
         words = [f"{v.mean():.5f} +- {v.std() / np.sqrt(len(v)):.1g}" for v in (by_ode, by_training)]
         rows.append((f"{t_min:g}", words[0], f"{np.abs(by_ode).max():.1g}", f"{found.nfe.mean():.0f}", words[1]))
@@ -98,7 +98,7 @@ def train_encoder(weight, steps: int, batch: int = 512) -> tuple[np.ndarray, flo
         z = mean + std * jax.random.normal(key_z, mean.shape)
         reconstruction = -normal_log_prob(rows, z @ LOADINGS.T, NOISE)
         t, inv_density = times.normal_likelihood(process, key_t, batch, t_min=t_min)
-        error = latent.squared_error(process, exact, key_noise, z, t)
+        error = cross_entropy.squared_error(process, exact, key_noise, z, t)
         entropy = -jnp.sum(params["log_std"])
         return jnp.mean(reconstruction + entropy + 0.5 * inv_density * weight(process, t) * error)
 

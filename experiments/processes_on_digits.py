@@ -179,7 +179,8 @@ def write(out: Path, training: str, size: str, floor: float, steps: dict, found:
         lines += lines_of(grid, counts, measured, predicted)
         panels[f"measured Frechet distance, {grid} grid"] = {name: list(v.mean(0)) for name, v in measured.items()}
         panels[f"exact W2 of the Gaussian, {grid} grid"] = predicted
-    report.plot_steps(out / f"{training}.png", steps["uniform"], panels)
+    exploding = {name for name in found if name.startswith("ve")}
+    report.plot_steps(out / f"{training}.png", steps["uniform"], panels, dashed=exploding)
     common.finish(out, lines, f"{training}.txt")
 
 

@@ -4,10 +4,12 @@ Divergences, and products of the Jacobian J and of its derivative with vectors.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from scoreflow.types import OneOf
 
 
 def inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -144,3 +146,9 @@ def asymmetry_exact(fn: Callable, x: jax.Array) -> Asymmetry:
     jacobian = jnp.moveaxis(jax.vmap(push)(basis).reshape(d, n, d), 0, 2)
     apart = jacobian - jnp.swapaxes(jacobian, 1, 2)
     return Asymmetry(value, 0.5 * jnp.sum(apart**2, axis=(1, 2)), jnp.sum(jacobian**2, axis=(1, 2)))
+
+
+Probe = Annotated[
+    Callable | None, OneOf({"rademacher": rademacher, "gaussian": gaussian, "sphere": sphere, "exact": None})
+]
+Form = Annotated[Callable, OneOf({"a1": a1, "a2": a2, "b": b})]

@@ -38,8 +38,8 @@ def test_round_trip_is_exact_and_old_steps_go(tmp_path):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(_state(30))):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
-    part = checkpoint.restore(tmp_path, 40, {"ema_params": _state().params})
-    np.testing.assert_array_equal(part["ema_params"]["a"], _state(40).params["a"])
+    branch = checkpoint.restore(tmp_path, 40, {"ema_params": _state().params})
+    np.testing.assert_array_equal(branch["ema_params"]["a"], _state(40).params["a"])
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
@@ -47,9 +47,9 @@ def test_damage_is_named_and_the_step_before_is_used(tmp_path, how):
     for step in (10, 20):
         checkpoint.save(tmp_path, step, _state(step))
     _corrupt(_largest(tmp_path / "20"), how)
-    said = []
-    assert checkpoint.latest(tmp_path, warn=said.append) == 10
-    assert len(said) == 1 and str(tmp_path / "20") in said[0] and "damaged" in said[0]
+    warnings = []
+    assert checkpoint.latest(tmp_path, warn=warnings.append) == 10
+    assert len(warnings) == 1 and str(tmp_path / "20") in warnings[0] and "damaged" in warnings[0]
     checkpoint.quarantine(tmp_path, 10)
     checkpoint.save(tmp_path, 20, _state(21))  # the same step can be written again
     np.testing.assert_array_equal(checkpoint.restore(tmp_path, 20, _state()).params["a"], _state(21).params["a"])
@@ -60,10 +60,10 @@ def test_a_step_killed_before_its_seal_does_not_count(tmp_path):
     for step in (10, 20):
         checkpoint.save(tmp_path, step, _state(step))
     (tmp_path / "20.sha256.json").unlink()
-    said = []
-    assert checkpoint.latest(tmp_path, warn=said.append) == 10 and "never sealed" in said[0]
+    warnings = []
+    assert checkpoint.latest(tmp_path, warn=warnings.append) == 10 and "never sealed" in warnings[0]
     (tmp_path / "10.sha256.json").write_text("{")
-    assert checkpoint.latest(tmp_path, warn=said.append) is None
+    assert checkpoint.latest(tmp_path, warn=warnings.append) is None
 
 
 def test_a_half_written_step_is_not_seen_and_is_cleaned_up(tmp_path):
@@ -75,7 +75,7 @@ def test_a_half_written_step_is_not_seen_and_is_cleaned_up(tmp_path):
     assert checkpoint.latest(tmp_path) == 20
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_folder_has_no_latest_step(tmp_path):
     assert checkpoint.latest(tmp_path / "none") is None
 
 

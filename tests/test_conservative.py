@@ -20,7 +20,7 @@ from tests import tiny
 from tests.truth import process64
 
 FORMS = {"a1": divergence.a1, "a2": divergence.a2, "b": divergence.b}
-LAWS = {"rademacher": divergence.rademacher, "gaussian": divergence.gaussian, "sphere": divergence.sphere}
+PROBES = {"rademacher": divergence.rademacher, "gaussian": divergence.gaussian, "sphere": divergence.sphere}
 SKEW = np.array([[1.0, 2.0], [-0.5, 4.0]])
 SEVEN = np.random.default_rng(7).standard_normal((4, 4))
 RANDOM_FIELD = np.random.default_rng(1).standard_normal((3, 6, 6)) / 2
@@ -85,7 +85,7 @@ def test_values_of_single_probes(x64):
     np.testing.assert_allclose(values(near, divergence.b), 0.04, rtol=1e-9)
 
 
-# Variances of one probe by law: forms a and b.
+# Variances of one probe by its distribution: forms a and b.
 VARIANCES = [
     (SKEW, {"rademacher": (56.25, 0.0), "gaussian": (109.375, 39.0625), "sphere": (35.15625, 0.0)}),
     (
@@ -96,17 +96,17 @@ VARIANCES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("matrix, wanted", VARIANCES)
-def test_variance_of_a_probe(x64, law, matrix, wanted):
+def test_variance_of_a_probe(x64, probe, matrix, wanted):
     n, d = 200_000, len(matrix)
     v = (
-        LAWS[law](jax.random.key(0), (1, n, d), jnp.float64)
-        if law != "sphere"
+        PROBES[probe](jax.random.key(0), (1, n, d), jnp.float64)
+        if probe != "sphere"
         else divergence.sphere(jax.random.key(0), (n, d), jnp.float64)[None]
     )
     np.testing.assert_allclose(np.einsum("ni,nj->ij", v[0], v[0]) / n, np.eye(d), atol=5 * 2 / np.sqrt(n))
-    for form, variance in zip((divergence.a1, divergence.b), wanted[law]):
+    for form, variance in zip((divergence.a1, divergence.b), wanted[probe]):
         found = np.asarray(divergence.asymmetry(linear(matrix), jnp.ones((n, d)), v, form=form).asym)
         error = np.sqrt(max(np.mean((found - found.mean()) ** 4) - found.var() ** 2, 0) / n)
         assert abs(found.var() - variance) < 4 * error + 1e-4 * variance + 1e-9
@@ -202,28 +202,38 @@ def batch(process, n=6, d=4):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ve", "vp", "sub_vp", "straight"])
 def test_the_penalty_is_the_asymmetry_of_the_noise_predictor(x64, name):
-    """For s = M x / sigma it is (2 lambda / d) Asym(M) at every time; in all forms and laws, on any process."""
+    """For s = M x / sigma it is (2 lambda / d) Asym(M) at every time; in all forms, by all probes, on any process."""
     process = process64(name)
     x0, t = batch(process)
     score = lambda x, t, cond=None: linear(SEVEN)(x) / process.sigma(t)[:, None]
-    run = lambda probes: conservative.quasi_conservative(
-        process, score, jax.random.key(1), x0, t, coefficient=0.3, probes=probes
+    run = lambda **options: conservative.quasi_conservative(
+        process, score, jax.random.key(1), x0, t, coefficient=0.3, **options
     )["asym"]
-    np.testing.assert_allclose(run(conservative.Probes(None)), 0.6 / 4 * 7.3755656, rtol=1e-7)
-    for law, form in itertools.product(LAWS.values(), FORMS.values()):
-        found = np.asarray(run(conservative.Probes(law, 4000, form)))
+    np.testing.assert_allclose(run(probe=None), 0.6 / 4 * 7.3755656, rtol=1e-7)
+    for probe, form in itertools.product(PROBES.values(), FORMS.values()):
+        found = np.asarray(run(probe=probe, num=4000, form=form))
         # the largest variance of one probe is 81.4; 24,000 of them
         assert abs(found.mean() - 0.15 * 7.3755656) < 4 * 0.15 * np.sqrt(81.4 / 24_000)
 
 
-def test_on_part_of_the_batch_the_mean_stays(x64):
+def test_on_a_fraction_of_the_batch_the_mean_stays(x64):
     process = process64("ve")
     x0, t = batch(process)
     score = lambda x, t, cond=None: linear(SEVEN)(x) / process.sigma(t)[:, None]
-    probes = conservative.Probes(None)
-    found = conservative.quasi_conservative(process, score, jax.random.key(1), x0, t, probes=probes, part=0.5)["asym"]
-    whole = conservative.quasi_conservative(process, score, jax.random.key(1), x0, t, probes=probes)["asym"]
-    np.testing.assert_allclose(found, [*(2 * whole[:3]), 0, 0, 0], rtol=1e-10)
+    run = functools.partial(conservative.quasi_conservative, process, score, jax.random.key(1), x0, t, probe=None)
+    half, whole = run(fraction=0.5)["asym"], run()["asym"]
+    np.testing.assert_allclose(half, [*(2 * whole[:3]), 0, 0, 0], rtol=1e-10)
+
+
+def test_the_penalty_at_every_third_step_is_three_times_as_large(x64):
+    process = process64("ve")
+    x0, t = batch(process)
+    score = lambda x, t, cond=None: linear(SEVEN)(x) / process.sigma(t)[:, None]
+    penalty = functools.partial(conservative.quasi_conservative, process, score, jax.random.key(1), x0, t, every=3)
+    always = penalty()["asym"]
+    run = jax.jit(lambda step: penalty(step=step)["asym"])
+    for step, factor in ((0, 3), (1, 0), (2, 0), (3, 3)):
+        np.testing.assert_allclose(run(step), factor * always, rtol=1e-12)
 
 
 def objective_of(**changes):
@@ -286,15 +296,15 @@ def test_symmetric_scores_keep_their_gradient(x64):
     x0, t = batch(process)
     symmetric = jnp.asarray(SEVEN + SEVEN.T)
 
-    def total(m, also):
+    def total(m, penalty):
         score = lambda x, t, cond=None: linear(m)(x) / process.sigma(t)[:, None]
-        terms = dsm.dsm(process, score, jax.random.key(1), x0, t, also=also)
+        terms = dsm.dsm(process, score, jax.random.key(1), x0, t, extra_terms=penalty)
         return sum(term.mean() for term in terms.values())
 
     plain = jax.grad(total)(symmetric, None)
-    for probes in (conservative.Probes(None), conservative.Probes(divergence.rademacher, 2)):
-        also = functools.partial(conservative.quasi_conservative, coefficient=3.0, probes=probes)
-        np.testing.assert_allclose(jax.grad(total)(symmetric, also), plain, rtol=1e-12, atol=1e-12)
+    for options in ({"probe": None}, {"num": 2}):
+        penalty = functools.partial(conservative.quasi_conservative, coefficient=3.0, **options)
+        np.testing.assert_allclose(jax.grad(total)(symmetric, penalty), plain, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -304,18 +314,18 @@ def test_operations_of_a_step_with_the_penalty(form):
     net = models.network(mlp_model.ResidualMLP(width=64, depth=4))
     process, x0, t = sdes.vp_linear(), jnp.zeros((32, 16)), jnp.full(32, 0.5)
 
-    def operations(also):
+    def operations(penalty):
         def loss(params):
             score = scores.score_fn(process, net.apply, params)
-            terms = dsm.dsm(process, score, jax.random.key(1), x0, t, also=also)
+            terms = dsm.dsm(process, score, jax.random.key(1), x0, t, extra_terms=penalty)
             return sum(term.mean() for term in terms.values())
 
         return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
 
     with jax.numpy_rank_promotion("allow"):
         params = net.init(jax.random.key(0), x0.shape)
-        probes = conservative.Probes(divergence.rademacher, 1, FORMS[form])
-        ratio = operations(functools.partial(conservative.quasi_conservative, probes=probes)) / operations(None)
+        penalty = functools.partial(conservative.quasi_conservative, form=FORMS[form])
+        ratio = operations(penalty) / operations(None)
     assert 2 < ratio < 3.7, ratio
 
 
@@ -362,7 +372,7 @@ def test_evaluation_prints_and_draws_the_asymmetry(tmp_path):
 
 
 def test_cutting_the_inner_product_from_the_gradient_shrinks_a_symmetric_field(x64):
-    """With g held fixed in v.J^T g the mean gradient of `a1` is 2 M - M^T instead of 2 (M - M^T)."""
+    """With g constant in v.J^T g the mean gradient of `a1` is 2 M - M^T instead of 2 (M - M^T)."""
 
     def cut(p):
         return divergence.inner(p.g, p.g) - divergence.inner(p.v, p.pull(jax.lax.stop_gradient(p.g)))

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from scoreflow.data import DataError, Split, ahead, archives, batch, fetch, hold_out, load, toy
+from scoreflow.data import DataError, Split, archives, batch, fetch, hold_out, load, prefetch, toy
 
 RNG = np.random.default_rng(0)
 CIFAR_IMAGES = RNG.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
@@ -47,27 +48,27 @@ def _make_cifar10(downloads):
 
 
 def _make_cifar100(downloads):
-    parts = {"cifar-100-binary/train.bin": (0, 40), "cifar-100-binary/test.bin": (40, 60)}
-    files = {name: _cifar_bytes(CIFAR_IMAGES[a:b], CIFAR_LABELS[a:b], extra=(7,)) for name, (a, b) in parts.items()}
+    members = {"cifar-100-binary/train.bin": (0, 40), "cifar-100-binary/test.bin": (40, 60)}
+    files = {name: _cifar_bytes(CIFAR_IMAGES[a:b], CIFAR_LABELS[a:b], extra=(7,)) for name, (a, b) in members.items()}
     _tar(downloads / "cifar-100-binary.tar.gz", files)
     return (CIFAR_IMAGES[:40], CIFAR_LABELS[:40]), (CIFAR_IMAGES[40:], CIFAR_LABELS[40:])
 
 
 def _make_svhn(downloads):
-    for name, part in (("train", slice(0, 40)), ("test", slice(40, 60))):
-        stored = np.where(CIFAR_LABELS[part] == 0, 10, CIFAR_LABELS[part])[:, None]
-        savemat(downloads / f"{name}_32x32.mat", {"X": CIFAR_IMAGES[part].transpose(1, 2, 3, 0), "y": stored})
+    for name, rows in (("train", slice(0, 40)), ("test", slice(40, 60))):
+        stored = np.where(CIFAR_LABELS[rows] == 0, 10, CIFAR_LABELS[rows])[:, None]
+        savemat(downloads / f"{name}_32x32.mat", {"X": CIFAR_IMAGES[rows].transpose(1, 2, 3, 0), "y": stored})
     return (CIFAR_IMAGES[:40], CIFAR_LABELS[:40]), (CIFAR_IMAGES[40:], CIFAR_LABELS[40:])
 
 
 def _make_mnist(downloads):
     images = CIFAR_IMAGES[:, :28, :28, 0]
-    for name, part in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
-        header = struct.pack(">HBBIII", 0, 8, 3, len(images[part]), 28, 28)
+    for name, rows in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
+        header = struct.pack(">HBBIII", 0, 8, 3, len(images[rows]), 28, 28)
         with gzip.open(downloads / f"{name}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(header + images[part].tobytes())
+            file.write(header + images[rows].tobytes())
         with gzip.open(downloads / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(struct.pack(">HBBI", 0, 8, 1, len(images[part])) + CIFAR_LABELS[part].astype(np.uint8).tobytes())
+            file.write(struct.pack(">HBBI", 0, 8, 1, len(images[rows])) + CIFAR_LABELS[rows].astype(np.uint8).tobytes())
     return (images[:40, ..., None], CIFAR_LABELS[:40]), (images[40:, ..., None], CIFAR_LABELS[40:])
 
 
@@ -91,20 +92,22 @@ def _make_celeb_a(downloads):
             out = io.BytesIO()
             Image.fromarray(image).save(out, "JPEG", quality=95)
             archive.writestr(f"img_align_celeba/{name}", out.getvalue())
-    parts = dict(zip(images, "0000000012222"))
-    (downloads / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, part in parts.items()))
+    subsets = dict(zip(images, "0000000012222"))
+    (downloads / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {subset}\n" for name, subset in subsets.items())
+    )
 
-    def wanted(part):
-        return np.stack([np.full((64, 64, 3), 18 * int(n[:6]), np.uint8) for n, p in parts.items() if p == part])
+    def wanted(subset):
+        return np.stack([np.full((64, 64, 3), 18 * int(n[:6]), np.uint8) for n, s in subsets.items() if s == subset])
 
     return (wanted("0"), None), (wanted("2"), None)
 
 
 def _make_imagenet(downloads):
-    for name, part in (("train", slice(0, 20)), ("valid", slice(20, 28))):
+    for name, rows in (("train", slice(0, 20)), ("valid", slice(20, 28))):
         _tar(
             downloads / f"{name}_32x32.tar",
-            {f"{name}_32x32/{i:05d}.png": _png(image) for i, image in enumerate(CIFAR_IMAGES[part])},
+            {f"{name}_32x32/{i:05d}.png": _png(image) for i, image in enumerate(CIFAR_IMAGES[rows])},
         )
     return (CIFAR_IMAGES[:20], None), (CIFAR_IMAGES[20:28], None)
 
@@ -121,12 +124,12 @@ MAKERS = {
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    """Builds an archive and makes its own digests and counts the published ones."""
+def build(tmp_path, monkeypatch):
+    """name -> (data folder, contents): builds an archive, whose own digests and counts become the published ones."""
 
-    def make(name):
-        downloads = tmp_path / "downloads"
-        downloads.mkdir()
+    def make(name, place="downloads/{name}"):
+        downloads = tmp_path / place.format(name=name)
+        downloads.mkdir(parents=True)
         wanted = MAKERS[name](downloads)
         row = archives.ARCHIVES[name]
         files = tuple(f._replace(digest=f"sha256:{fetch.digest(downloads / f.name)}", direct=False) for f in row.files)
@@ -141,9 +144,53 @@ def test_every_archive_has_a_test():
     assert MAKERS.keys() == archives.ARCHIVES.keys()
 
 
+def test_files_of_earlier_versions_are_still_read(build):
+    """All archives used to lie in one folder, `downloads/`; one in the data set's own folder comes first."""
+    data_dir, wanted = build("mnist", place="downloads")
+    np.testing.assert_array_equal(load.named("mnist", data_dir).train.x, wanted[0][0])
+    file = archives.ARCHIVES["mnist"].files[0]
+    own = data_dir / "downloads" / "mnist" / file.name
+    own.parent.mkdir()
+    (data_dir / "downloads" / file.name).rename(own)
+    assert fetch.locate("mnist", file, data_dir) == own
+    (data_dir / "downloads" / file.name).write_bytes(b"other")
+    assert fetch.locate("mnist", file, data_dir) == own
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# By name.
+
+
+def test_load_knows_every_name():
+    assert load.NAMES == ("digits", "arrays", "folder", *load.TOYS, *archives.ARCHIVES)
+    with pytest.raises(DataError, match="data.name = cifar is not one of digits, arrays"):
+        load.load("cifar")
+
+
+def test_load_passes_settings_on(build, tmp_path, monkeypatch):
+    assert load.load("digits").num_levels == 17
+    toys = load.load("rings")
+    assert toys.log_prob is not None and toys.log_density is None
+    np.save(tmp_path / "a.npy", np.full((10, 4, 4), 3, np.uint8))
+    found = load.load("arrays", path=str(tmp_path / "a.npy"), num_levels=4, test_fraction=0.3)
+    assert (len(found.train.x), len(found.test.x), found.num_levels) == (7, 3, 4)
+    for i in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    found = load.load("folder", path=str(tmp_path / "images"), image_size=4, test_fraction=0.5)
+    assert found.shape == (4, 4, 3) and len(found.test.x) == 2
+    for name in ("arrays", "folder"):
+        with pytest.raises(DataError, match=f"data.path is empty: data.name = {name}"):
+            load.load(name)
+    data_dir, wanted = build("cifar10")
+    np.testing.assert_array_equal(load.load("cifar10", dir=str(data_dir)).test.x, wanted[1][0])
+    monkeypatch.setenv("SCOREFLOW_DATA", str(data_dir))
+    assert load.load("cifar10", image_size=16).shape == (16, 16, 3)
+
+
 @pytest.mark.parametrize("name", MAKERS)
-def test_reader_end_to_end(name, made):
-    data_dir, wanted = made(name)
+def test_reader_end_to_end(name, build):
+    data_dir, wanted = build(name)
     for _ in range(2):  # from the archive, then from cached arrays, which need it no longer
         source = load.named(name, data_dir)
         for split, (x, label) in zip((source.train, source.test), wanted):
@@ -152,16 +199,15 @@ def test_reader_end_to_end(name, made):
                 assert split.label is None
             else:
                 np.testing.assert_array_equal(split.label, label)
-        for file in (data_dir / "downloads").iterdir():
-            file.unlink()
+        shutil.rmtree(data_dir / "downloads", ignore_errors=True)
     assert source.num_levels == 256 and source.shape == wanted[0][0].shape[1:]
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_altered_and_truncated_archives_are_refused_by_name(name, made, monkeypatch):
-    data_dir, _ = made(name)
+def test_altered_and_truncated_archives_are_refused_by_name(name, build, monkeypatch):
+    data_dir, _ = build(name)
     row = archives.ARCHIVES[name]
-    target = data_dir / "downloads" / row.files[0].name
+    target = data_dir / "downloads" / name / row.files[0].name
     whole = target.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
@@ -178,8 +224,8 @@ def test_altered_and_truncated_archives_are_refused_by_name(name, made, monkeypa
     assert not (data_dir / "arrays" / name).exists()
 
 
-def test_a_short_archive_is_refused_by_count(made, monkeypatch):
-    data_dir, _ = made("cifar10")
+def test_a_short_archive_is_refused_by_count(build, monkeypatch):
+    data_dir, _ = build("cifar10")
     row = archives.ARCHIVES["cifar10"]
     monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(counts=(50000, 10000)))
     with pytest.raises(DataError, match="50 train images instead of 50000"):
@@ -199,19 +245,20 @@ def test_a_missing_data_set_says_what_to_put_where(tmp_path, monkeypatch):
         load.named("cifar10", tmp_path)
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("cifar10", "cifar-10-binary.tar.gz", "http://localhost:9/", str(tmp_path / "downloads")):
-        assert part in message
+    place = str(tmp_path / "downloads" / "cifar10" / "cifar-10-binary.tar.gz")
+    for words in ("data set cifar10", "get cifar-10-binary.tar.gz from http://localhost:9/", place):
+        assert words in message
 
 
-def test_a_download_is_checked_and_used(made, monkeypatch):
+def test_a_download_is_checked_and_used(build, monkeypatch):
     """The same archive served over HTTP on this machine: fetched once, by digest."""
     import functools
     import http.server
     import threading
 
-    data_dir, wanted = made("cifar10")
+    data_dir, wanted = build("cifar10")
     (data_dir / "served").mkdir()
-    source_file = data_dir / "downloads" / "cifar-10-binary.tar.gz"
+    source_file = data_dir / "downloads" / "cifar10" / "cifar-10-binary.tar.gz"
     source_file.rename(data_dir / "served" / source_file.name)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(data_dir / "served"))
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *args: None)
@@ -222,10 +269,9 @@ def test_a_download_is_checked_and_used(made, monkeypatch):
         files = tuple(f._replace(url=url, direct=True) for f in row.files)
         monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(files=files))
         np.testing.assert_array_equal(load.named("cifar10", data_dir).train.x, wanted[0][0])
+        assert source_file.is_file()
         wrong = tuple(f._replace(digest="sha256:" + "0" * 64) for f in files)
         monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(files=wrong))
-        import shutil
-
         shutil.rmtree(data_dir / "arrays")
         source_file.unlink()
         with pytest.raises(DataError, match="hash"):
@@ -279,8 +325,8 @@ def test_a_tfrecord_folder_is_refused_with_the_way_out(tmp_path):
         load.named("mnist", tmp_path)
 
 
-def test_resizing_averages_areas(made):
-    data_dir, wanted = made("mnist")
+def test_resizing_averages_areas(build):
+    data_dir, wanted = build("mnist")
     found = load.named("mnist", data_dir, image_size=14).train.x
     means = wanted[0][0].astype(float).reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
     np.testing.assert_allclose(found, means, atol=1.01)  # Pillow rounds after each direction
@@ -321,7 +367,7 @@ def test_arrays_and_their_refusals(tmp_path):
     refused((tmp_path / "a.npz").read_bytes()[:900], "not a readable", name="c.npz")
     refused(np.ones((4, 2), np.int64), "int64 is neither")
     refused(np.full((4, 2), np.nan), "NaN")
-    refused(np.full((4, 2, 2), 17, np.uint8), "level 17", levels=17)
+    refused(np.full((4, 2, 2), 17, np.uint8), "level 17", num_levels=17)
     refused(np.ones(4), r"shape \[N")
     with pytest.raises(DataError, match="no such file"):
         load.arrays(str(tmp_path / "missing.npy"))
@@ -433,24 +479,24 @@ def test_ring_density_against_quadrature():
     assert density.log_prob(x[None])[0] == pytest.approx(np.log(wanted), rel=1e-10)
 
 
-def test_making_items_ahead_changes_neither_them_nor_what_goes_wrong():
-    made = []
+def test_prefetch_changes_neither_items_nor_errors():
+    produced = []
 
     def numbers(count, broken=None):
         for i in range(count):
             if i == broken:
                 raise DataError("the third is damaged")
-            made.append(i)
+            produced.append(i)
             yield i
 
-    assert list(ahead(numbers(5))) == [0, 1, 2, 3, 4]
+    assert list(prefetch(numbers(5))) == [0, 1, 2, 3, 4]
     found = []
     with pytest.raises(DataError, match="damaged"):
-        for i in ahead(numbers(5, broken=3)):
+        for i in prefetch(numbers(5, broken=3)):
             found.append(i)
     assert found == [0, 1, 2]
-    made.clear()
-    items = ahead(numbers(10**9))
+    produced.clear()
+    items = prefetch(numbers(10**9))
     assert next(items) == 0
-    items.close()  # as when a run stops: it ends, with one made in vain
-    assert len(made) <= 2
+    items.close()  # as when a run stops: it ends, with one item too many
+    assert len(produced) <= 2

@@ -1,4 +1,4 @@
-"""The parts of the ODE's divergence against closed forms: a Gaussian whose score is scaled by k."""
+"""The terms of the ODE's divergence against closed forms: a Gaussian whose score is scaled by k."""
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +49,14 @@ def test_the_score_of_the_ode_model(x64, probed):
 def test_the_score_of_the_ode_model_is_the_gradient_of_its_density(x64):
     """On a mixture with a wrong score, against a difference quotient of the likelihood."""
     process = process64("vp")
-    score, law = scaled(TOY.score(process), 0.9), terminal.prior(process)
+    score, prior = scaled(TOY.score(process), 0.9), terminal.prior(process)
     x, step = jnp.array([[0.1], [-0.3]]), 1e-4
     density = jax.jit(
         lambda x: (
             likelihood.log_prob(
                 process,
                 score,
-                law,
+                prior,
                 jax.random.key(0),
                 x,
                 t_min=0.2,
@@ -67,9 +67,9 @@ def test_the_score_of_the_ode_model_is_the_gradient_of_its_density(x64):
         )
     )
     slope = (density(x + step) - density(x - step)) / (2 * step)
-    found = jax.jit(lambda x: diagnostics.model_score(process, score, law, x, jnp.full(2, 0.2), rtol=1e-9, atol=1e-9))(
-        x
-    )
+    found = jax.jit(
+        lambda x: diagnostics.model_score(process, score, prior, x, jnp.full(2, 0.2), rtol=1e-9, atol=1e-9)
+    )(x)
     np.testing.assert_allclose(found.score[:, 0], slope, rtol=1e-5)
 
 
@@ -78,13 +78,13 @@ def test_the_score_of_the_ode_model_is_the_gradient_of_its_density(x64):
     "k, j_sm, j_diff, j_f",
     [(0.95, 0.00978043242, 0.02388006100, 0.1499613556), (0.9, 0.03912172968, 0.08063269359, 0.4617091671)],
 )
-def test_parts_of_the_divergence(x64, k, j_sm, j_diff, j_f):
+def test_terms_of_the_divergence(x64, k, j_sm, j_diff, j_f):
     """VE, N(0, 1): (2), (3), (4), and the inequality between them."""
     process = process64("ve")
     true = gaussian_score(process, 0.0, 1.0)
     x0 = jax.random.normal(jax.random.key(0), (4000, 1), jnp.float64)
     run = jax.jit(
-        lambda key, x0: diagnostics.parts(
+        lambda key, x0: diagnostics.kl_terms(
             process, scaled(true, k), terminal.prior(process), key, x0, t_min=1e-9, true_score=true, exact=True
         )
     )
@@ -158,13 +158,13 @@ def test_probes_leave_no_bias(x64):
     J_gap is what all directions give; a square of one probe's score would not be."""
     process, n = process64("vp"), 4000
     density_of = exact.mixture_log_density(exact.Mixture(*toy.MIXTURES["mixture"]))
-    true, law = exact.score_of(process, density_of), terminal.prior(process)
+    true, prior = exact.score_of(process, density_of), terminal.prior(process)
     turn = jnp.array([[1.0, 0.2], [-0.3, 0.9]])
     wrong = lambda x, t, cond=None: true(x, t) @ turn + 0.1 * jnp.sin(x[:, :1] * x[:, 1:])
     x0 = jnp.asarray(toy.gaussian_mixture(*toy.MIXTURES["mixture"]).sample(np.random.default_rng(0), n))
     options = {"t_min": 1e-2, "true_score": true, "rtol": 1e-4, "atol": 1e-4}
     run = jax.jit(
-        lambda key, exactly: diagnostics.parts(process, wrong, law, key, x0, exact=exactly, **options),
+        lambda key, exactly: diagnostics.kl_terms(process, wrong, prior, key, x0, exact=exactly, **options),
         static_argnums=1,
     )
     key = jax.random.key(0)  # the same times and noise
@@ -177,7 +177,7 @@ def test_probes_leave_no_bias(x64):
 
 
 @pytest.mark.slow
-def test_evaluation_prints_the_parts_of_the_divergence(tmp_path):
+def test_evaluation_prints_the_terms_of_the_divergence(tmp_path):
     """`eval.diagnose` on data of known density, with their score times 0.95 in the network's place."""
     config = tiny.load(tiny.ROOT / "configs" / "vp_checkerboard.py")
     config.data.name = "mixture_1d"

@@ -24,7 +24,7 @@ def slow(*row):
     return pytest.param(*row, marks=pytest.mark.slow)
 
 
-RAW = {name: high_order.Share(1.0, 0) for name in high_order.PUBLISHED}
+RAW = {"power2": 0, "power2_trace": 0, "power3": 0}
 
 
 def mean(values):
@@ -52,7 +52,7 @@ def test_minima_for_gaussian_data(name, t):
     }
     true = gaussian_score(process, 0.3, c2)
     for method, values in wanted.items():
-        match = functools.partial(high_order.high_order, order=3, method=method, shares=RAW)
+        match = functools.partial(high_order.high_order, order=3, method=method, **RAW)
         terms = jax.jit(lambda key, m=match: m(process, true, key, x0, jnp.full(n, t)))(jax.random.key(1))
         for (key, found), value in zip(terms.items(), values):
             near(found, value / d if key == "order1" else value)
@@ -74,14 +74,14 @@ def test_minima_for_the_toy_mixture(x64, name, t, order1, order2, order3):
     process, n = PROCESSES[name], 400_000
     x0 = jnp.asarray(TOY.sample(np.random.default_rng(0), n))[:, None]
     for method in (high_order.exact, high_order.projected):  # the same in one dimension, where v = -1 or 1
-        match = functools.partial(high_order.high_order, order=3, method=method, shares=RAW)
+        match = functools.partial(high_order.high_order, order=3, method=method, **RAW)
         terms = jax.jit(lambda key, m=match: m(process, TOY.score(process), key, x0, jnp.full(n, t)))(jax.random.key(1))
         for key, value in (("order1", order1), ("order2", order2), ("order2_trace", order2), ("order3", order3)):
             near(terms[key], value)
 
 
 @pytest.mark.parametrize("c2, rho2, rho3", [(1.0, 0.4819928283, 0.4526460174), (0.25, 0.4006451217, 0.3713159078)])
-def test_published_shares_averaged_over_time(c2, rho2, rho3):
+def test_published_coefficients_averaged_over_time(c2, rho2, rho3):
     """As coded for images: loss2 = rho^2 (3 + 1/d) and loss3 = 2 rho^3 (1 + 2/d), averaged over t ~ U[1e-5, 1], VE."""
     process, d, n = PROCESSES["ve"], 2, 400_000
     x0 = np.sqrt(c2) * jax.random.normal(jax.random.key(0), (n, d))
@@ -93,7 +93,8 @@ def test_published_shares_averaged_over_time(c2, rho2, rho3):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What is learnt at one x: the noise is drawn from its law given x, the score is a cubic polynomial with free numbers.
+# The minimum at one x: the noise is drawn from its distribution given x, the score is a cubic polynomial with free
+# coefficients.
 
 
 def posterior_noise(mixture, alpha, sigma, x, key, n):
@@ -123,13 +124,13 @@ def test_residuals_have_mean_zero_at_the_truth(x64):
     u = noise + sigma * np.asarray(true.score)
     moment = np.eye(2) + sigma**2 * np.asarray(true.hessian)
     w = u @ np.asarray(v)
-    for part in u.T:
-        near(part, 0.0)
+    for component in u.T:
+        near(component, 0.0)
     second = np.asarray(moment @ v)[None] - w[:, None] * u
     trace = float(v @ moment @ v) - w**2
     pull = (w**2 - float(v @ moment @ v))[:, None] * u - 2 * w[:, None] * np.asarray(moment @ v)[None]
-    for part in (*second.T, trace, *(sigma**3 * np.asarray(third) + pull).T):
-        near(part, 0.0)
+    for component in (*second.T, trace, *(sigma**3 * np.asarray(third) + pull).T):
+        near(component, 0.0)
 
 
 def local(numbers, x):
@@ -159,9 +160,9 @@ def test_what_a_wrong_score_does_to_the_orders_above(x64, method):
         assert not np.any(slopes[:, :2, 0]) and not np.any(slopes[:, 2, :2])  # targets carry no gradient
         return slopes[:, 0, 1], slopes[:, 1, 1], slopes[:, 2, 2]
 
-    learnt = s2 + 0.01
-    assert learnt == pytest.approx(-1.386636079, abs=1e-9)
-    second, trace, third = pulls(learnt, s3 + 0.002)
+    learned = s2 + 0.01
+    assert learned == pytest.approx(-1.386636079, abs=1e-9)
+    second, trace, third = pulls(learned, s3 + 0.002)
     for values in (second, trace, third):
         near(values, 0.0)
     naive = pulls(-1.177279314, s3)[0]
@@ -246,11 +247,12 @@ def test_the_mean_over_probes_is_what_the_exact_terms_say(x64):
 
 
 def test_first_order_is_denoising_score_matching():
-    """order1 with its weight, and the other terms' weight and amount, on the same noise."""
+    """order1 with its weight, and the other terms with theirs and a quarter switched on, on the same noise."""
     process, x0, t = PROCESSES["vp"], jax.random.normal(jax.random.key(0), (64, 3)), jnp.linspace(0.1, 0.9, 64)
     key, weight = jax.random.key(1), weights.likelihood_weight
     run = functools.partial(high_order.high_order, process, field, key, x0, t, order=3)
-    plain, full, first = run(), run(weight=weight, amount=0.25), run(weight=weight, weighted=False)
+    plain, first = run(), run(weight=weight, weighted=False)
+    full = run(weight=weight, step=0, ramp=4)
     first_alone = dsm.dsm(process, field, jax.random.split(key)[0], x0, t, weight=weight)["order1"]
     np.testing.assert_allclose(full["order1"], first_alone, rtol=1e-6)
     for name in ("order2", "order2_trace", "order3"):
@@ -259,8 +261,27 @@ def test_first_order_is_denoising_score_matching():
     np.testing.assert_allclose(first["order1"], first_alone, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", [high_order.projected, high_order.trace])
+def test_every_term_has_its_coefficient_and_power(method):
+    process, x0, t = PROCESSES["vp"], jax.random.normal(jax.random.key(0), (8, 3)), jnp.linspace(0.1, 0.9, 8)
+    order = 2 if method is high_order.trace else 3
+    run = functools.partial(high_order.high_order, process, field, jax.random.key(1), x0, t, order=order, method=method)
+    coefficients = {"order2": (2.0, 1), "order2_trace": (0.5, 0), "order3": (0.1, 2)}
+    options = {}
+    for name, (coefficient, power) in coefficients.items():
+        suffix = name.removeprefix("order")
+        options |= {f"coefficient{suffix}": coefficient, f"power{suffix}": power}
+    raw, terms = run(**RAW), run(**options)
+    assert terms.keys() == raw.keys()
+    for name in raw.keys() - {"order1"}:
+        coefficient, power = coefficients[name]
+        np.testing.assert_allclose(terms[name], coefficient / 3**power * raw[name], rtol=1e-6)
+    with pytest.raises(ValueError, match="no third order"):
+        high_order.high_order(process, field, jax.random.key(1), x0, t, order=3, method=high_order.trace)
+
+
 @pytest.mark.slow
-def test_terms_are_let_in_over_the_steps_asked_for():
+def test_terms_above_the_first_are_switched_on_gradually():
     config = tiny.digits(
         loss={"name": "high_order", "order": 3, "begin": 10, "ramp": 4, "coefficient3": 0.5}, score__prediction="noise"
     )
@@ -275,8 +296,8 @@ def test_terms_are_let_in_over_the_steps_asked_for():
             assert float(terms["order1"]) == pytest.approx(float(whole["order1"]), rel=1e-5)
             for name in ("order2", "order2_trace", "order3"):
                 assert float(terms[name]) == pytest.approx(share * float(whole[name]), rel=1e-4, abs=1e-9)
-            parts = [terms[name] for name in ("order1", "order2", "order2_trace", "order3")]
-            assert float(terms["loss"]) == pytest.approx(float(sum(parts)), rel=1e-5)
+            total = sum(terms[name] for name in ("order1", "order2", "order2_trace", "order3"))
+            assert float(terms["loss"]) == pytest.approx(float(total), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vp", "straight"])
@@ -293,13 +314,13 @@ def test_the_trace_method_is_the_residual_of_velocity_networks(x64, name):
     alpha, sigma = process.alpha(t), process.sigma(t)
     xt, noise, _ = process.perturb(jax.random.key(2), x0, t)
     network = lambda x: jnp.tanh(x @ weights)  # F
-    kind = score.V if name == "vp" else score.FLOW
-    levels = score.Levels(alpha[:, None], sigma[:, None])
-    field = lambda x: score.convert(network(x), x, levels, kind, score.SCORE)
+    prediction = score.V if name == "vp" else score.FLOW
+    scales = score.SignalNoise(alpha[:, None], sigma[:, None])
+    field = lambda x: score.convert(network(x), x, scales, prediction, score.SCORE)
     terms = high_order.trace(field, jax.random.key(3), xt, noise, sigma, third=False)
     v = jax.random.rademacher(jax.random.key(3), xt.shape, xt.dtype)
     slope = jnp.sum(v * jax.jvp(network, (xt,), (v,))[1], axis=1)
-    apart = jnp.sum((network(xt) - kind.encode(score.Clean(x0, noise), xt, levels)) ** 2, axis=1)
+    apart = jnp.sum((network(xt) - prediction.encode(score.Clean(x0, noise), xt, scales)) ** 2, axis=1)
     if name == "vp":
         wanted = (alpha * (sigma * slope - alpha * (d - apart))) ** 2
         np.testing.assert_allclose(terms["order1"], alpha**2 * apart, rtol=1e-10)

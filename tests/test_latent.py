@@ -9,7 +9,8 @@ import pytest
 
 from scoreflow import score as scores
 from scoreflow.latent import decoders
-from scoreflow.objectives import latent, times
+from scoreflow.latent.kl import active, balance, kl_coefficient
+from scoreflow.objectives import cross_entropy, times
 from scoreflow.objectives.weights import likelihood_weight, noise_weight
 from scoreflow.processes import sdes
 from tests.truth import gaussian_score, integral, process64
@@ -53,7 +54,9 @@ def test_the_cross_entropy_of_gaussians_is_the_analytic_one(x64, name):
     z0 = jnp.asarray(mean + std * np.random.default_rng(0).standard_normal((n, 1)))
     score = gaussian_score(process, np.array([a]), np.array([b**2]))
     t, inv_density = times.normal_likelihood(process, jax.random.key(0), n, t_min=tau)
-    run = jax.jit(lambda z0: latent.cross_entropy(process, score, jax.random.key(1), z0, t, inv_density, t_min=tau))
+    run = jax.jit(
+        lambda z0: cross_entropy.cross_entropy(process, score, jax.random.key(1), z0, t, inv_density, t_min=tau)
+    )
     terms = run(z0)
     each = np.asarray(terms.match)
     assert abs(each.mean() - wanted) < 4 * each.std() / np.sqrt(n)
@@ -62,7 +65,7 @@ def test_the_cross_entropy_of_gaussians_is_the_analytic_one(x64, name):
     np.testing.assert_allclose(terms.constant, constant, atol=1e-8)
     # to p_T itself, which is what the closed form has: z measured from a
     end = jnp.sqrt(process.alpha(1.0) ** 2 * b**2 + process.variance(1.0))
-    edge = np.asarray(latent.boundary_terms(process, z0 - a, tau, std=end)[1])
+    edge = np.asarray(cross_entropy.boundary_terms(process, z0 - a, tau, std=end)[1])
     assert edge.mean() == pytest.approx(boundary, rel=0.03)
     if a == 0:
         np.testing.assert_allclose(terms.boundary.mean(), edge.mean(), rtol=1e-3)
@@ -77,7 +80,7 @@ def test_under_a_variance_exploding_process_the_prior_at_the_end_is_wide(x64):
     process, (mean, std, a, b) = double(sdes.ve_geometric(0.1, 50.0**0.5)), (1.0, 0.2, -0.5, 0.8)
     assert match(process, 0.0, mean, std, a, b) == pytest.approx(3.333773549, abs=1e-6)
     z0 = jnp.asarray(mean - a + std * np.random.default_rng(0).standard_normal((200_000, 1)))  # measured from a
-    constant, boundary = latent.boundary_terms(process, z0, 0.0, std=jnp.sqrt(b**2 + process.variance(1.0)))
+    constant, boundary = cross_entropy.boundary_terms(process, z0, 0.0, std=jnp.sqrt(b**2 + process.variance(1.0)))
     np.testing.assert_allclose(constant, -0.883646560, atol=1e-8)
     closed = 0.5 * (np.log(2 * np.pi * (b**2 + 0.01)) + (std**2 + 0.01 + (mean - a) ** 2) / (b**2 + 0.01))
     assert 3.333773549 + float(constant[0]) + float(boundary.mean()) == pytest.approx(closed, abs=1e-4)
@@ -94,7 +97,7 @@ def test_the_encoder_s_gradient_comes_through_the_noised_latent(x64):
         score = gaussian_score(process, np.array([a]), np.array([b**2]))
 
         def each(mean, std, score=score):
-            found = latent.cross_entropy(
+            found = cross_entropy.cross_entropy(
                 process, score, jax.random.key(1), mean + std * noise, t, inv_density, t_min=tau
             )
             return found.match
@@ -109,21 +112,21 @@ def test_the_encoder_s_gradient_comes_through_the_noised_latent(x64):
 
 
 @pytest.mark.parametrize("weight, shared", [(likelihood_weight, True), (noise_weight, True), (noise_weight, False)])
-def test_every_part_gets_its_own_gradient(x64, weight, shared):
+def test_every_network_gets_its_own_gradient(x64, weight, shared):
     """Algorithms 1, 3 and 2: the VAE's loss moves the encoder alone, the prior's the score alone; one pass is both."""
     process = process64("vp")
     z = lambda shift: shift + jnp.asarray(np.random.default_rng(0).standard_normal((64, 3)))
     score_of = lambda k: lambda x, t, cond=None: -k * x
 
     def losses(shift, k):
-        law = times.normal_likelihood if shared else times.importance
-        return latent.joint_losses(
-            process, score_of, k, jax.random.key(0), z(shift), law=law, prior_law=times.uniform, weight=weight,
-            t_min=0.01, shared=shared,
+        sample_times = times.normal_likelihood if shared else times.importance
+        return cross_entropy.joint_losses(
+            process, score_of, k, jax.random.key(0), z(shift), sample_times=sample_times,
+            prior_sample_times=times.uniform, weight=weight, t_min=0.01, shared=shared,
         )  # fmt: skip
 
     point = (jnp.asarray(0.3), jnp.asarray(0.8))
-    by = jax.jacobian(lambda p: [part.sum() for part in losses(*p)])(point)
+    by = jax.jacobian(lambda p: [loss.sum() for loss in losses(*p)])(point)
     assert by[0][0] != 0 and by[0][1] == 0  # vae: encoder, not score
     assert by[1][0] == 0 and by[1][1] != 0  # prior: score, not encoder
     found = losses(*point)
@@ -140,10 +143,11 @@ def test_one_pass_of_the_network_serves_both_losses(x64):
 
     def operations(shared):
         def total(z0, params):
-            options = {"law": times.uniform, "prior_law": times.uniform, "t_min": 0.01, "shared": shared}
-            return sum(
-                part.sum() for part in latent.joint_losses(process, score_of, params, jax.random.key(0), z0, **options)
+            samplers = {"sample_times": times.uniform, "prior_sample_times": times.uniform}
+            losses = cross_entropy.joint_losses(
+                process, score_of, params, jax.random.key(0), z0, t_min=0.01, shared=shared, **samplers
             )
+            return sum(loss.sum() for loss in losses)
 
         compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(z0, params).compile()
         return compiled.cost_analysis()["flops"]
@@ -217,7 +221,7 @@ def test_mixing_with_an_exact_component(x64, share, wanted):
     z0 = jnp.asarray(0.3 + 0.5 * np.random.default_rng(0).standard_normal((n, 1)))
     t, inv_density = times.normal_likelihood(process, jax.random.key(0), n, t_min=0.01)
     found = jax.jit(
-        lambda z0: latent.cross_entropy(process, score, jax.random.key(1), z0, t, inv_density, t_min=0.01).match
+        lambda z0: cross_entropy.cross_entropy(process, score, jax.random.key(1), z0, t, inv_density, t_min=0.01).match
     )(z0)
     assert abs(float(found.mean()) - wanted) < 4 * float(found.std()) / np.sqrt(n)
 
@@ -228,13 +232,13 @@ def test_mixing_with_an_exact_component(x64, share, wanted):
 
 def test_balance_and_the_coefficient():
     kl = jnp.array([[1.0, 2.0, 5.0]])
-    factors = latent.balance(kl, jnp.full(3, 1 / 3))
+    factors = balance(kl, jnp.full(3, 1 / 3))
     np.testing.assert_allclose(factors, (0.3773349938, 0.7509339975, 1.8717310087), rtol=1e-6)
     assert 0.7 * float((factors * kl[0]).sum()) == pytest.approx(7.8665006227, rel=1e-6)
-    np.testing.assert_array_equal(jax.jacobian(lambda k: latent.balance(k, jnp.ones(3)))(kl), 0.0)
-    coefficient = [float(latent.kl_coefficient(s, low=0.7, high=1.0, constant=0, ramp=100)) for s in (0, 50, 100, 900)]
+    np.testing.assert_array_equal(jax.jacobian(lambda k: balance(k, jnp.ones(3)))(kl), 0.0)
+    coefficient = [float(kl_coefficient(s, low=0.7, high=1.0, constant=0, ramp=100)) for s in (0, 50, 100, 900)]
     np.testing.assert_allclose(coefficient, (0.7, 0.85, 1.0, 1.0), rtol=1e-6)
-    assert list(latent.active(jnp.array([[0.0, 0.3], [0.1, 0.1]]))) == [False, True]
+    assert list(active(jnp.array([[0.0, 0.3], [0.1, 0.1]]))) == [False, True]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -97,13 +97,14 @@ def test_one_probe_per_solve_and_one_per_example():
         return -jnp.linalg.solve(marginal, x[..., None])[..., 0]
 
     x = jnp.tile(jnp.array([[0.5, -0.3]]), (16, 1))
-    law = terminal.prior(process)
-    first = likelihood.log_prob(process, score, law, jax.random.key(1), x, t_min=1e-3)
-    again = likelihood.log_prob(process, score, law, jax.random.key(1), x, t_min=1e-3)
+    prior = terminal.prior(process)
+    first = likelihood.log_prob(process, score, prior, jax.random.key(1), x, t_min=1e-3)
+    again = likelihood.log_prob(process, score, prior, jax.random.key(1), x, t_min=1e-3)
     assert len(np.unique(np.round(np.asarray(first.logp), 3))) > 1
     np.testing.assert_array_equal(first.logp, again.logp)
-    part = likelihood.log_prob(process, score, law, jax.random.split(jax.random.key(1), 16)[5:7], x[5:7], t_min=1e-3)
-    np.testing.assert_allclose(part.logp, first.logp[5:7], rtol=1e-5)
+    keys = jax.random.split(jax.random.key(1), 16)
+    two = likelihood.log_prob(process, score, prior, keys[5:7], x[5:7], t_min=1e-3)
+    np.testing.assert_allclose(two.logp, first.logp[5:7], rtol=1e-5)
 
 
 def test_integer_data_are_refused():
@@ -198,11 +199,11 @@ def _near(values, wanted):
     assert abs(np.mean(values) - wanted) < 4 * error + 1e-9, (np.mean(values), error, wanted)
 
 
-@pytest.mark.parametrize("law", [times.importance, times.uniform])
-def test_the_bound_of_the_true_score_is_the_entropy(x64, law):
+@pytest.mark.parametrize("sample_times", [times.importance, times.uniform])
+def test_the_bound_of_the_true_score_is_the_entropy(x64, sample_times):
     """VP, N(0, 0.25), per dimension: the terms one by one, and a total of .7257913529 against .7257913526."""
     process, d = process64("vp"), 2
-    found = _bound(process, gaussian_score(process, 0.0, 0.25), 40_000, d, 0.25, law=law)
+    found = _bound(process, gaussian_score(process, 0.0, 0.25), 40_000, d, 0.25, sample_times=sample_times)
     np.testing.assert_allclose(found.total, found.prior + found.diffusion + found.offset, rtol=1e-12)
     _near(found.prior / d, 1.4189223385)
     _near(found.diffusion / d, -0.6931294842)
@@ -222,8 +223,8 @@ def test_a_wrong_score_costs_the_bound_its_score_matching_error(x64, k, j_sm):
 def test_an_example_has_the_same_bound_in_any_batch(x64):
     process = process64("vp")
     keys, x = jax.random.split(jax.random.key(0), 6), jax.random.normal(jax.random.key(1), (6, 2))
-    score, law = gaussian_score(process, 0.0, 1.0), terminal.prior(process)
-    run = jax.jit(lambda keys, x: likelihood.bound(process, score, law, keys, x, t_min=1e-4, num_times=5))
+    score, prior = gaussian_score(process, 0.0, 1.0), terminal.prior(process)
+    run = jax.jit(lambda keys, x: likelihood.bound(process, score, prior, keys, x, t_min=1e-4, num_times=5))
     np.testing.assert_allclose(run(keys[2:4], x[2:4]).total, run(keys, x).total[2:4], rtol=1e-12)
     with pytest.raises(TypeError, match="choose a dequantization"):
         run(keys, jnp.zeros((6, 2), jnp.uint8))
@@ -245,7 +246,7 @@ def _bits(log_density, pixels, key=0):
 
 
 def test_truncated_normal_against_a_matched_discrete_model(x64):
-    """p = mean over levels of N(alpha c_k, sigma^2): 8.000479581 bits, where a uniform law of pixels costs 8."""
+    """p = mean over levels of N(alpha c_k, sigma^2): 8.000479581 bits, where a uniform distribution of pixels costs 8."""
     centers = ALPHA * (2 * (np.arange(256) + 0.5) / 256 - 1)
 
     def log_p(x):
@@ -257,7 +258,7 @@ def test_truncated_normal_against_a_matched_discrete_model(x64):
     _near(bits, 8.000479581)
 
 
-def test_truncated_normal_is_dear_for_a_smooth_model(x64):
+def test_truncated_normal_is_expensive_for_a_smooth_model(x64):
     """y ~ N(.1, .3^2), pixel 100: exactly 7.38327520 bits; uniform noise costs 7.38332010, truncated normal 7.95207654."""
     pixels = np.full(100_000, 100)
     _near(_bits(lambda x: norm.logpdf(x, 0.1 * ALPHA, np.sqrt(0.09 * ALPHA**2 + SIGMA**2)), pixels), 7.95207654)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from scoreflow.objectives import dsm, times, weights
+from scoreflow.objectives import combine, dsm, times, weights
 from tests.truth import PROCESSES, TOY, gaussian_score
 
 N = 400_000
@@ -66,12 +66,12 @@ def test_average_over_uniform_time(name, c2, average):
     assert abs(found - average) < 4 * error
 
 
-@pytest.mark.parametrize("law", [times.uniform, times.importance])
-def test_likelihood_weight_is_the_same_integral_under_any_law(law):
+@pytest.mark.parametrize("sample_times", [times.uniform, times.importance])
+def test_likelihood_weight_is_the_same_integral_under_any_distribution(sample_times):
     """int g^2 / sigma^2 rho dt for c = 1 VP data, where rho = alpha^2, by quadrature."""
     process, t_min = PROCESSES["vp"], 1e-2
     x0 = jax.random.normal(jax.random.key(0), (N, 1))
-    t, inv_density = law(process, jax.random.key(2), N, t_min=t_min)
+    t, inv_density = sample_times(process, jax.random.key(2), N, t_min=t_min)
     terms = dsm.dsm(
         process, gaussian_score(process, 0.0, 1.0), jax.random.key(1), x0, t, weight=weights.likelihood_weight
     )
@@ -92,7 +92,11 @@ def test_weights_by_their_formulas(x64):
     np.testing.assert_allclose(weights.snr_weight(lambda s: jnp.exp(s))(process, t), snr, rtol=1e-6)
     # EDM: weight (r^2 + s^2) / (r s)^2 on the x0 error, which is r times the noise error
     r, s = 1 / np.sqrt(snr), 0.5
-    np.testing.assert_allclose(weights.edm_weight(s)(process, t), (r**2 + s**2) / (r * s) ** 2 * r**2, rtol=1e-6)
+    wanted = (r**2 + s**2) / (r * s) ** 2 * r**2
+    np.testing.assert_allclose(weights.edm_weight(process, t, sigma_data=s), wanted, rtol=1e-6)
+    np.testing.assert_allclose(weights.min_snr_weight(process, t, gamma=2.0), np.minimum(snr, 2.0) / snr, rtol=1e-6)
+    sigmoid = 1 / (1 + np.exp(np.log(snr) - 0.5))
+    np.testing.assert_allclose(weights.sigmoid_weight(process, t, bias=0.5), sigmoid, rtol=1e-6)
 
 
 def test_one_number_per_example_that_depends_on_that_example_alone():
@@ -103,3 +107,24 @@ def test_one_number_per_example_that_depends_on_that_example_alone():
     second = dsm.dsm(process, score, jax.random.key(1), x0.at[2].add(1.0), t)["order1"]
     changed = np.flatnonzero(np.asarray(first != second))
     assert first.shape == (6,) and changed.tolist() == [2]
+
+
+def test_a_ramp_is_a_line_between_its_ends():
+    shares = [combine.ramp(step, 10, 4) for step in (0, 9, 10, 12, 13, 500)]
+    np.testing.assert_allclose(shares, [0.0, 0.0, 0.25, 0.75, 1.0, 1.0])
+    assert combine.ramp(None, 10, 4) == 1.0
+    np.testing.assert_allclose([combine.ramp(step, 3, 0) for step in (1, 2, 3)], [0.0, 0.0, 1.0])
+
+
+def test_a_term_at_every_third_step_is_three_times_as_large():
+    term, nothing = (lambda scale: scale * jnp.ones(2)), (lambda: jnp.zeros(2))
+    run = jax.jit(lambda step: combine.every(step, 3, term, nothing))
+    np.testing.assert_array_equal([run(step)[0] for step in range(4)], [3, 0, 0, 3])
+    np.testing.assert_array_equal(combine.every(None, 3, term, nothing), 1)
+    np.testing.assert_array_equal(combine.every(5, 1, term, nothing), 1)
+
+
+def test_first_order_does_not_depend_on_the_step():
+    process, x0, t = PROCESSES["vp"], jax.random.normal(jax.random.key(0), (4, 3)), jnp.linspace(0.1, 0.9, 4)
+    run = lambda **options: dsm.dsm(process, gaussian_score(process, 0.0, 1.0), jax.random.key(1), x0, t, **options)
+    np.testing.assert_array_equal(run(step=7)["order1"], run()["order1"])

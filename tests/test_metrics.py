@@ -39,15 +39,15 @@ def test_fewer_samples_than_dimensions():
 
 def test_moments_stream_and_merge_without_losing_digits():
     x = 1e6 + np.random.default_rng(0).standard_normal((1000, 3))
-    parts = [frechet.update(frechet.init(x[0]), part) for part in np.array_split(x, 7)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = frechet.merge(total, part)
+    batches = [frechet.update(frechet.init(x[0]), rows) for rows in np.array_split(x, 7)]
+    total = batches[0]
+    for moments in batches[1:]:
+        total = frechet.merge(total, moments)
     mean, cov = frechet.mean_and_covariance(total)
     np.testing.assert_allclose(mean, x.mean(0), rtol=1e-14)
     np.testing.assert_allclose(cov, np.cov(x.T), rtol=1e-8, atol=1e-10)
     with pytest.raises(ValueError, match="origins"):
-        frechet.merge(parts[0], frechet.init(x[1]))
+        frechet.merge(batches[0], frechet.init(x[1]))
 
 
 def test_kernel_distance_is_the_unbiased_u_statistic():
@@ -63,7 +63,7 @@ def test_kernel_distance_is_the_unbiased_u_statistic():
     assert kernel.mmd2(x, y) == pytest.approx(wanted, rel=1e-12)
 
 
-def test_kernel_distance_is_zero_in_expectation_for_one_law():
+def test_kernel_distance_is_zero_in_expectation_for_one_distribution():
     rng = np.random.default_rng(1)
     same = kernel.kernel_distance(rng.standard_normal((4000, 4)), rng.standard_normal((4000, 4)), subset=100)
     assert abs(same.value) < 4 * same.stderr
@@ -107,10 +107,10 @@ def test_mixture_baseline_finds_a_gaussian():
     assert abs(found.log_prob + entropy) < 4 * np.sqrt(1.5 / 5000) + 0.01
 
 
-def test_the_class_score_of_sure_and_of_clueless_classifiers():
-    """K for K classes in equal shares, each sure; 1 for one class, and where nothing is known of any."""
-    sure = np.tile(np.eye(4), (50, 1))
-    assert metrics.class_score(sure).value == pytest.approx(4.0)
+def test_the_class_score_of_certain_and_of_uncertain_classifiers():
+    """K for K equally frequent classes with certainty; 1 for one class, and for uniform probabilities."""
+    certain = np.tile(np.eye(4), (50, 1))
+    assert metrics.class_score(certain).value == pytest.approx(4.0)
     assert metrics.class_score(np.tile(np.eye(4)[:1], (50, 1))).value == pytest.approx(1.0)
     assert metrics.class_score(np.full((50, 4), 0.25)).value == pytest.approx(1.0)
     # two classes told apart with probability p: exp(log 2 - entropy of p)

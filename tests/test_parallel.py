@@ -36,9 +36,9 @@ def test_map_devices_is_pmap():
 def test_map_devices_broadcasts_and_splits():
     seen = []
 
-    def fn(whole, part):
-        seen.append((whole.shape, part.shape))
-        return part * whole.sum()
+    def fn(whole, rows):
+        seen.append((whole.shape, rows.shape))
+        return rows * whole.sum()
 
     found = parallel.map_devices(fn, broadcast=(0,))(jnp.ones(3), jnp.arange(8.0))
     np.testing.assert_array_equal(found, 3 * np.arange(8.0))

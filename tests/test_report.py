@@ -2,6 +2,8 @@ import io
 import json
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from scoreflow.metrics import Estimate
 from scoreflow.runs import report
@@ -46,3 +48,20 @@ def test_json_is_written_whole(tmp_path):
     report.write_json(tmp_path / "deep" / "a.json", {"x": Estimate(1.0, 0.5)._asdict()})
     assert json.loads((tmp_path / "deep" / "a.json").read_text()) == {"x": {"value": 1.0, "stderr": 0.5}}
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.json"]
+
+
+def test_curves_are_dashed_by_name(tmp_path, monkeypatch):
+    styles = {}
+    monkeypatch.setattr(Axes, "loglog", lambda axes, x, y, label, linestyle, **_: styles.update({label: linestyle}))
+    monkeypatch.setattr(Figure, "legend", lambda *args, **options: None)
+    report.plot_steps(tmp_path / "a.png", [1, 2], {"panel": {"a": [2.0, 1.0], "b": [1.0]}}, dashed={"b"})
+    assert styles == {"a": "-", "b": "--"} and (tmp_path / "a.png").exists()
+    report.plot_steps(tmp_path / "a.png", [1, 2], {"panel": {"ve": [2.0, 1.0]}}, 1.5)
+    assert styles["ve"] == "-"
+
+
+def test_plots_are_written(tmp_path):
+    log_snr, curve = np.linspace(-5, 10, 7), np.linspace(1, 0, 7)
+    report.plot_noise_error(tmp_path / "noise.png", log_snr, {"test": curve})
+    report.plot_loss(tmp_path / "loss.png", [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 1.0}])
+    assert (tmp_path / "noise.png").exists() and (tmp_path / "loss.png").exists()

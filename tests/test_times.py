@@ -7,7 +7,7 @@ from scoreflow.objectives import times
 from scoreflow.processes import sdes
 from tests.truth import PROCESSES, process64
 
-LAWS = {
+SAMPLERS = {
     "uniform": times.uniform,
     "stratified": times.stratified,
     "importance": times.importance,
@@ -15,7 +15,7 @@ LAWS = {
     "velocity": times.velocity,
 }
 
-# Z = int g^2 / sigma^2 and the quantiles .25, .5, .75 of its law, for beta from 0.1 to 20
+# Z = int g^2 / sigma^2 and the quantiles .25, .5, .75 of its distribution, for beta from 0.1 to 20
 QUANTILES = {
     ("vp", 1e-5): (23.86447237, (0.0030047005, 0.11442145, 0.63695614)),
     ("vp", 1e-3): (19.16538668, (0.031686418, 0.30463141, 0.72233331)),
@@ -27,7 +27,7 @@ QUANTILES = {
 
 
 @pytest.mark.parametrize("name, t_min", QUANTILES)
-def test_importance_law_has_the_published_quantiles(x64, name, t_min):
+def test_importance_has_the_published_quantiles(x64, name, t_min):
     process = process64(name)
     z, quantiles = QUANTILES[name, t_min]
     top, bottom = process.log_snr(t_min), process.log_snr(1.0)
@@ -53,7 +53,7 @@ def _straight_mass(log_snr):
 
 
 @pytest.mark.parametrize("name", VELOCITY)
-def test_velocity_law_has_the_published_quantiles(x64, name):
+def test_velocity_has_the_published_quantiles(x64, name):
     make, z, quantiles = VELOCITY[name]
     whole = make()
     t_min, horizon = (float(whole.inverse_log_snr(s)) for s in (13.3, -5.0))
@@ -84,15 +84,15 @@ def test_geometric_ve_needs_no_importance(x64):
     np.testing.assert_allclose(np.sort(t), np.sort(t)[0] + np.arange(64) / 64 * (1 - 1e-5), atol=1e-9)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "vp_short"])
-def test_every_law_integrates_without_bias(law, name):
+def test_every_distribution_integrates_without_bias(sampler, name):
     """E[inv_density h(t)] = int h, for an h whose integral is known by quadrature."""
     process, t_min, n = PROCESSES[name], 1e-2, 200_000
-    t, inv_density = LAWS[law](process, jax.random.key(3), n, t_min=t_min)
+    t, inv_density = SAMPLERS[sampler](process, jax.random.key(3), n, t_min=t_min)
     assert float(t.min()) >= t_min * (1 - 1e-6) and float(t.max()) <= float(process.horizon) * (1 + 1e-6)
 
-    def h(t):  # vanishes where a law may have almost no mass, so that the estimate has a finite variance
+    def h(t):  # vanishes where a distribution may have almost no mass, so that the estimate has a finite variance
         weight = process.diffusion_sq(t) / process.variance(t)
         return weight * jnp.exp(-0.5 * (0.5 * process.log_snr(t) - 1.0) ** 2)
 
@@ -149,7 +149,7 @@ WEIGHTS = {
     "re": lambda p, t: p.diffusion_sq(t),
     "un": lambda p, t: jnp.ones_like(t),
 }
-# linear VP from t = 0.01: t at levels .1, .25, .5, .75, .9 of the law; int weight / 2 (1 - sigma^2) dt
+# linear VP from t = 0.01: t at levels .1, .25, .5, .75, .9 of the distribution; int weight / 2 (1 - sigma^2) dt
 PUBLISHED = {
     "ll": ((0.0149490408, 0.0262437553, 0.0629096614, 0.1495038986, 0.2731910446), 3.1090326881),
     "re": ((0.0989665458, 0.1656707322, 0.2593315251, 0.3685237666, 0.4762255458), 0.4989819015),
@@ -157,14 +157,14 @@ PUBLISHED = {
 }
 
 
-def quantiles(monkeypatch, law, process, levels, t_min=0.01):
-    """t and inverse density at given levels of a law."""
+def quantiles(monkeypatch, sample_times, process, levels, t_min=0.01):
+    """t and inverse density at given levels of a distribution."""
     monkeypatch.setattr(times, "_unit_cells", lambda key, n: jnp.asarray(levels))
-    return law(process, jax.random.key(0), len(levels), t_min=t_min)
+    return sample_times(process, jax.random.key(0), len(levels), t_min=t_min)
 
 
 @pytest.mark.parametrize("name", NORMAL)
-def test_laws_near_a_normal_have_the_tabled_quantiles_and_totals(x64, monkeypatch, name):
+def test_distributions_near_a_normal_have_the_tabled_quantiles_and_totals(x64, monkeypatch, name):
     """The weighted error of the best prediction has no variance left: every draw gives the total."""
     process = process64("vp")
     wanted, total = PUBLISHED[name]
@@ -187,9 +187,9 @@ def test_the_rule_for_sub_vp(x64, monkeypatch):
     np.testing.assert_allclose(weight * share, 6.2170914585, rtol=1e-9)
 
 
-def test_the_geometric_process_needs_no_law(x64, monkeypatch):
-    """There log sigma^2 is linear in t, so that the best law for the likelihood weight is uniform; and a linear VP under
-    its own law has the same noise levels and weights."""
+def test_the_geometric_process_needs_no_importance_sampling(x64, monkeypatch):
+    """There log sigma^2 is linear in t, so that the best distribution for the likelihood weight is uniform; and a linear VP
+    under its own has the same noise levels and weights."""
     growth = float(np.log(0.999 / 3e-5))
     process = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_geometric(3e-5, 0.999))
     levels = np.array([0.0, 0.3, 0.8])
@@ -212,7 +212,7 @@ def test_the_geometric_process_needs_no_law(x64, monkeypatch):
 
 @pytest.mark.parametrize("process", ["vp", "sub_vp", "ve", "vp_geometric"])
 @pytest.mark.parametrize("name", ["ll", "re"])
-def test_laws_near_a_normal_are_unbiased_under_every_process(x64, name, process):
+def test_distributions_near_a_normal_are_unbiased_under_every_process(x64, name, process):
     """E[inv_density f(t)] = int f, in 100,000 strata."""
     process = process64(process)
     found = NORMAL[name](process, jax.random.key(0), 100_000, t_min=1e-2)
@@ -225,3 +225,9 @@ def test_laws_near_a_normal_are_unbiased_under_every_process(x64, name, process)
     f = lambda t: rates[name](t) * jnp.cos(3 * t)
     wanted = np.trapezoid(np.asarray(f(jnp.asarray(grid))), grid)
     assert float(jnp.mean(found.inv_density * f(found.t))) == pytest.approx(wanted, rel=2e-3)
+
+
+def test_normal_unweighted_is_for_a_linear_beta_alone():
+    for process in (PROCESSES["ve"], sdes.vp_cosine()):
+        with pytest.raises(TypeError, match="linear beta alone"):
+            times.normal_unweighted(process, jax.random.key(0), 4, t_min=1e-3)

@@ -1,21 +1,23 @@
 """Data sets as arrays, and batches as functions of (seed, step).
 
-Nothing here knows of diffusion. A batch depends on its arguments alone, so there is nothing to checkpoint and a resumed
+Nothing here is about diffusion. A batch depends on its arguments alone, so there is nothing to checkpoint and a resumed
 run sees what an uninterrupted one would have seen.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from scoreflow.runs.errors import UserError
 
+T = TypeVar("T")
+
 
 class DataError(UserError):
-    """A data set that is missing, damaged or not what was asked for; the message is one line for a person."""
+    """A data set that is missing, damaged or not what was asked for; the message is one line for the user."""
 
 
 class Split(NamedTuple):
@@ -31,9 +33,11 @@ class Dataset(NamedTuple):
     Attributes:
       name: for messages and file names.
       train, test: the splits.
-      num_levels: number of grey levels; 0 where the data are continuous.
+      num_levels: number of gray levels; 0 where the data are continuous.
       num_classes: number of labels; 0 where there are none.
       log_prob: log-density (nats) of x [B, ...], where it is known.
+      log_density: (x [d], alpha, sigma) -> log-density (nats) of alpha data + sigma noise, where it is known; the
+        loaders leave it out.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Dataset(NamedTuple):
     num_levels: int
     num_classes: int = 0
     log_prob: Callable[[np.ndarray], np.ndarray] | None = None
+    log_density: Callable[..., Any] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,9 +88,9 @@ def batch(split: Split, seed: int, step: int, size: int, *, flip: bool = False) 
     return {"x": x} if split.label is None else {"x": x, "label": split.label[index]}
 
 
-def prefetch(items: Iterator) -> Iterator:
-    """The same items in the same order, each made by another thread while the one before is worked on."""
-    end = object()
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """The same items in the same order, each computed by another thread while the one before is in use."""
+    end: Any = object()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, items, end)
         while (item := waiting.result()) is not end:
@@ -94,7 +99,7 @@ def prefetch(items: Iterator) -> Iterator:
 
 
 def hold_out(x: np.ndarray, label: np.ndarray | None, fraction: float, seed: int = 0) -> tuple[Split, Split]:
-    """Cuts arrays into (train, test), test having ceil(fraction N), by a shuffle that depends on the seed alone."""
+    """Splits arrays into (train, test), test having ceil(fraction N), by a shuffle that depends on the seed alone."""
     # RandomState, because NumPy has frozen its stream: the same split on every version.
     order = np.random.RandomState(seed).permutation(len(x))
     n_test = int(np.ceil(fraction * len(x)))

@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ Paths = dict[str, Path]
 
 
 @contextlib.contextmanager
-def _reading(path: Path):
+def _reading(path: Path) -> Iterator[None]:
     """Turns whatever a broken file raises into one line that names it."""
     try:
         yield
@@ -61,10 +61,17 @@ def _stack(images: Iterable[np.ndarray], path: Path) -> np.ndarray:
     return np.stack(images)
 
 
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
+    file = tar.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member} is not a file")
+    return file.read()
+
+
 def _cifar_records(path: Path, members: list[str], label_bytes: int) -> Split:
     size = label_bytes + 3072
     with _reading(path), tarfile.open(path) as tar:
-        raw = b"".join(tar.extractfile(name).read() for name in members)
+        raw = b"".join(_extract(tar, name) for name in members)
         records = np.frombuffer(raw, np.uint8).reshape(-1, size)
     x = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(x), records[:, label_bytes - 1].astype(np.int32))
@@ -130,10 +137,11 @@ def _omniglot(paths: Paths) -> tuple[Split, Split]:
         return Split(x, (label + first_label).astype(np.int32))
 
     train = read("images_background.zip", 0)
+    assert train.label is not None
     return train, read("images_evaluation.zip", int(train.label.max()) + 1)
 
 
-def centre_crop_resize(image: np.ndarray, crop: int, side: int) -> np.ndarray:
+def center_crop_resize(image: np.ndarray, crop: int, side: int) -> np.ndarray:
     """The central crop x crop pixels, resized to side x side with area weighting."""
     from PIL import Image
 
@@ -151,9 +159,9 @@ def _celeb_a(paths: Paths) -> tuple[Split, Split]:
     path = paths["img_align_celeba.zip"]
 
     def read(archive, wanted):
-        names = sorted(name for name, part in partition.items() if part == wanted)
+        names = sorted(name for name, subset in partition.items() if subset == wanted)
         images = (decode(archive.read(f"img_align_celeba/{name}"), name, "RGB") for name in names)
-        return Split(_stack((centre_crop_resize(image, 140, 64) for image in images), path))
+        return Split(_stack((center_crop_resize(image, 140, 64) for image in images), path))
 
     with _reading(path), zipfile.ZipFile(path) as archive:
         return read(archive, "0"), read(archive, "2")
@@ -166,7 +174,7 @@ def _downsampled_imagenet(paths: Paths) -> tuple[Split, Split]:
         with _reading(path), tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".png"):
-                    images.append(decode(tar.extractfile(member).read(), member.name, "RGB"))
+                    images.append(decode(_extract(tar, member), member.name, "RGB"))
         return Split(_stack(images, path))
 
     return read("train_32x32.tar"), read("valid_32x32.tar")

@@ -1,4 +1,4 @@
-"""Finds the original files of a data set: where the user put them, or by download, in both cases checked by digest."""
+"""Finds the original files of a data set, where the user put them or by download, and checks their digests."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ class File(NamedTuple):
 
     Attributes:
       name: as published.
-      url: where it can be had; a page for people where `direct` is False.
+      url: where it can be downloaded; a page to be opened in a browser where `direct` is False.
       digest: "sha256:..." or "md5:..." as published, or "" where none is (then readers check what is inside).
       direct: whether `url` is the file itself.
     """
@@ -45,26 +45,30 @@ def check_digest(path: Path, file: File) -> None:
     if not file.digest:
         return
     algorithm, _, wanted = file.digest.partition(":")
-    if (found := digest(path, algorithm)) != wanted:
+    if (actual := digest(path, algorithm)) != wanted:
         raise DataError(
-            f"{path} is truncated or altered: its {algorithm} is {found[:16]}..., that of the published {file.name} "
+            f"{path} is truncated or altered: its {algorithm} is {actual[:16]}..., that of the published {file.name} "
             f"is {wanted[:16]}...; delete it and fetch it again from {file.url}"
         )
 
 
 def locate(name: str, file: File, data_dir: Path) -> Path:
-    """The path of a checked original file: `<data_dir>/downloads/<file>`, downloaded there if it is missing.
+    """The path of a checked original file of the data set `name`, downloaded if it is missing.
+
+    It is `<data_dir>/downloads/<name>/<file>`, to which missing files are downloaded, or `<data_dir>/downloads/<file>`,
+    where earlier versions kept the files of all data sets.
 
     Raises:
       DataError: if it is missing and cannot be downloaded, or its digest is wrong; it says what to put where.
     """
     import pooch
 
-    target = data_dir / "downloads" / file.name
-    if target.is_file():
-        check_digest(target, file)
-        return target
-    reason = "its host gives it to people only"
+    target = data_dir / "downloads" / name / file.name
+    for path in (target, data_dir / "downloads" / file.name):
+        if path.is_file():
+            check_digest(path, file)
+            return path
+    reason = "its host requires a browser"
     if file.direct:
         try:
             pooch.retrieve(file.url, file.digest or None, file.name, target.parent, progressbar=True)

@@ -7,16 +7,39 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
 from scoreflow.data import DataError, Dataset, Split, hold_out, toy
-from scoreflow.data.archives import ARCHIVES, Archive, centre_crop_resize, decode
-from scoreflow.data.fetch import locate
+from scoreflow.data.archives import ARCHIVES, Archive, center_crop_resize, decode
+from scoreflow.data.fetch import default_dir, locate
+from scoreflow.types import Check, CountOrZero, Inside, Text
 
+NAMES = (
+    "digits",
+    "arrays",
+    "folder",
+    "mixture",
+    "mixture_1d",
+    "eight_gaussians",
+    "checkerboard",
+    "spirals",
+    "rings",
+    "cifar10",
+    "cifar100",
+    "svhn_cropped",
+    "mnist",
+    "omniglot",
+    "celeb_a",
+    "downsampled_imagenet/32x32",
+)
+"""Every data set that `load` knows."""
+Name = Annotated[str, Check(str, lambda v: v in NAMES, "one of " + ", ".join(NAMES))]
+NumLevels = Annotated[int, Check(int, lambda v: 2 <= v <= 256, "a whole number from 2 to 256")]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TOYS = {
-    **{name: functools.partial(toy.gaussian_mixture, *law) for name, law in toy.MIXTURES.items()},
+    **{name: functools.partial(toy.gaussian_mixture, *mixture) for name, mixture in toy.MIXTURES.items()},
     "checkerboard": toy.checkerboard,
     "spirals": toy.spirals,
     "rings": toy.rings,
@@ -24,11 +47,49 @@ TOYS = {
 _TOY_SIZES = (100_000, 20_000)
 
 
+def load(
+    name: Name = "digits",
+    *,
+    dir: Text = "",
+    path: Text = "",
+    num_levels: NumLevels = 256,
+    image_size: CountOrZero = 0,
+    test_fraction: Inside = 0.1,
+) -> Dataset:
+    """The data set of a name: built in, read from the user's own files, or published.
+
+    Args:
+      name: one of `NAMES`.
+      dir: folder of prepared or original files of published data sets; empty for $SCOREFLOW_DATA or the user's cache
+        folder.
+      path: file to read for `arrays`, or folder to read for `folder`.
+      num_levels: number of gray levels of uint8 `arrays`.
+      image_size: side in pixels to which images of `folder` and of published data sets are resized; 0 leaves them.
+      test_fraction: fraction of `arrays` or of a `folder` that is held out where there is no test split.
+
+    Raises:
+      DataError: if there is no such data set, or it is missing or damaged.
+    """
+    if name in ("arrays", "folder") and not path:
+        raise DataError(f"data.path is empty: data.name = {name} needs the file or folder to read")
+    if name == "digits":
+        return digits()
+    if name in TOYS:
+        return toy_density(name)
+    if name == "arrays":
+        return arrays(path, test_fraction=test_fraction, num_levels=num_levels)
+    if name == "folder":
+        return folder(path, image_size=image_size, test_fraction=test_fraction)
+    if name in ARCHIVES:
+        return named(name, Path(dir).expanduser() if dir else default_dir(), image_size)
+    raise DataError(f"data.name = {name} is not one of {', '.join(NAMES)}")
+
+
 def digits() -> Dataset:
-    """The 1797 handwritten digits of scikit-learn, 8x8, 17 levels, real and on every machine: 1437 train, 360 test."""
+    """The 1797 handwritten digits of scikit-learn, 8x8, 17 levels: 1437 train, 360 test."""
     from sklearn.datasets import load_digits
 
-    content = load_digits()
+    content: Any = load_digits()
     x, label = content.images.astype(np.uint8)[..., None], content.target.astype(np.int32)
     return Dataset("digits", *hold_out(x, label, 0.2), num_levels=17, num_classes=10)
 
@@ -45,14 +106,14 @@ def toy_density(name: str) -> Dataset:
 def arrays(path: str, *, test_fraction: float = 0.1, num_levels: int = 256) -> Dataset:
     """A `.npy` file [N, ...], or a `.npz` with `train` and optionally `test`, `train_label`, `test_label`.
 
-    uint8 arrays are levels below `num_levels`; floating ones are continuous data, used as they are. Where there is no test
-    split, `test_fraction` of the examples is held out.
+    uint8 arrays are levels below `num_levels`; floating ones are continuous data, used as they are. Where there is no
+    test split, `test_fraction` of the examples is held out.
     """
     if not Path(path).is_file():
         raise DataError(f"data.path = {path}: there is no such file")
     try:
-        content = np.load(path, allow_pickle=False)
-        content = {"train": content} if isinstance(content, np.ndarray) else dict(content)
+        stored = np.load(path, allow_pickle=False)
+        content = {"train": stored} if isinstance(stored, np.ndarray) else dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npy or .npz file: {str(error).splitlines()[0]}") from error
     if "train" not in content:
@@ -85,7 +146,7 @@ def arrays(path: str, *, test_fraction: float = 0.1, num_levels: int = 256) -> D
 
 
 def samples(path: str, shape: tuple[int, ...], num_levels: int) -> np.ndarray:
-    """What a generator made, [N, *shape]: an `.npy` file as `--mode=sample` writes it, uint8 where `num_levels` > 0.
+    """Samples of any generator, [N, *shape]: an `.npy` file as `--mode=sample` writes it, uint8 where `num_levels` > 0.
 
     Raises:
       DataError: if it is missing, unreadable or of another shape or kind.
@@ -114,7 +175,7 @@ def _labels(label: np.ndarray | None) -> np.ndarray | None:
 def folder(path: str, *, image_size: int = 0, test_fraction: float = 0.1) -> Dataset:
     """A folder of images; if they lie in sub-folders, each is a class.
 
-    With `image_size` every image is cut to its central square and resized; without, all must have one size.
+    With `image_size` every image is cropped to its central square and resized; without, all must have one size.
     """
     root = Path(path)
     if not root.is_dir():
@@ -125,7 +186,7 @@ def folder(path: str, *, image_size: int = 0, test_fraction: float = 0.1) -> Dat
 
     def read(file):
         image = decode(file.read_bytes(), str(file), "RGB")
-        return centre_crop_resize(image, min(image.shape[:2]), image_size) if image_size else image
+        return center_crop_resize(image, min(image.shape[:2]), image_size) if image_size else image
 
     images = [read(file) for file in files]
     if len(shapes := {image.shape for image in images}) > 1:
@@ -141,15 +202,15 @@ def named(name: str, data_dir: Path, image_size: int = 0) -> Dataset:
     """A data set of `ARCHIVES`: from cached arrays, a TFDS-prepared folder, or the original archives.
 
     Looks, in this order, for `<data_dir>/arrays/<name>`, `<data_dir>/<name>/<version>/dataset_info.json` (TFDS,
-    array_record files), and `<data_dir>/downloads/<file>`, downloading the last where its host allows. With
-    `image_size` the images are resized to that side by area weighting.
+    array_record files), and the original archives `<data_dir>/downloads/<name>/<file>` (see `fetch.locate`), which are
+    downloaded where their host allows it. With `image_size` the images are resized to that side by area weighting.
     """
     archive = ARCHIVES[name]
     cache = data_dir / "arrays" / name
     if not (cache / "train_x.npy").is_file():
         prepared = sorted((data_dir / name).glob("*/dataset_info.json"))
         if prepared:
-            splits = _tfds(prepared[-1].parent)
+            splits = _tfds(name, prepared[-1].parent)
         else:
             splits = archive.read({file.name: locate(name, file, data_dir) for file in archive.files})
             _check_counts(name, archive, splits)
@@ -161,22 +222,22 @@ def named(name: str, data_dir: Path, image_size: int = 0) -> Dataset:
 def _resized(split: Split, image_size: int) -> Split:
     if image_size in (0, split.x.shape[1]):
         return split
-    grey = split.x.shape[-1] == 1
-    images = (np.broadcast_to(image, (*image.shape[:2], 3)) if grey else image for image in split.x)
-    resized = np.stack([centre_crop_resize(np.ascontiguousarray(i), min(i.shape[:2]), image_size) for i in images])
-    return Split(resized[..., :1] if grey else resized, split.label)
+    gray = split.x.shape[-1] == 1
+    images = (np.broadcast_to(image, (*image.shape[:2], 3)) if gray else image for image in split.x)
+    resized = np.stack([center_crop_resize(np.ascontiguousarray(i), min(i.shape[:2]), image_size) for i in images])
+    return Split(resized[..., :1] if gray else resized, split.label)
 
 
 def _check_counts(name: str, archive: Archive, splits: tuple[Split, Split]) -> None:
-    for split, found, wanted in zip(("train", "test"), splits, archive.counts):
-        if len(found.x) != wanted:
+    for subset, split, wanted in zip(("train", "test"), splits, archive.counts):
+        if len(split.x) != wanted:
             raise DataError(
-                f"{name}: the archive has {len(found.x)} {split} images instead of {wanted}, so it is truncated or "
+                f"{name}: the archive has {len(split.x)} {subset} images instead of {wanted}, so it is truncated or "
                 f"altered; delete {', '.join(file.name for file in archive.files)} and fetch again"
             )
 
 
-def _tfds(path: Path) -> tuple[Split, Split]:
+def _tfds(name: str, path: Path) -> tuple[Split, Split]:
     """Reads a TFDS-prepared folder through its random-access reader, which needs no TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -184,9 +245,9 @@ def _tfds(path: Path) -> tuple[Split, Split]:
     if (kind := info.get("fileFormat", "tfrecord")) != "array_record":
         raise DataError(
             f"{path} holds {kind} files, which need TensorFlow to read: prepare it with file_format='array_record', or "
-            "put the original archive into downloads/ instead"
+            f"remove it and put the original archives into downloads/{name}/"
         )
-    builder = tfds.builder_from_directory(str(path))
+    builder: Any = tfds.builder_from_directory(str(path))
     names = builder.info.splits
     test_name = "test" if "test" in names else "validation"
 

@@ -32,7 +32,7 @@ def gaussian_mixture(weights: np.ndarray, means: np.ndarray, covariances: np.nda
 
     def log_prob(x):
         delta = np.asarray(x, np.float64)[:, None] - means
-        return logsumexp(log_norm - 0.5 * np.einsum("bki,kij,bkj->bk", delta, precisions, delta), axis=1)
+        return np.asarray(logsumexp(log_norm - 0.5 * np.einsum("bki,kij,bkj->bk", delta, precisions, delta), axis=1))
 
     return Toy(sample, log_prob)
 
@@ -120,7 +120,7 @@ def spirals(turns: float = 1.5, radius: float = 3.0, std: float = 0.1, nodes: in
 
         def one(chunk):
             square = ((chunk[:, None] - curve) ** 2).sum(-1)
-            return logsumexp(log_weight - 0.5 * square / std**2, axis=1)
+            return np.asarray(logsumexp(log_weight - 0.5 * square / std**2, axis=1))
 
         return np.concatenate([one(chunk) for chunk in chunks])
 

@@ -17,10 +17,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scoreflow.likelihood.ode import check_continuous
+from scoreflow.likelihood.ode import Density, check_continuous
 from scoreflow.objectives import times
+from scoreflow.objectives.times import TimeSampler
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.score import ScoreFn
+from scoreflow.types import Key
 
 
 class Bound(NamedTuple):
@@ -28,7 +30,7 @@ class Bound(NamedTuple):
 
     Attributes:
       total: `prior` + `diffusion` + `offset`, unbiased for the bound.
-      prior: of x_T under the terminal law.
+      prior: of x_T under the terminal distribution.
       diffusion: of the path; mostly negative.
       offset: of what lies below t_min.
     """
@@ -42,24 +44,27 @@ class Bound(NamedTuple):
 def bound(
     process: Process,
     score: ScoreFn,
-    terminal,
-    key: jax.Array,
+    terminal: Density,
+    key: Key,
     x: jax.Array,
     cond: jax.Array | None = None,
     *,
     t_min: float,
     num_times: int = 100,
-    law: Callable = times.importance,
+    sample_times: TimeSampler = times.importance,
 ) -> Bound:
     """Upper bound on -log p(x) of the SDE model, (3) to (5), by `num_times` times for each example.
 
     Args:
+      process: the forward SDE.
+      score: the score function.
+      terminal: the distribution assumed at T.
       key: PRNG key of times and noise, or a key for each example, [B].
       x: continuous data [B, ...], float.
       cond: labels [B] int32 or None.
       t_min: where the path ends and the decoder begins.
       num_times: evaluations of the score for each example, each with noise of its own; as many again for (5).
-      law: of the times, see `times`; importance sampling keeps the variance low.
+      sample_times: distribution of the times; importance sampling keeps the variance low.
 
     Raises:
       TypeError: if x is integer, see `log_prob`.
@@ -67,7 +72,7 @@ def bound(
     check_continuous(x)
     n, size = x.shape[0], x[0].size
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(key if key.ndim else jax.random.split(key, n))
-    t, inv_density = jax.vmap(lambda key: law(process, key, num_times, t_min=t_min))(keys[:, 0])
+    t, inv_density = jax.vmap(lambda key: sample_times(process, key, num_times, t_min=t_min))(keys[:, 0])
 
     def perturbed(keys, t):
         """x_t [B, ...] and the noise in it, each example at its time and from its key."""
@@ -81,11 +86,11 @@ def bound(
         return jnp.sum(error**2, axis=1) - size
 
     def at(i):
-        here = jax.vmap(lambda key: jax.random.fold_in(key, i))
-        pace = process.diffusion_sq(t[:, i]) / process.variance(t[:, i])
-        path = 0.5 * inv_density[:, i] * pace * (excess(here(keys[:, 1]), t[:, i]) + size)
-        last = 0.5 * excess(here(keys[:, 2]), jnp.full(n, t_min, x.dtype))
-        prior = -terminal.log_prob(perturbed(here(keys[:, 3]), jnp.full(n, process.horizon, x.dtype))[0])
+        fold = jax.vmap(lambda key: jax.random.fold_in(key, i))
+        rate = process.diffusion_sq(t[:, i]) / process.variance(t[:, i])
+        path = 0.5 * inv_density[:, i] * rate * (excess(fold(keys[:, 1]), t[:, i]) + size)
+        last = 0.5 * excess(fold(keys[:, 2]), jnp.full(n, t_min, x.dtype))
+        prior = -terminal.log_prob(perturbed(fold(keys[:, 3]), jnp.full(n, process.horizon, x.dtype))[0])
         return path, last, prior
 
     path, last, prior = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(at, jnp.arange(num_times)))
@@ -96,7 +101,7 @@ def bound(
     return Bound(prior + diffusion + offset, prior, diffusion, offset)
 
 
-def one_time_bound(process: Process, terminal, t_min: float) -> Callable[..., jax.Array]:
+def one_time_bound(process: Process, terminal: Density, t_min: float) -> Callable[..., jax.Array]:
     """(score, key, x [B, ...], cond) -> the bound in nats, [B], by one time for each example: noisy, and unbiased."""
 
     def estimate(score, key, x, cond=None):

@@ -1,7 +1,8 @@
-"""What a score model's errors are worth: the parts of its ODE's KL divergence, and how far it is from a gradient.
+"""What a score model's errors cost: the terms of its ODE's KL divergence, and how far it is from a gradient.
 
-With q_t the law of the data at t, s the network's score, p_t the density that the probability-flow ODE carries from the
-terminal law, and s1 = grad log q_t (Lu et al. 2022, arXiv 2206.08265; statements checked in closed form in the tests)
+With q_t the distribution of the data at t, s the network's score, p_t the density that the probability-flow ODE carries
+from the terminal distribution, and s1 = grad log q_t (Lu et al. 2022, arXiv 2206.08265; statements checked in closed
+form in the tests)
 
     KL(q_{t_min} || p_{t_min}) = KL(q_T || terminal) + J_ODE,   J_ODE = J_SM + J_Diff                               (1)
     J_SM   = 1/2 int g^2 E |s - s1|^2 dt                            what score matching minimizes                   (2)
@@ -13,22 +14,25 @@ Along a trajectory of the ODE dx = h dt the score S = grad log p_t obeys
 
     dS/dt = -grad tr(grad h) - (grad h)^T S,   S(T) = grad log terminal(x(T))                                       (5)
 
-so it takes a solve to T and one back. (2) to (4) need s1, so data whose score is known; without it what can be had is
+so it takes a solve to T and one back. (2) to (4) need s1, so data whose score is known; without it there is only
 
     J_gap  = 1/2 int g^2 E |grad log p_t - s|^2 dt                  how far the network is from its own ODE's score (6)
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from scoreflow.divergence import a1, asymmetry, asymmetry_exact, directional, inner
+from scoreflow.likelihood.ode import Density
 from scoreflow.objectives import times
+from scoreflow.objectives.times import TimeSampler
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.samplers.adaptive import integrate
 from scoreflow.score import ScoreFn, probability_flow
+from scoreflow.types import Key
 
 
 class ModelScore(NamedTuple):
@@ -41,7 +45,7 @@ class ModelScore(NamedTuple):
 def model_score(
     process: Process,
     score: ScoreFn,
-    terminal,
+    terminal: Density,
     x: jax.Array,
     t: jax.Array,
     probe: jax.Array | None = None,
@@ -56,7 +60,7 @@ def model_score(
     Args:
       process: the forward SDE.
       score: the score function, differentiable twice in x.
-      terminal: the law assumed at T; its `log_prob` is used.
+      terminal: the distribution assumed at T.
       x: [B, ...].
       t: times [B] of x.
       probe: Rademacher probes like x for grad tr(grad h), unbiased; None for all d directions.
@@ -66,7 +70,7 @@ def model_score(
     flow = probability_flow(process, score)
     span = process.horizon - t
 
-    def at(progress, args):  # each example has a start of its own, so the solver's clock runs from 0 at t to 1 at T
+    def at(progress, args):  # every example starts at its own t, so the solver's clock runs from 0 at t to 1 at T
         start, span, probe, cond = args
         return start + progress * span, span, probe, cond
 
@@ -79,25 +83,34 @@ def model_score(
         now, span, probe, cond = at(progress, args)
         field = lambda x: flow(now, x, cond)
         value, pull = jax.vjp(field, x)
-        if probe is None:
-            size = x[0].size
-            basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-            along = lambda v: directional(field, x, jnp.broadcast_to(v, x.shape), third=True).slope
-            bend = jax.vmap(along)(basis).sum(0)
-        else:
-            bend = directional(field, x, probe, third=True).slope
         scale = expand(span, x)
-        return scale * value, -scale * (bend + pull(model)[0])
+        return scale * value, -scale * (_grad_trace(field, x, probe) + pull(model)[0])
 
     args = (t, span, probe, cond)
     options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    there = integrate(forward, x, 0.0, 1.0, args, **options)
-    last = jax.grad(lambda x: jnp.sum(terminal.log_prob(x)))(there.y)
-    back = integrate(backward, (there.y, last), 1.0, 0.0, args, **options)
-    return ModelScore(back.y[1], there.ok & back.ok)
+    to_end = integrate(forward, x, 0.0, 1.0, args, **options)
+    last = jax.grad(lambda x: jnp.sum(terminal.log_prob(x)))(to_end.y)
+    back = integrate(backward, (to_end.y, last), 1.0, 0.0, args, **options)
+    state: Any = back.y
+    return ModelScore(state[1], to_end.ok & back.ok)
 
 
-class Parts(NamedTuple):
+def _grad_trace(field: Callable, x: jax.Array, probe: jax.Array | None) -> jax.Array:
+    """grad tr J of a field at x [B, ...]: unbiased along a probe like x, or exact without one."""
+
+    def slope(v):
+        derivatives = directional(field, x, jnp.broadcast_to(v, x.shape), third=True)
+        assert derivatives.slope is not None
+        return derivatives.slope
+
+    if probe is not None:
+        return slope(probe)
+    size = x[0].size
+    basis = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
+    return jax.vmap(slope)(basis).sum(0)
+
+
+class KLTerms(NamedTuple):
     """Estimates in nats, one per example, whose means are (2), (3), (4) and (6); NaN where a solve failed.
 
     `j_sm`, `j_diff` and `j_f` are None where the true score is not known.
@@ -109,51 +122,55 @@ class Parts(NamedTuple):
     j_gap: jax.Array
 
 
-def parts(
+def kl_terms(
     process: Process,
     score: ScoreFn,
-    terminal,
-    key: jax.Array,
+    terminal: Density,
+    key: Key,
     x0: jax.Array,
     cond: jax.Array | None = None,
     *,
     t_min: float,
     true_score: ScoreFn | None = None,
     exact: bool = False,
-    law: Callable = times.importance,
+    sample_times: TimeSampler = times.importance,
     **solver,
-) -> Parts:
+) -> KLTerms:
     """(2), (3), (4) and (6) with one time for each example.
 
     Args:
+      process: the forward SDE.
+      score: the score function, differentiable twice in x.
+      terminal: the distribution assumed at T.
       key: PRNG key of times, noise and probes.
       x0: data [B, ...].
+      cond: labels [B] int32 or None.
       t_min: where the integrals begin.
       true_score: grad log q_t, where it is known.
       exact: all d directions in (5) instead of probes: for few dimensions. Otherwise (5) is solved twice with
         independent probes, each time unbiased, and what is quadratic in it, (4) and (6), is the product of the two: a
         square would be too large by the probe's variance. Single values may then be negative.
-      law: of the times.
+      sample_times: distribution of the times.
       **solver: tolerances, see `model_score`.
     """
     key_t, key_noise, key_probe = jax.random.split(key, 3)
-    t, inv_density = law(process, key_t, x0.shape[0], t_min=t_min)
+    t, inv_density = sample_times(process, key_t, x0.shape[0], t_min=t_min)
     xt, _, _ = process.perturb(key_noise, x0, t)
     probes = [None] if exact else list(jax.random.rademacher(key_probe, (2, *xt.shape), xt.dtype))
-    found = [model_score(process, score, terminal, xt, t, probe, cond, **solver) for probe in probes]
-    first, second, network = found[0].score, found[-1].score, score(xt, t, cond)
-    factor = jnp.where(found[0].ok & found[-1].ok, 0.5 * inv_density * process.diffusion_sq(t), jnp.nan)
+    solves = [model_score(process, score, terminal, xt, t, probe, cond, **solver) for probe in probes]
+    first, second, network = solves[0].score, solves[-1].score, score(xt, t, cond)
+    factor = jnp.where(solves[0].ok & solves[-1].ok, 0.5 * inv_density * process.diffusion_sq(t), jnp.nan)
 
-    def part(a, b):
+    def term(a, b):
         return factor * inner(a, b)
 
-    j_gap = part(first - network, second - network)
+    j_gap = term(first - network, second - network)
     if true_score is None:
-        return Parts(None, None, None, j_gap)
+        return KLTerms(None, None, None, j_gap)
     true = true_score(xt, t, cond)
     error = network - true
-    j_diff = part(error, 0.5 * (first + second) - network)
-    return Parts(part(error, error), j_diff, part(first - true, second - true), j_gap)
+    j_diff = term(error, 0.5 * (first + second) - network)
+    return KLTerms(term(error, error), j_diff, term(first - true, second - true), j_gap)
 
 
 class Symmetry(NamedTuple):
@@ -175,7 +192,7 @@ class Symmetry(NamedTuple):
 def symmetry(
     process: Process,
     score: ScoreFn,
-    key: jax.Array,
+    key: Key,
     x0: jax.Array,
     t: jax.Array,
     cond: jax.Array | None = None,
@@ -185,6 +202,8 @@ def symmetry(
     """Asymmetry of a score over time (Chao et al. 2023, arXiv 2209.12753), at data noised afresh for each time.
 
     Args:
+      process: the forward SDE.
+      score: the score function.
       key: PRNG key of noise and probes.
       x0: data [B, ...].
       t: times [T].
@@ -195,21 +214,21 @@ def symmetry(
     def at(inputs):
         key, t = inputs
         key_noise, key_probe = jax.random.split(key)
-        when = jnp.full(x0.shape[0], t)
-        xt, _, sigma = process.perturb(key_noise, x0, when)
-        field = lambda x: score(x, when, cond)
+        ts = jnp.full(x0.shape[0], t)
+        xt, _, sigma = process.perturb(key_noise, x0, ts)
+        field = lambda x: score(x, ts, cond)
         v = jax.random.rademacher(key_probe, (max(num, 1), *xt.shape), xt.dtype)
-        found = asymmetry(field, xt, v) if num else asymmetry_exact(field, xt)
+        estimate = asymmetry(field, xt, v) if num else asymmetry_exact(field, xt)
         one = asymmetry(field, xt, v[:1], form=a1)
         legacy = 0.5 * one.asym / (one.size + 1e-8)
-        return Symmetry(found.asym, sigma**2 * found.asym, 0.5 * found.asym / found.size, legacy)
+        return Symmetry(estimate.asym, sigma**2 * estimate.asym, 0.5 * estimate.asym / estimate.size, legacy)
 
-    found = jax.lax.map(at, (jax.random.split(key, len(t)), t))
-    return Symmetry(*(jnp.moveaxis(leaf, 0, 1) for leaf in found))
+    over_time = jax.lax.map(at, (jax.random.split(key, len(t)), t))
+    return Symmetry(*(jnp.moveaxis(leaf, 0, 1) for leaf in over_time))
 
 
-PUBLISHED_LEVELS = 10
-"""Times at which the plane's published score error is taken: n / 11 of the horizon, n = 0 ... 9."""
+PUBLISHED_TIMES = 10
+"""Number of times at which the plane's published score error is taken: n / 11 of the horizon, n = 0 ... 9."""
 
 
 class ScoreError(NamedTuple):
@@ -218,7 +237,7 @@ class ScoreError(NamedTuple):
     Attributes:
       matched: of data, model and exact score at the same time.
       legacy: the published code's: data and exact score at n / 11, of data noised twice (sqrt(2) sigma), and the model
-        asked about (n + 1) / 10. An exact model does not get 0 there: for comparison with its tables only.
+        evaluated at (n + 1) / 10. It is not 0 for an exact model: for comparison with the published tables only.
     """
 
     matched: jax.Array
@@ -229,38 +248,40 @@ def score_error(
     process: Process,
     score: ScoreFn,
     log_density: Callable[..., jax.Array],
-    key: jax.Array,
+    key: Key,
     x0: jax.Array,
     cond: jax.Array | None = None,
     *,
     t_min: float,
 ) -> ScoreError:
-    """Error of a score where the law of the data is known (Chao et al. 2023, arXiv 2209.12753, section 3.2).
+    """Error of a score where the density of the data is known (Chao et al. 2023, arXiv 2209.12753, section 3.2).
 
     Args:
+      process: the forward SDE.
+      score: the score function.
       log_density: (x [d], alpha, sigma) -> log-density of alpha data + sigma noise.
       key: PRNG key of the noise, drawn afresh for each time.
       x0: data [B, ...].
       cond: labels [B] int32 or None.
       t_min: the least time.
     """
-    level = jnp.arange(PUBLISHED_LEVELS)
-    t, t_legacy = (jnp.clip(share * process.horizon, t_min) for share in (level / 11, (level + 1) / 10))
+    n = jnp.arange(PUBLISHED_TIMES)
+    t, t_legacy = (jnp.clip(fraction * process.horizon, t_min) for fraction in (n / 11, (n + 1) / 10))
 
     def at(inputs):
-        key, *ts = inputs
-        when, later = (jnp.full(x0.shape[0], t, x0.dtype) for t in ts)
-        xt, _, _ = process.perturb(key, x0, when)
+        key, *matched_and_legacy = inputs
+        ts, ts_legacy = (jnp.full(x0.shape[0], t, x0.dtype) for t in matched_and_legacy)
+        xt, _, _ = process.perturb(key, x0, ts)
 
         def half_square(t_model, width):
-            true = jax.vmap(jax.grad(log_density))(xt, process.alpha(when), width * process.sigma(when))
+            true = jax.vmap(jax.grad(log_density))(xt, process.alpha(ts), width * process.sigma(ts))
             apart = score(xt, t_model, cond) - true
             return 0.5 * inner(apart, apart)
 
-        return ScoreError(half_square(when, 1.0), half_square(later, 2.0**0.5))
+        return ScoreError(half_square(ts, 1.0), half_square(ts_legacy, 2.0**0.5))
 
-    found = jax.lax.map(at, (jax.random.split(key, PUBLISHED_LEVELS), t, t_legacy))
-    return ScoreError(*(jnp.moveaxis(leaf, 0, 1) for leaf in found))
+    over_time = jax.lax.map(at, (jax.random.split(key, PUBLISHED_TIMES), t, t_legacy))
+    return ScoreError(*(jnp.moveaxis(leaf, 0, 1) for leaf in over_time))
 
 
 def rotation(score: ScoreFn, x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:

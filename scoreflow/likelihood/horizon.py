@@ -1,19 +1,19 @@
 """The bound of a trained model as a function of the time T at which its path ends, all T in one pass.
 
-With nu_T the law assumed at T (Franzese et al. 2022, arXiv 2206.05173; Song et al. 2021, arXiv 2101.09258)
+With nu_T the distribution assumed at T (Franzese et al. 2022, arXiv 2206.05173; Song et al. 2021, arXiv 2101.09258)
 
     -E log p(x) <= -E log nu_T(x_T) + path(T) + offset                                                              (1)
     path(T) = 1/2 int_{t_min}^T g^2/sigma^2 (E |sigma s + noise|^2 - E |noise|^2) dt - d log alpha(T)/alpha(t_min)  (2)
 
 so a network that was trained on [t_min, T_max] has one integrand for all T <= T_max; how much shorter its path may be
-is read off (1). This is the gap of that network: another, trained for the shorter path alone, may do a little better.
+can be read from (1). This is the gap of that network: one trained for the shorter path alone may do a little better.
 The slope of (1), derived here, needs no true score S, because E |s - S|^2 and the distance to the noise differ by the
 same number for any field s:
 
     d/dT = g^2(T)/2 (E |s + noise/sigma|^2 - E |grad log nu_T + noise/sigma|^2)                                     (3)
 
-It holds for every law that the forward process carries along with T. The path should end where the network stops being
-better than the terminal law's own score.
+It holds for every distribution that the forward process carries along with T. The path should end where the network
+stops being better than the terminal distribution's own score.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,21 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.divergence import inner
+from scoreflow.likelihood.ode import Density
 from scoreflow.objectives import times
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.score import ScoreFn
+from scoreflow.types import Key
 
 
 class Profile(NamedTuple):
     """Estimates in nats for each example and horizon, [B, T], whose means are the terms of (1) and (3).
 
     Attributes:
-      end: {name of a law: -log nu_T(x_T)}, at the same draws of x_T for all laws.
+      end: {name of a terminal distribution: -log nu_T(x_T)}, at the same draws of x_T for all of them.
       path: (2).
       offset: of what lies below t_min, the same for all horizons, [B].
-      slope: {name of a law: (3)}.
+      slope: {name of a terminal distribution: (3)}.
     """
 
     end: dict[str, jax.Array]
@@ -47,8 +49,8 @@ class Profile(NamedTuple):
 def elbo_profile(
     process: Process,
     score: ScoreFn,
-    laws: dict[str, Callable],
-    key: jax.Array,
+    terminals: dict[str, Callable[[jax.Array], Density]],
+    key: Key,
     x0: jax.Array,
     cond: jax.Array | None = None,
     *,
@@ -62,7 +64,7 @@ def elbo_profile(
     Args:
       process: the forward SDE that the score was trained under.
       score: the score function.
-      laws: name -> (T -> the law assumed at T, with a `log_prob`).
+      terminals: name -> (T -> the distribution assumed at T).
       key: PRNG key of times and noise, one for all examples.
       x0: continuous data [B, ...], float.
       cond: labels [B] int32 or None.
@@ -95,25 +97,35 @@ def elbo_profile(
     last = jax.lax.map(lambda key: paired(key, first), jax.random.split(key_offset, repeats)).mean(0)
     offset = 0.5 * last - size * process.log_alpha(jnp.asarray(t_min, x0.dtype))
 
-    def at_end(inputs):
-        key, horizon = inputs
-        when = jnp.full(n, horizon, x0.dtype)
-        xt, noise, sigma = process.perturb(key, x0, when)
-        target = noise / expand(sigma, x0)
-        error = score(xt, when, cond) + target
-        end, slope = {}, {}
-        for name, law in laws.items():
-            here = law(horizon)
-            end[name] = -here.log_prob(xt)
-            other = jax.grad(lambda x, here=here: jnp.sum(here.log_prob(x)))(xt) + target
-            slope[name] = 0.5 * process.diffusion_sq(when) * (inner(error, error) - inner(other, other))
-        return end, slope
-
     def at_horizon(inputs):
         key, horizon = inputs
-        found = jax.lax.map(lambda key: at_end((key, horizon)), jax.random.split(key, repeats))
-        return jax.tree.map(lambda leaf: leaf.mean(0), found)
+        at_end = lambda key: _at_end(process, score, terminals, key, x0, horizon, cond)
+        draws = jax.lax.map(at_end, jax.random.split(key, repeats))
+        return jax.tree.map(lambda leaf: leaf.mean(0), draws)
 
     end, slope = jax.lax.map(at_horizon, (jax.random.split(key_end, len(horizons)), horizons))
-    end, slope = ({name: value.T for name, value in found.items()} for found in (end, slope))
+    end, slope = ({name: value.T for name, value in values.items()} for values in (end, slope))
     return Profile(end, path, offset, slope)
+
+
+def _at_end(
+    process: Process,
+    score: ScoreFn,
+    terminals: dict[str, Callable[[jax.Array], Density]],
+    key: Key,
+    x0: jax.Array,
+    horizon: jax.Array,
+    cond: jax.Array | None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The first term of (1) and (3) at one horizon, from one draw of x_T for each example; [B] by name."""
+    ts = jnp.full(len(x0), horizon, x0.dtype)
+    xt, noise, sigma = process.perturb(key, x0, ts)
+    target = noise / expand(sigma, x0)
+    error = score(xt, ts, cond) + target
+    end, slope = {}, {}
+    for name, terminal_at in terminals.items():
+        terminal = terminal_at(horizon)
+        end[name] = -terminal.log_prob(xt)
+        other = jax.grad(lambda x, terminal=terminal: jnp.sum(terminal.log_prob(x)))(xt) + target
+        slope[name] = 0.5 * process.diffusion_sq(ts) * (inner(error, error) - inner(other, other))
+    return end, slope

@@ -8,7 +8,7 @@ numbers that look like likelihoods and are not.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,15 @@ from scoreflow import divergence as divergences
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.samplers.adaptive import integrate
 from scoreflow.score import ScoreFn, probability_flow
+from scoreflow.types import Key
+
+
+class Density(Protocol):
+    """A distribution at the horizon whose density is known, see `terminal`."""
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """Log-density of x [B, ...] in nats, [B]."""
+        ...
 
 
 class LogProb(NamedTuple):
@@ -24,11 +33,11 @@ class LogProb(NamedTuple):
 
     Attributes:
       logp: log p_{t_min}(x), [B]; NaN where the solve failed. `prior` + `integral`.
-      prior: log-density of x(T) under the terminal law, [B].
+      prior: log-density of x(T) under the terminal distribution, [B].
       integral: int div h dt, [B].
       nfe: evaluations of the drift (each with its divergence), [B] int32.
       ok: whether the solve reached T, [B] bool.
-      last: x(T), like x: under another terminal law, log p is that law's density there + `integral`.
+      last: x(T), like x: under another terminal distribution, log p is its log-density there + `integral`.
     """
 
     logp: jax.Array
@@ -40,6 +49,11 @@ class LogProb(NamedTuple):
 
 
 def check_continuous(x: jax.Array) -> None:
+    """Refuses integer data, which have no density.
+
+    Raises:
+      TypeError: naming the type and the way out.
+    """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x is {x.dtype}: a density needs continuous data, so choose a dequantization first")
 
@@ -47,8 +61,8 @@ def check_continuous(x: jax.Array) -> None:
 def log_prob(
     process: Process,
     score: ScoreFn,
-    terminal,
-    key: jax.Array,
+    terminal: Density,
+    key: Key,
     x: jax.Array,
     cond: jax.Array | None = None,
     *,
@@ -64,7 +78,7 @@ def log_prob(
     Args:
       process: the forward SDE.
       score: the score function.
-      terminal: the law assumed at T; its `log_prob` is used.
+      terminal: the distribution assumed at T.
       key: PRNG key of the Rademacher probes, one probe per example, fixed along its trajectory; or a key for each
         example, [B], so that the result does not depend on how examples are batched.
       x: continuous data [B, ...], float.
@@ -76,35 +90,30 @@ def log_prob(
       in_log_snr: whether the solver's own clock is log-SNR instead of t; the same curve, other steps.
 
     Raises:
-      TypeError: if x is integer: a density at grey levels depends on how they are dequantised, which is the caller's
+      TypeError: if x is integer: a density at gray levels depends on how they are dequantised, which is the caller's
         choice (see `dequantise`).
     """
     check_continuous(x)
     drift = probability_flow(process, score)
     size = x[0].size
 
-    def augmented(clock, state, args):
+    def augmented(now, state, args):
         probe, cond = args
-        t = process.inverse_log_snr(clock) if in_log_snr else clock
+        t = process.inverse_log_snr(now) if in_log_snr else now
         velocity, trace = divergence(lambda x: drift(t, x, cond), state[0], probe)
         rate = (velocity, trace / size)
         if in_log_snr:  # d log_snr / dt = -g^2 / sigma^2
-            pace = -process.variance(t) / process.diffusion_sq(t)
-            rate = jax.tree.map(lambda leaf: expand(pace, leaf) * leaf, rate)
+            dt = -process.variance(t) / process.diffusion_sq(t)
+            rate = jax.tree.map(lambda leaf: expand(dt, leaf) * leaf, rate)
         return rate
 
     keys = key if key.ndim else jax.random.split(key, x.shape[0])
     probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
-    (x_last, integral), nfe, _, ok = integrate(
-        augmented,
-        (x, jnp.zeros(x.shape[0], x.dtype)),
-        process.log_snr(t_min) if in_log_snr else t_min,
-        process.log_snr(process.horizon) if in_log_snr else process.horizon,
-        (probe, cond),
-        rtol=rtol,
-        atol=atol,
-        max_steps=max_steps,
-    )
+    clock: Callable[..., Any] = process.log_snr if in_log_snr else lambda t: t
+    start, options = (x, jnp.zeros(x.shape[0], x.dtype)), {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+    solution = integrate(augmented, start, clock(t_min), clock(process.horizon), (probe, cond), **options)
+    state: Any = solution.y
+    x_last, integral = state[0], size * state[1]
     prior = terminal.log_prob(x_last)
-    integral = size * integral
-    return LogProb(jnp.where(ok, prior + integral, jnp.nan), prior, integral, nfe, ok, x_last)
+    logp = jnp.where(solution.ok, prior + integral, jnp.nan)
+    return LogProb(logp, prior, integral, solution.nfe, solution.ok, x_last)

@@ -14,12 +14,12 @@ class Features(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """A feature function. A metric means nothing without its name.
+    """A feature function. Distances on different features cannot be compared, so every number comes with its name.
 
     Attributes:
-      name: printed beside every number.
-      extract: data [B, ...] as a sampler's user sees them (uint8 levels, or continuous) -> Features.
-      score: name of `class_score` by its class probabilities.
+      name: printed with every number.
+      extract: data [B, ...] as they are stored (uint8 levels, or continuous) -> Features.
+      score: name under which `class_score` of its class probabilities is reported.
     """
 
     name: str
@@ -46,16 +46,16 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 
 
 def class_score(probs: np.ndarray, splits: int = 10) -> Estimate:
-    """exp of the mean divergence of probs [N, K] from their mean: 1 for one class, K for all of them, each sure.
+    """exp of the mean divergence of probs [N, K] from their mean: 1 for one class, K for all K with certainty.
 
     With Inception's probabilities this is the Inception score (Salimans et al. 2016, arXiv 1606.03498). As there it is
     the mean over equal splits of the sample, which biases it downwards where they are small.
     """
-    found = []
-    for part in np.array_split(np.asarray(probs, np.float64), splits):
-        log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(0), 1e-300))
-        found.append(np.exp((part * log_ratio).sum(1).mean()))
-    return mean_estimate(np.array(found))
+    scores = []
+    for split in np.array_split(np.asarray(probs, np.float64), splits):
+        log_ratio = np.log(np.maximum(split, 1e-300)) - np.log(np.maximum(split.mean(0), 1e-300))
+        scores.append(np.exp((split * log_ratio).sum(1).mean()))
+    return mean_estimate(np.array(scores))
 
 
 def jackknife(value: float, left_out: np.ndarray) -> Estimate:

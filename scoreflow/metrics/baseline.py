@@ -1,10 +1,10 @@
-"""What a classical density model reaches on the same data: the number to hold a bits/dim against."""
+"""The log-density that a classical model reaches on the same data, as a reference for bits/dim."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_DIMENSIONS = 256  # full covariances; beyond this the fit takes longer than the model it is to be compared with
+MAX_DIMENSIONS = 256  # full covariances; beyond this the fit takes longer than training the model
 
 
 class Baseline(NamedTuple):
@@ -22,10 +22,10 @@ def gaussian_mixture(train: np.ndarray, test: np.ndarray, *, seed: int = 0) -> B
     from sklearn.mixture import GaussianMixture
 
     order = np.random.RandomState(seed).permutation(len(train))
-    held, kept = train[order[: len(train) // 5]], train[order[len(train) // 5 :]]
+    validation, rest = train[order[: len(train) // 5]], train[order[len(train) // 5 :]]
 
     def fit(data, components):
         return GaussianMixture(components, reg_covar=1e-3, max_iter=50, random_state=seed).fit(data)
 
-    best = max((1, 2, 5, 10, 20), key=lambda components: fit(kept, components).score(held))
+    best = max((1, 2, 5, 10, 20), key=lambda components: fit(rest, components).score(validation))
     return Baseline(float(fit(train, best).score(test)), best)

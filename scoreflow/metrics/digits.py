@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import flax.serialization
@@ -13,6 +14,7 @@ import optax
 
 from scoreflow.data import Split, batch
 from scoreflow.metrics import Extractor, Features
+from scoreflow.types import Params
 
 _STEPS, _BATCH, _SEED, _VERSION = 1500, 128, 0, 1
 
@@ -23,23 +25,23 @@ class DigitClassifier(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         h = x.reshape(x.shape[0], -1)
         h = nn.Dropout(0.2, deterministic=not train)(nn.gelu(nn.Dense(256)(h)))
         h = nn.gelu(nn.Dense(64)(h))
         return h, nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(h))
 
 
-def _train(split: Split, num_levels: int, classes: int) -> dict:
+def _train(split: Split, num_levels: int, classes: int) -> Params:
     model = DigitClassifier(classes)
     params = model.init(jax.random.key(_SEED), jnp.zeros((1, *split.x.shape[1:])), False)
     optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS), weight_decay=1e-2)
 
     def loss(params, key, x, label):
-        # Noise of half a level either way: the classifier should not tell samples from data by their rounding.
+        # Noise of up to half a level: the classifier should not tell samples from data by their rounding.
         x = (x.astype(jnp.float32) + jax.random.uniform(key, x.shape) - 0.5) / (num_levels - 1)
-        logits = model.apply(params, x, True, rngs={"dropout": jax.random.fold_in(key, 1)})[1]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+        outputs: Any = model.apply(params, x, True, rngs={"dropout": jax.random.fold_in(key, 1)})
+        return optax.softmax_cross_entropy_with_integer_labels(outputs[1], label).mean()
 
     @jax.jit
     def step(params, state, key, x, label):
@@ -58,9 +60,10 @@ def classifier(split: Split, num_levels: int, cache_dir: Path) -> Extractor:
 
     Args:
       split: labeled training images of integer levels; a seeded classifier is fitted to them, within seconds.
-      levels: number of grey levels.
-      cache_dir: where the fitted parameters are kept; their file name carries a digest of the data.
+      num_levels: number of gray levels.
+      cache_dir: where the fitted parameters are kept; their file name contains a digest of the data.
     """
+    assert split.label is not None
     classes = int(split.label.max()) + 1
     content = hashlib.sha256(split.x.tobytes() + split.label.tobytes()).hexdigest()[:16]
     path = cache_dir / f"classifier-{content}-{_VERSION}.msgpack"
@@ -76,7 +79,7 @@ def classifier(split: Split, num_levels: int, cache_dir: Path) -> Extractor:
     return Extractor("digits classifier", _extractor(model, params, num_levels))
 
 
-def _load(path: Path, template) -> dict | None:
+def _load(path: Path, template: Params) -> Params | None:
     """The cached parameters, or None where there are none that fit."""
     try:
         params = flax.serialization.from_bytes(template, path.read_bytes())
@@ -86,7 +89,7 @@ def _load(path: Path, template) -> dict | None:
     return params if all(jax.tree.leaves(fits)) else None
 
 
-def _extractor(model: nn.Module, params, num_levels: int) -> Callable[[np.ndarray], Features]:
+def _extractor(model: nn.Module, params: Params, num_levels: int) -> Callable[[np.ndarray], Features]:
     forward = jax.jit(lambda x: model.apply(params, x.astype(jnp.float32) / (num_levels - 1), False))
 
     def extract(x):

@@ -2,9 +2,9 @@
 
 It is Inception v3 as TensorFlow had it then: pooling does not count its padding, the last block pools by maximum, and
 images are resized to 299 x 299 by TensorFlow 1's bilinear rule, pixel i at i * (old / new), without antialiasing.
-Batch norms stand at their running statistics, folded into the convolutions when the weights are read. Features are what
-comes before the last layer, averaged over pixels (2,048 numbers); class probabilities leave the last layer's bias out,
-as the Inception score always has.
+Batch norms use their running statistics, folded into the convolutions when the weights are read. Features are the input
+of the last layer, averaged over pixels (2,048 numbers); class probabilities leave the last layer's bias out, as the
+Inception score always has.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,14 @@ from scoreflow.metrics import Extractor, Features
 from scoreflow.metrics.weights import read_tensors
 from scoreflow.runs import parallel
 
-_DIGEST = "6726825d"  # the first digits of the published file's sha256, which its name carries
+_DIGEST = "6726825d"  # the first digits of the published file's sha256, which its name contains
 NAME = f"pt_inception-2015-12-05-{_DIGEST}.pth"
 _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _SIDE, _EPSILON = 299, 1e-3
+
+Layers = dict[str, tuple[jax.Array, jax.Array]]
+"""Kernels [h, w, in, out] and biases [out] by the layer's name."""
 
 
 def fold(tensors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -34,13 +37,13 @@ def fold(tensors: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarr
       KeyError: if one is missing.
     """
     layers = {}
-    for name in tensors:
-        if not name.endswith(".conv.weight"):
+    for weight in tensors:
+        if not weight.endswith(".conv.weight"):
             continue
-        layer = name.removesuffix(".conv.weight")
-        norm = {part: np.asarray(tensors[f"{layer}.bn.{part}"], np.float64) for part in _NORM}
+        layer = weight.removesuffix(".conv.weight")
+        norm = {name: np.asarray(tensors[f"{layer}.bn.{name}"], np.float64) for name in _NORM}
         scale = norm["weight"] / np.sqrt(norm["running_var"] + _EPSILON)
-        kernel = np.transpose(np.asarray(tensors[name], np.float64), (2, 3, 1, 0)) * scale
+        kernel = np.transpose(np.asarray(tensors[weight], np.float64), (2, 3, 1, 0)) * scale
         bias = norm["bias"] - norm["running_mean"] * scale
         layers[layer] = (kernel.astype(np.float32), bias.astype(np.float32))
     layers["fc"] = (np.asarray(tensors["fc.weight"], np.float32).T, np.asarray(tensors["fc.bias"], np.float32))
@@ -54,27 +57,27 @@ def resize(x: jax.Array, side: int = _SIDE) -> jax.Array:
         size = x.shape[axis]
         at = np.arange(side) * (size / side)
         low = np.floor(at).astype(int)
-        high, share = np.minimum(low + 1, size - 1), at - low
-        share = jnp.asarray(share.reshape([-1 if i == axis else 1 for i in range(x.ndim)]), x.dtype)
-        return jnp.take(x, low, axis) * (1 - share) + jnp.take(x, high, axis) * share
+        high, fraction = np.minimum(low + 1, size - 1), at - low
+        fraction = jnp.asarray(fraction.reshape([-1 if i == axis else 1 for i in range(x.ndim)]), x.dtype)
+        return jnp.take(x, low, axis) * (1 - fraction) + jnp.take(x, high, axis) * fraction
 
     return along(along(x, 1), 2)
 
 
-def _pool(x, reduce, initial, stride, padding):
+def _pool(x: jax.Array, reduce: Callable, initial: float, stride: int, padding: str) -> jax.Array:
     return jax.lax.reduce_window(x, initial, reduce, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
-def _max(x, stride=2, padding="VALID"):
+def _max(x: jax.Array, stride: int = 2, padding: str = "VALID") -> jax.Array:
     return _pool(x, jax.lax.max, -jnp.inf, stride, padding)
 
 
-def _mean(x):
-    """Means of 3x3 cells, of the pixels that are there."""
+def _mean(x: jax.Array) -> jax.Array:
+    """Means of 3x3 cells, over the pixels inside the image."""
     return _pool(x, jax.lax.add, 0.0, 1, "SAME") / _pool(jnp.ones_like(x[:1, :, :, :1]), jax.lax.add, 0.0, 1, "SAME")
 
 
-def _conv(layers: dict, x, name, stride=1, padding="SAME"):
+def _conv(layers: Layers, x: jax.Array, name: str, stride: int = 1, padding: str = "SAME") -> jax.Array:
     """Convolution with its folded norm, and ReLU."""
     kernel, bias = layers[name]
     layout = ("NHWC", "HWIO", "NHWC")
@@ -82,7 +85,7 @@ def _conv(layers: dict, x, name, stride=1, padding="SAME"):
     return jax.nn.relu(y + bias[None, None, None])
 
 
-def _chain(layers: dict, x, branch: str, ends=("",), stride=1):
+def _chain(layers: Layers, x: jax.Array, branch: str, ends: tuple[str, ...] = ("",), stride: int = 1) -> jax.Array:
     """Convolutions in a row, named by a branch and an end each; the last may stride, then without padding."""
     for i, end in enumerate(ends):
         last = stride > 1 and i == len(ends) - 1
@@ -94,39 +97,39 @@ def _ends(count: int) -> tuple[str, ...]:
     return tuple(f"_{i + 1}" for i in range(count))
 
 
-def _stem(layers, x):
+def _stem(layers: Layers, x: jax.Array) -> jax.Array:
     x = _conv(layers, x, "Conv2d_1a_3x3", 2, "VALID")
     x = _conv(layers, _conv(layers, x, "Conv2d_2a_3x3", 1, "VALID"), "Conv2d_2b_3x3")
     return _max(_conv(layers, _conv(layers, _max(x), "Conv2d_3b_1x1"), "Conv2d_4a_3x3", 1, "VALID"))
 
 
-def _wide(layers, x, name, branches: dict[str, int]):
+def _wide(layers: Layers, x: jax.Array, name: str, branches: dict[str, int]) -> jax.Array:
     """A 1x1 branch, some of several convolutions each, and one of averages."""
-    parts = [_chain(layers, x, f"{name}.branch1x1")]
-    parts += [_chain(layers, x, f"{name}.{branch}", _ends(count)) for branch, count in branches.items()]
-    return jnp.concatenate([*parts, _chain(layers, _mean(x), f"{name}.branch_pool")], axis=-1)
+    outputs = [_chain(layers, x, f"{name}.branch1x1")]
+    outputs += [_chain(layers, x, f"{name}.{branch}", _ends(count)) for branch, count in branches.items()]
+    return jnp.concatenate([*outputs, _chain(layers, _mean(x), f"{name}.branch_pool")], axis=-1)
 
 
-def _narrowing(layers, x, name, branches: dict[str, tuple[str, ...]]):
+def _narrowing(layers: Layers, x: jax.Array, name: str, branches: dict[str, tuple[str, ...]]) -> jax.Array:
     """Branches that halve the sides, and the maximum."""
-    parts = [_chain(layers, x, f"{name}.{branch}", ends, stride=2) for branch, ends in branches.items()]
-    return jnp.concatenate([*parts, _max(x)], axis=-1)
+    outputs = [_chain(layers, x, f"{name}.{branch}", ends, stride=2) for branch, ends in branches.items()]
+    return jnp.concatenate([*outputs, _max(x)], axis=-1)
 
 
-def _forked(layers, x, name, pool: Callable):
-    """Branches whose last convolution is one of rows beside one of columns."""
+def _forked(layers: Layers, x: jax.Array, name: str, pool: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Branches that end in two convolutions side by side, one along rows and one along columns."""
     single = _chain(layers, x, f"{name}.branch3x3_1")
     double = _chain(layers, x, f"{name}.branch3x3dbl", _ends(2))
-    parts = [
+    outputs = [
         _chain(layers, x, f"{name}.branch1x1"),
         *(_chain(layers, single, f"{name}.branch3x3_{end}") for end in ("2a", "2b")),
         *(_chain(layers, double, f"{name}.branch3x3dbl_{end}") for end in ("3a", "3b")),
         _chain(layers, pool(x), f"{name}.branch_pool"),
     ]
-    return jnp.concatenate(parts, axis=-1)
+    return jnp.concatenate(outputs, axis=-1)
 
 
-def features(layers: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def features(layers: Layers, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(pool [B, 2048], logits [B, 1008] without bias) of images [B, H, W, 3] in 0 ... 255."""
     x = _stem(layers, (resize(x) - 128.0) / 128.0)
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
@@ -142,7 +145,7 @@ def features(layers: dict, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def extractor(folder: Path, num_levels: int) -> Extractor:
-    """The feature function "Inception 2015-12-05" of images of grey levels or colors.
+    """The feature function "Inception 2015-12-05" of gray or color images.
 
     Args:
       folder: where the weights are.
@@ -154,9 +157,9 @@ def extractor(folder: Path, num_levels: int) -> Extractor:
     path = folder / NAME
     if not path.is_file():
         raise DataError(f"the Inception weights are missing: get {NAME} from {_URL} and put it at {path}")
-    if not (found := digest(path)).startswith(_DIGEST):
+    if not (actual := digest(path)).startswith(_DIGEST):
         raise DataError(
-            f"{path} is truncated or altered: its sha256 begins {found[:8]}, that of the published {_DIGEST}"
+            f"{path} is truncated or altered: its sha256 begins {actual[:8]}, that of the published {_DIGEST}"
         )
     try:
         layers = fold(read_tensors(path))
@@ -165,7 +168,7 @@ def extractor(folder: Path, num_levels: int) -> Extractor:
     return Extractor("Inception 2015-12-05", features_of(parallel.replicate(layers), num_levels), "inception_score")
 
 
-def features_of(layers: dict, num_levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
+def features_of(layers: Layers, num_levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:
     """The feature function: images [N, H, W, 1 or 3] of `num_levels` -> Features, `batch` on each device at a time.
 
     Args:
@@ -181,11 +184,11 @@ def features_of(layers: dict, num_levels: int, batch: int = 100) -> Callable[[np
     def extract(x):
         x = np.broadcast_to(x, (*x.shape[:-1], 3)) if x.shape[-1] == 1 else x
         size = min(batch * parallel.device_count(), parallel.rounded_up(len(x)))
-        found = []
+        batches = []
         for i in range(0, len(x), size):
-            part = x[i : i + size]
-            padded = parallel.shard(part[np.arange(size) % len(part)])
-            found.append([leaf[: len(part)] for leaf in parallel.gather(run(layers, padded))])
-        return Features(*(np.concatenate(leaves) for leaves in zip(*found)))
+            images = x[i : i + size]
+            padded = parallel.shard(images[np.arange(size) % len(images)])
+            batches.append([leaf[: len(images)] for leaf in parallel.gather(run(layers, padded))])
+        return Features(*(np.concatenate(leaves) for leaves in zip(*batches)))
 
     return extract

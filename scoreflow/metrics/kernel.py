@@ -16,8 +16,8 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
         return (a @ b.T / a.shape[1] + 1.0) ** 3
 
     kxx, kyy, kxy = kernel(x, x), kernel(y, y), kernel(x, y)
-    within = (kxx.sum() - np.trace(kxx)) / (m * (m - 1)) + (kyy.sum() - np.trace(kyy)) / (n * (n - 1))
-    return float(within - 2 * kxy.mean())
+    same = (kxx.sum() - np.trace(kxx)) / (m * (m - 1)) + (kyy.sum() - np.trace(kyy)) / (n * (n - 1))
+    return float(same - 2 * kxy.mean())
 
 
 def kernel_distance(
@@ -35,4 +35,4 @@ def kernel_distance(
     size = min(subset, n // 8)
     count = min(n // size, max_subsets)
     rows, columns = (rng.permutation(len(a))[: count * size].reshape(count, size) for a in (x, y))
-    return mean_estimate([mmd2(x[i], y[j]) for i, j in zip(rows, columns)])
+    return mean_estimate(np.array([mmd2(x[i], y[j]) for i, j in zip(rows, columns)]))

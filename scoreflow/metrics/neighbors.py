@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.spatial.distance import cdist
 
-_CHUNK = 2000  # rows of a distance matrix held at once
+_CHUNK = 2000  # rows of a distance matrix in memory at once
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:

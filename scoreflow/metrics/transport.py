@@ -6,9 +6,9 @@ from scipy.spatial.distance import cdist
 
 
 def wasserstein2(x: np.ndarray, y: np.ndarray) -> float:
-    """W2 between the empirical laws of x and y, [n, D] each, by optimal assignment; time grows as n^3.
+    """W2 between the empirical distributions of x and y, [n, D] each, by optimal assignment; time grows as n^3.
 
-    The distance between two samples of one law is not 0: report it beside, as a floor.
+    The distance between two samples of one distribution is not 0: report it too, as a reference.
     """
     if len(x) != len(y):
         raise ValueError(f"the samples must be equally large, not {len(x)} and {len(y)}")

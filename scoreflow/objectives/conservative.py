@@ -12,43 +12,40 @@ of the data. The factor 2 / d makes `coefficient` the published lambda of the im
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from scoreflow import divergence
-from scoreflow.objectives import LossTerms
-from scoreflow.objectives.weights import Weight, noise_weight
+from scoreflow.divergence import Form, Probe
+from scoreflow.objectives import LossTerms, combine
+from scoreflow.objectives.weights import Weight, likelihood_weight, noise_weight
 from scoreflow.processes.sdes import Process
 from scoreflow.score import ScoreFn
+from scoreflow.types import Count, Key, NonNegative, OneOf, Share
 
-
-class Probes(NamedTuple):
-    """How (1) is estimated: `num` probes of a `law` of `divergence` in a `form` of it; no law for all d directions."""
-
-    law: Callable | None = divergence.rademacher
-    num: int = 1
-    form: Callable = divergence.b
-
-
-ONE_PROBE = Probes()
+PenaltyWeight = Annotated[Weight, OneOf({"noise": noise_weight, "likelihood": likelihood_weight})]
 
 
 def quasi_conservative(
     process: Process,
     score: ScoreFn,
-    key: jax.Array,
+    key: Key,
     xt: jax.Array,
     t: jax.Array,
     cond: jax.Array | None = None,
     *,
-    coefficient: float = 1e-4,
-    probes: Probes = ONE_PROBE,
-    weight: Weight = noise_weight,
-    part: float = 1.0,
+    coefficient: NonNegative = 1e-4,
+    form: Form = divergence.b,
+    probe: Probe = divergence.rademacher,
+    num: Count = 1,
+    weight: PenaltyWeight = noise_weight,
+    every: Count = 1,
+    fraction: Share = 1.0,
+    step: jax.Array | int | None = None,
 ) -> LossTerms:
-    """(1) at noised data. Where `score` is evaluated at the same xt beside it, XLA shares the forward pass.
+    """(1) at noised data. Where a loss evaluates `score` at the same xt, XLA shares the forward pass.
 
     Args:
       process: the forward SDE.
@@ -57,24 +54,34 @@ def quasi_conservative(
       xt: noised data [B, ...].
       t: times [B].
       cond: labels [B] int32 or None.
-      coefficient: lambda.
-      probes: how |J - J^T|^2 is estimated.
-      weight: as for the noise error, so that `noise_weight` is the published sigma^2.
-      part: share of the batch on which it is taken, from its beginning; scaled up, so that the mean stays the same.
+      coefficient: lambda, the weight of the penalty.
+      form: estimator of |J - J^T|^2; `b` has the least noise.
+      probe: distribution of the random directions, or exact for all d of them, in few dimensions.
+      num: number of probes for each example; not used by exact.
+      weight: weight over time, as on the noise error, so that noise is the published sigma^2.
+      every: interval in steps at which the penalty is computed, that many times as large.
+      fraction: share of the batch on which the penalty is taken, scaled up so that its mean stays the same.
+      step: training step; None to take the penalty whatever `every` is.
 
     Returns:
       {"asym": [B]}.
     """
-    n, d = xt.shape[0], xt[0].size
-    count = max(1, math.ceil(part * n))
-    x, when, labels = xt[:count], t[:count], None if cond is None else cond[:count]
-    field = lambda x: score(x, when, labels)
-    if probes.law is None:
-        found = divergence.asymmetry_exact(field, x)
-    else:
-        keys = jax.random.split(key, probes.num)
-        v = jnp.stack([probes.law(k, x.shape, x.dtype) for k in keys])
-        found = divergence.asymmetry(field, x, v, form=probes.form)
-    scale = 2.0 * coefficient / d * n / count
-    values = scale * weight(process, when) * process.variance(when) * found.asym
-    return {"asym": jnp.concatenate([values, jnp.zeros(n - count, values.dtype)])}
+
+    def penalty(scale: int) -> jax.Array:
+        n, d = xt.shape[0], xt[0].size
+        count = max(1, math.ceil(fraction * n))
+        x, times, labels = xt[:count], t[:count], None if cond is None else cond[:count]
+        estimate = _asymmetry(lambda x: score(x, times, labels), key, x, form, probe, num)
+        factor = 2.0 * (scale * coefficient) / d * n / count
+        values = factor * weight(process, times) * process.variance(times) * estimate.asym
+        return jnp.concatenate([values, jnp.zeros(n - count, values.dtype)])
+
+    return {"asym": combine.every(step, every, penalty, lambda: jnp.zeros_like(t))}
+
+
+def _asymmetry(field: Callable, key: Key, x: jax.Array, form: Form, probe: Probe, num: int) -> divergence.Asymmetry:
+    """Of `field` at x [B, ...], along `num` probes or, without them, all directions."""
+    if probe is None:
+        return divergence.asymmetry_exact(field, x)
+    v = jnp.stack([probe(k, x.shape, x.dtype) for k in jax.random.split(key, num)])
+    return divergence.asymmetry(field, x, v, form=form)

@@ -10,7 +10,7 @@ The cross entropy needs conditional scores alone. At the cut-off tau, with z_t =
 
 (the last term, which the article drops, is derived here): an equality where s is the score of diffused data, and a
 bound for the SDE sampler otherwise. Encoder and decoder learn by (1) with (2) as it stands; the prior may learn by
-other weights on the squared error. `joint_losses` says who gets which gradient.
+other weights on the squared error. `joint_losses` cuts the gradients accordingly.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.objectives.times import TimeSampler
 from scoreflow.objectives.weights import Weight, likelihood_weight
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.score import ScoreFn
+from scoreflow.types import Key, Params
 
 
 class CrossEntropy(NamedTuple):
@@ -39,7 +41,7 @@ class CrossEntropy(NamedTuple):
 
 
 def squared_error(
-    process: Process, score: ScoreFn, key: jax.Array, z0: jax.Array, t: jax.Array, cond: jax.Array | None = None
+    process: Process, score: ScoreFn, key: Key, z0: jax.Array, t: jax.Array, cond: jax.Array | None = None
 ) -> jax.Array:
     """|sigma s(z_t, t) + noise|^2, [B], differentiable in z0 through z_t. See `dsm` for the arguments."""
     zt, noise, sigma = process.perturb(key, z0, t)
@@ -52,7 +54,7 @@ def boundary_terms(
 ) -> tuple[jax.Array, jax.Array]:
     """The constant and the boundary term of (2) for z0 [B, ...], [B] each.
 
-    The law at T is N(0, std^2 I), by default the process's own.
+    The distribution at T is N(0, std^2 I), by default the process's own.
     """
     size = z0[0].size
     first, last = process.variance(jnp.asarray(t_min, z0.dtype)), process.variance(process.horizon)
@@ -66,7 +68,7 @@ def boundary_terms(
 def cross_entropy(
     process: Process,
     score: ScoreFn,
-    key: jax.Array,
+    key: Key,
     z0: jax.Array,
     t: jax.Array,
     inv_density: jax.Array,
@@ -74,7 +76,7 @@ def cross_entropy(
     *,
     t_min: float,
 ) -> CrossEntropy:
-    """(2) by one time for each example, drawn by a law of `times` that said `inv_density`."""
+    """(2) by one time t [B] for each example, drawn from a distribution of `times` with its `inv_density` [B]."""
     error = squared_error(process, score, key, z0, t, cond)
     match = 0.5 * inv_density * likelihood_weight(process, t) * error
     return CrossEntropy(match, *boundary_terms(process, z0, t_min))
@@ -92,21 +94,21 @@ class JointLosses(NamedTuple):
 
 def joint_losses(
     process: Process,
-    score_of: Callable,
-    params,
-    key: jax.Array,
+    score_of: Callable[[Params], ScoreFn],
+    params: Params,
+    key: Key,
     z0: jax.Array,
     *,
-    law: Callable,
-    prior_law: Callable | None,
+    sample_times: TimeSampler,
+    prior_sample_times: TimeSampler | None,
     weight: Weight = likelihood_weight,
     t_min: float,
     shared: bool = True,
 ) -> JointLosses:
     """The two losses of the published algorithms, as one expression to be summed and differentiated once.
 
-    Algorithm 1: weight = `likelihood_weight`, shared. Algorithm 2: another weight, not shared, each with the law that
-    suits it. Algorithm 3: another weight, shared, one pass of the network.
+    Algorithm 1: weight = `likelihood_weight`, shared. Algorithm 2: another weight, not shared, each with the times that
+    suit it. Algorithm 3: another weight, shared, one pass of the network.
 
     Args:
       process: the forward SDE.
@@ -114,18 +116,20 @@ def joint_losses(
       params: of the score.
       key: PRNG key of times and noise.
       z0: latents [B, ...], a function of the encoder's parameters.
-      law: of the times of the VAE's loss, and of both where they share them.
-      prior_law: of the times of the prior's loss; ignored where they are shared.
+      sample_times: distribution of the times of the VAE's loss, and of both losses where they share them.
+      prior_sample_times: distribution of the times of the prior's loss; unused, and may be None, where they are shared.
       weight: of the prior's loss, on the squared noise error.
       t_min: the cut-off.
       shared: whether both read one pass of the network.
     """
-    held, here = jax.lax.stop_gradient(params), jax.lax.stop_gradient(z0)
+    stopped_params, stopped_z0 = jax.lax.stop_gradient(params), jax.lax.stop_gradient(z0)
     key_t, key_noise, key_prior = jax.random.split(key, 3)
-    t, inv_density = law(process, key_t, len(z0), t_min=t_min)
-    vae = 0.5 * inv_density * likelihood_weight(process, t) * squared_error(process, score_of(held), key_noise, z0, t)
+    t, inv_density = sample_times(process, key_t, len(z0), t_min=t_min)
+    error = squared_error(process, score_of(stopped_params), key_noise, z0, t)
+    vae = 0.5 * inv_density * likelihood_weight(process, t) * error
     if not shared:
+        assert prior_sample_times is not None
         key_t, key_noise = jax.random.split(key_prior)
-        t, inv_density = prior_law(process, key_t, len(z0), t_min=t_min)
-    error = squared_error(process, score_of(params), key_noise, here, t)
+        t, inv_density = prior_sample_times(process, key_t, len(z0), t_min=t_min)
+    error = squared_error(process, score_of(params), key_noise, stopped_z0, t)
     return JointLosses(vae, 0.5 * inv_density * weight(process, t) * error)

@@ -14,18 +14,20 @@ from scoreflow.objectives import ExtraTerms, LossTerms
 from scoreflow.objectives.weights import Weight, noise_weight
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.score import ScoreFn
+from scoreflow.types import Key
 
 
 def dsm(
     process: Process,
     score: ScoreFn,
-    key: jax.Array,
+    key: Key,
     x0: jax.Array,
     t: jax.Array,
     cond: jax.Array | None = None,
     *,
     weight: Weight = noise_weight,
     extra_terms: ExtraTerms | None = None,
+    step: jax.Array | int | None = None,
 ) -> LossTerms:
     """First-order denoising score matching (1).
 
@@ -37,14 +39,16 @@ def dsm(
       t: times [B].
       cond: labels [B] int32 or None.
       weight: weight on the squared noise error.
-      extra_terms: further terms at the same noised data, see `losses.conservative`.
+      extra_terms: further terms at the same noised data, see `objectives.conservative`.
+      step: ignored; other losses change during training.
 
     Returns:
       {"order1": [B]} and those of `extra_terms`, not divided by the density of t.
     """
+    del step
     xt, noise, sigma = process.perturb(key, x0, t)
     error = expand(sigma, xt) * score(xt, t, cond) + noise
     terms = {"order1": weight(process, t) * jnp.mean(error.reshape(error.shape[0], -1) ** 2, axis=1)}
-    return (
-        terms if extra_terms is None else terms | extra_terms(process, score, jax.random.fold_in(key, 1), xt, t, cond)
-    )
+    if extra_terms is not None:
+        terms |= extra_terms(process, score, jax.random.fold_in(key, 1), xt, t, cond)
+    return terms

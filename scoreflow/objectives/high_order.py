@@ -27,22 +27,20 @@ tests), so their size says little: judge by the likelihood.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from scoreflow.divergence import Directional, directional, inner
-from scoreflow.objectives import ExtraTerms, LossTerms
+from scoreflow.divergence import directional, inner
+from scoreflow.objectives import ExtraTerms, LossTerms, combine
 from scoreflow.objectives.weights import Weight, noise_weight
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.score import ScoreFn
+from scoreflow.types import Check, CountOrZero, Flag, Key, NonNegative, OneOf
 
 
-def projected(
-    fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool
-) -> LossTerms:
+def projected(fn: Callable, key: Key, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
     """(1), (5), (6) and, if asked for, (7), [B] each, with one probe for every example.
 
     Args:
@@ -53,21 +51,21 @@ def projected(
       third: whether to compute the third order.
     """
     v, scale = jax.random.rademacher(key, x.shape, x.dtype), expand(sigma, x)
-    found = directional(fn, x, v, third=third)
-    residual = scale * found.value + noise
-    target, moved = jax.lax.stop_gradient(residual), scale**2 * found.product + v
+    derivatives = directional(fn, x, v, third=third)
+    residual = scale * derivatives.value + noise
+    target, moved = jax.lax.stop_gradient(residual), scale**2 * derivatives.product + v
     w = inner(v, target)
     second, trace = moved - expand(w, x) * target, inner(v, moved) - w**2
     terms = {"order1": inner(residual, residual), "order2": inner(second, second), "order2_trace": trace**2}
-    if third:
-        held = jax.lax.stop_gradient(moved)
-        pull = expand(w**2 - inner(v, held), x) * target - 2.0 * expand(w, x) * held
-        error = scale**3 * found.slope + pull
+    if derivatives.slope is not None:
+        stopped = jax.lax.stop_gradient(moved)
+        pull = expand(w**2 - inner(v, stopped), x) * target - 2.0 * expand(w, x) * stopped
+        error = scale**3 * derivatives.slope + pull
         terms["order3"] = inner(error, error)
     return terms
 
 
-def trace(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
+def trace(fn: Callable, key: Key, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
     """(1) and (8), [B] each. No third order. See `projected`.
 
     (8) is (3) plus twice the sum of squares of M's off-diagonal entries, which it therefore also pulls to 0 (derived
@@ -77,65 +75,73 @@ def trace(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: j
     if third:
         raise ValueError("the trace alone has no third order")
     v, scale = jax.random.rademacher(key, x.shape, x.dtype), expand(sigma, x)
-    found = directional(fn, x, v, third=False)
-    residual = scale * found.value + noise
+    derivatives = directional(fn, x, v, third=False)
+    residual = scale * derivatives.value + noise
     target = jax.lax.stop_gradient(residual)
-    error = inner(v, scale**2 * found.product + v) - inner(target, target)
+    error = inner(v, scale**2 * derivatives.product + v) - inner(target, target)
     return {"order1": inner(residual, residual), "order2_trace": error**2}
 
 
-def exact(fn: Callable, key: jax.Array, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
+def exact(fn: Callable, key: Key, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
     """(1), (2), (3) and, if asked for, (4), [B] each: d directions, so for few dimensions. See `projected`."""
     del key
     n, d = x.shape[0], x[0].size
     basis = jnp.broadcast_to(jnp.eye(d, dtype=x.dtype).reshape(d, 1, *x.shape[1:]), (d, *x.shape))
-    along = jax.vmap(lambda v: directional(fn, x, v, third=third), out_axes=Directional(None, 0, 0 if third else None))
-    found = along(basis)
+
+    def along(v):
+        derivatives = directional(fn, x, v, third=third)
+        return derivatives.value, derivatives.product, derivatives.slope
+
+    value, product, slope = jax.vmap(along, out_axes=(None, 0, 0 if third else None))(basis)
     sigma = sigma[:, None]
-    residual = sigma * found.value.reshape(n, d) + noise.reshape(n, d)
+    residual = sigma * value.reshape(n, d) + noise.reshape(n, d)
     target = jax.lax.stop_gradient(residual)
-    jacobian = jnp.moveaxis(found.product.reshape(d, n, d), 0, 2)
+    jacobian = jnp.moveaxis(product.reshape(d, n, d), 0, 2)
     moment = sigma[..., None] ** 2 * jacobian + jnp.eye(d, dtype=x.dtype)[None]
     second = moment - target[:, :, None] * target[:, None, :]
     trace = jnp.trace(moment, axis1=1, axis2=2) - inner(target, target)
     terms = {"order1": inner(residual, residual), "order2": jnp.sum(second**2, axis=(1, 2)), "order2_trace": trace**2}
-    if third:
-        held = jax.lax.stop_gradient(moment)
-        size = inner(target, target) - jnp.trace(held, axis1=1, axis2=2)
-        pull = size[:, None] * target - 2.0 * jnp.einsum("bij,bj->bi", held, target)
-        error = sigma**3 * found.slope.sum(0).reshape(n, d) + pull
+    if slope is not None:
+        stopped = jax.lax.stop_gradient(moment)
+        size = inner(target, target) - jnp.trace(stopped, axis1=1, axis2=2)
+        pull = size[:, None] * target - 2.0 * jnp.einsum("bij,bj->bi", stopped, target)
+        error = sigma**3 * slope.sum(0).reshape(n, d) + pull
         terms["order3"] = inner(error, error)
     return terms
 
 
-class Share(NamedTuple):
-    """How a term counts: `coefficient` / d^`power` times its value."""
-
-    coefficient: ArrayLike
-    power: int
-
-
-PUBLISHED = {"order2": Share(1.0, 2), "order2_trace": Share(1.0, 2), "order3": Share(1.0, 3)}
-"""The image experiments' code. Its toy experiments use (2) and (4) with Share(0.5, 2), Share(0, 1), Share(0.1, 1)."""
+Order = Annotated[int, Check(int, lambda v: v in (2, 3), "2 or 3")]
+Method = Annotated[Callable, OneOf({"projected": projected, "exact": exact, "trace": trace})]
 
 
 def high_order(
     process: Process,
     score: ScoreFn,
-    key: jax.Array,
+    key: Key,
     x0: jax.Array,
     t: jax.Array,
     cond: jax.Array | None = None,
     *,
-    order: int = 2,
-    method: Callable = projected,
-    shares: dict[str, Share] = PUBLISHED,
-    amount: ArrayLike = 1.0,
+    order: Order = 2,
+    method: Method = projected,
+    coefficient2: NonNegative = 1.0,
+    power2: CountOrZero = 2,
+    coefficient2_trace: NonNegative = 1.0,
+    power2_trace: CountOrZero = 2,
+    coefficient3: NonNegative = 1.0,
+    power3: CountOrZero = 3,
+    weighted: Flag = True,
+    begin: CountOrZero = 0,
+    ramp: CountOrZero = 0,
     weight: Weight = noise_weight,
-    weighted: bool = True,
     extra_terms: ExtraTerms | None = None,
+    step: jax.Array | int | None = None,
 ) -> LossTerms:
     """Denoising score matching of the first `order` orders, per dimension.
+
+    order1 counts 1 / d, every other term coefficient / d^power. The defaults are those of the published image code. Its
+    toy experiments use `exact` with (coefficient, power) = (0.5, 2) for order2, (0, 1) for order2_trace and (0.1, 1)
+    for order3.
 
     Args:
       process: the forward SDE.
@@ -144,14 +150,21 @@ def high_order(
       x0: data [B, ...].
       t: times [B].
       cond: labels [B] int32 or None.
-      order: 2 or 3.
-      method: `projected`, `exact`, or, of order 2 alone, `trace`.
-      shares: of the terms above the first, by name; order1 counts 1 / d.
-      amount: multiplies all terms above the first, to let them in gradually.
+      order: highest order of score matching.
+      method: how the terms are computed; exact is for few dimensions, and trace has order 2 alone.
+      coefficient2: coefficient of order2.
+      power2: power of the dimension d by which order2 is divided.
+      coefficient2_trace: coefficient of order2_trace.
+      power2_trace: power of the dimension d by which order2_trace is divided.
+      coefficient3: coefficient of order3.
+      power3: power of the dimension d by which order3 is divided.
+      weighted: whether `weight` multiplies all terms, as published where t is drawn in proportion to it; otherwise it
+        multiplies order1 alone, as published where t is uniform.
+      begin: number of steps before the terms above the first are switched on.
+      ramp: number of steps, from `begin` on, over which the share of the terms above the first rises to 1.
       weight: weight on the squared noise error.
-      weighted: whether the weight counts for the terms above the first too, as published where t is drawn in
-        proportion to it, or for the first alone, as published where t is uniform.
-      extra_terms: further terms at the same noised data, see `losses.conservative`.
+      extra_terms: further terms at the same noised data, see `objectives.conservative`.
+      step: training step; None to count all terms in full.
 
     Returns:
       {"order1"[, "order2"], "order2_trace"[, "order3"]: [B]} and those of `extra_terms`, not
@@ -159,15 +172,18 @@ def high_order(
     """
     key_noise, key_probe = jax.random.split(key)
     xt, noise, sigma = process.perturb(key_noise, x0, t)
-
-    def at_t(x):
-        return score(x, t, cond)
-
-    terms = method(at_t, key_probe, xt, noise, sigma, third=order == 3)
+    terms = method(lambda x: score(x, t, cond), key_probe, xt, noise, sigma, third=order == 3)
     size, first = xt[0].size, weight(process, t)
-    higher = amount * (first if weighted else jnp.ones_like(t))
+    higher = combine.ramp(step, begin, ramp) * (first if weighted else jnp.ones_like(t))
     out = {"order1": first * terms.pop("order1") / size}
+    scales = {
+        "order2": (coefficient2, power2),
+        "order2_trace": (coefficient2_trace, power2_trace),
+        "order3": (coefficient3, power3),
+    }
     for name, value in terms.items():
-        coefficient, power = shares[name]
+        coefficient, power = scales[name]
         out[name] = higher * coefficient / float(size) ** power * value
-    return out if extra_terms is None else out | extra_terms(process, score, jax.random.fold_in(key, 1), xt, t, cond)
+    if extra_terms is not None:
+        out |= extra_terms(process, score, jax.random.fold_in(key, 1), xt, t, cond)
+    return out

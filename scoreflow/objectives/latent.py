@@ -122,7 +122,7 @@ def joint(
     """
     coefficient = _coefficient(coefficient_min, coefficient_max, hold, ramp)
     shared = algorithm != 2
-    options = {"weight": weight, "t_min": t_min, "shared": shared, "prior_times": sample_times}
+    options = {"weight": weight, "t_min": t_min, "shared": shared, "prior_sample_times": sample_times}
     options["sample_times"] = sample_times if shared else normal_likelihood
 
     def objective(params, key, batch, *, train, step=None):

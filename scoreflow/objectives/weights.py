@@ -1,14 +1,24 @@
-"""Weights on the squared noise error, as functions of time. See `dsm` for what they weigh."""
+"""Weights on the squared noise error, as functions of time. See `dsm` for what they weigh.
+
+Every weight is (process, t, *, settings) -> [B].
+"""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from scoreflow.processes.sdes import Process
+from scoreflow.types import Number, Positive
 
-Weight = Callable[[Process, jax.Array], jax.Array]
-"""(process, t [B]) -> [B]."""
+
+class Weight(Protocol):
+    """A weight with its settings bound."""
+
+    def __call__(self, process: Process, t: jax.Array) -> jax.Array:
+        """The weight at times t [B], [B]."""
+        ...
 
 
 def noise_weight(process: Process, t: jax.Array) -> jax.Array:
@@ -31,9 +41,36 @@ def snr_weight(function: Callable[[jax.Array], jax.Array]) -> Weight:
     return lambda process, t: function(process.log_snr(t))
 
 
-def edm_weight(sigma_data: float) -> Weight:
+def edm_weight(process: Process, t: jax.Array, *, sigma_data: Positive = 0.5) -> jax.Array:
     """Karras et al. 2022: weight on the x_0 error (r^2 + s^2) / (r s)^2, r = sigma / alpha, written for (1).
 
     The x_0 error is r times the noise error, so r cancels: (r^2 + s^2) / s^2.
+
+    Args:
+      process: the forward SDE.
+      t: times [B].
+      sigma_data: root mean square s of the data, in the units of x.
     """
-    return snr_weight(lambda log_snr: jnp.exp(-log_snr) / sigma_data**2 + 1.0)
+    return jnp.exp(-process.log_snr(t)) / sigma_data**2 + 1.0
+
+
+def min_snr_weight(process: Process, t: jax.Array, *, gamma: Positive = 5.0) -> jax.Array:
+    """min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556).
+
+    Args:
+      process: the forward SDE.
+      t: times [B].
+      gamma: signal-to-noise ratio below which every noise level counts alike.
+    """
+    return jnp.minimum(1.0, gamma * jnp.exp(-process.log_snr(t)))
+
+
+def sigmoid_weight(process: Process, t: jax.Array, *, bias: Number = 0.0) -> jax.Array:
+    """sigmoid(bias - log-SNR) (Kingma, Gao 2023, arXiv 2303.00848).
+
+    Args:
+      process: the forward SDE.
+      t: times [B].
+      bias: log-SNR at which the weight is one half.
+    """
+    return jax.nn.sigmoid(bias - process.log_snr(t))

@@ -12,7 +12,7 @@ def folder() -> Path:
 def enable_compilation_cache() -> None:
     """Keeps what XLA compiles, small programs too, for later processes; call before anything is compiled.
 
-    The environment decides where it has something to say: JAX_COMPILATION_CACHE_DIR and its companions.
+    JAX's own environment variables (JAX_COMPILATION_CACHE_DIR and the like) take precedence.
     """
     import jax
 

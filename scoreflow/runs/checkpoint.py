@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or absent. Orbax writes them; a manifest of digests, written last, seals them.
 
 Orbax commits a step by a rename, so a kill during a save leaves the earlier steps as they were. It has no checksums,
-so a flipped byte would come back as wrong numbers: hence `<step>.sha256.json` beside each step. A step without one
+so a flipped byte would be read as wrong numbers: hence a file `<step>.sha256.json` for each step. A step without one
 was killed between commit and seal and does not count.
 """
 
@@ -11,7 +11,9 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,10 +22,10 @@ from scoreflow.runs import parallel
 from scoreflow.runs.errors import RunError, UserError
 
 
-def _manager(directory: Path, keep: int | None = None):
+def _manager(directory: Path, keep: int | None = None) -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=keep is not None)
     return ocp.CheckpointManager(directory.resolve(), options=options)
 
@@ -45,15 +47,15 @@ def _steps(directory: Path) -> list[int]:
 
 
 def damage(directory: Path, step: int) -> str:
-    """What is wrong with a step, in words; "" if nothing."""
+    """The damage to a step, in words; "" if there is none."""
     try:
         wanted = json.loads(_seal_path(directory, step).read_text())
     except FileNotFoundError:
         return "it was never sealed (killed while saving)"
     except ValueError:
         return "its list of digests is unreadable"
-    found = _digests(directory / str(step))
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    actual = _digests(directory / str(step))
+    wrong = sorted(name for name in wanted.keys() | actual.keys() if wanted.get(name) != actual.get(name))
     return f"{len(wrong)} files are missing or altered, first {wrong[0]}" if wrong else ""
 
 
@@ -63,11 +65,11 @@ def _reserve(directory: Path, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
-def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
+def save(directory: Path, step: int, state: Any, *, keep: int = 3) -> None:
     """Writes a pytree of arrays as a step and seals it. All processes call it.
 
     Args:
-      directory: where steps live; made if missing.
+      directory: folder of the steps; created if missing.
       step: its number, above that of every step there.
       state: pytree of arrays.
       keep: how many steps remain, the newest ones.
@@ -96,7 +98,7 @@ def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
             for seal in directory.glob("*.sha256.json"):
                 if not (directory / seal.name.split(".")[0]).is_dir():
                     seal.unlink()
-    except Exception as error:  # orbax wraps what the file system says in types of its own
+    except Exception as error:  # orbax wraps errors of the file system in its own types
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise RunError(
             f"checkpoint {directory / str(step)} could not be written ({reason}); earlier ones stand"
@@ -104,7 +106,7 @@ def save(directory: Path, step: int, state, *, keep: int = 3) -> None:
     parallel.barrier(f"sealed {step}")
 
 
-def latest(directory: Path, *, at_most: int | None = None, warn=None) -> int | None:
+def latest(directory: Path, *, at_most: int | None = None, warn: Callable[[str], None] | None = None) -> int | None:
     """The newest step that is whole, or None. Every newer one that is not is named to `warn(message)`."""
     for step in _steps(directory):
         if at_most is not None and step > at_most:
@@ -135,16 +137,16 @@ def names(directory: Path, step: int, of: str) -> set[str]:
     """Names under `of` in the tree of a step."""
     import orbax.checkpoint as ocp
 
-    found = ocp.StandardCheckpointer().metadata(directory.resolve() / str(step) / "default")
-    return set(found.item_metadata.tree[of])
+    metadata: Any = ocp.StandardCheckpointer().metadata(directory.resolve() / str(step) / "default")
+    return set(metadata.item_metadata.tree[of])
 
 
-def restore(directory: Path, step: int, template):
+def restore(directory: Path, step: int, template: Any) -> Any:
     """Reads a step back onto the present devices, however many there were when it was written.
 
     Args:
-      template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved, or a dict of a part of it.
-        Leaves come back in its shardings; whole on every device where it has none.
+      template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved, or a dict with some of its
+        branches. Leaves are restored in its shardings, and replicated on every device where it has none.
 
     Raises:
       UserError: if the step does not fit the template.

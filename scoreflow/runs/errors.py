@@ -1,4 +1,4 @@
-"""Errors that are a person's to mend. Their message is one line: what is wrong, with which value, and what to do."""
+"""Errors the user can fix. Their message is one line: what is wrong, with which value, and what to do."""
 
 
 class UserError(ValueError):

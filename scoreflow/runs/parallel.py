@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,29 +26,30 @@ _AXIS = "data"
 def initialize() -> None:
     """Joins the other processes of the job, where there are any; call before anything else touches a device.
 
-    Steps of SLURM, indexed Jobs of Kubernetes, Open MPI and TPU pods are told by their environment, and
-    `jax.distributed` finds the rest by itself. By hand: start the same command in every process with
+    Steps of SLURM, indexed Jobs of Kubernetes, Open MPI and TPU pods are recognized by their environment, and
+    `jax.distributed` finds the rest by itself. Otherwise start the same command in every process with
     SCOREFLOW_COORDINATOR=host:port, SCOREFLOW_PROCESSES=n and SCOREFLOW_PROCESS_ID=0 ... n - 1 set.
 
     Raises:
       UserError: if only some of the three variables are set, or one is not a number.
     """
     names = ("SCOREFLOW_COORDINATOR", "SCOREFLOW_PROCESSES", "SCOREFLOW_PROCESS_ID")
-    values = [os.environ.get(name) for name in names]
+    values = [os.environ.get(name, "") for name in names]
     if not any(values):
         if _in_a_job():
             jax.distributed.initialize()
         return
     if not all(values):
         raise UserError(f"{', '.join(n for n, v in zip(names, values) if not v)} must be set too: {names} go together")
-    if not (values[1].isdigit() and values[2].isdigit() and int(values[2]) < int(values[1])):
-        raise UserError(f"SCOREFLOW_PROCESS_ID={values[2]} must be a number below SCOREFLOW_PROCESSES={values[1]}")
-    jax.distributed.initialize(values[0], num_processes=int(values[1]), process_id=int(values[2]))
+    coordinator, count, index = values
+    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+        raise UserError(f"SCOREFLOW_PROCESS_ID={index} must be a number below SCOREFLOW_PROCESSES={count}")
+    jax.distributed.initialize(coordinator, num_processes=int(count), process_id=int(index))
 
 
 def _in_a_job() -> bool:
     """Whether a scheduler has started this process as one of several, or it runs on a TPU machine."""
-    several = {  # variable that counts processes -> one that is set only for a process that was started as one of them
+    several = {  # variable that counts processes -> one that is set only in a process that was started as one of them
         "SLURM_NTASKS": "SLURM_STEP_NODELIST",
         "OMPI_COMM_WORLD_SIZE": "OMPI_MCA_orte_hnp_uri",
     }
@@ -98,14 +99,14 @@ def split(axis: int = 0) -> NamedSharding:
 _SPLIT_FROM = 2**12  # numbers; fewer are not worth the messages
 
 
-def layout(tree, *, divided: bool):
+def layout(tree: Any, *, divided: bool) -> Any:
     """The sharding of every leaf of a tree of shapes, such as a training state.
 
     Args:
       tree: of arrays or `jax.ShapeDtypeStruct`.
       divided: whether a leaf is split over the devices, along its longest axis that they can share evenly, so that each
-        holds a part of it (FSDP: XLA gathers it where it is used, and sums gradients into parts); else, and where
-        there is no such axis or the leaf is small, every device holds all of it.
+        stores one slice of it (FSDP: XLA gathers it where it is used, and reduces gradients to slices). Otherwise, and
+        where there is no such axis or the leaf is small, every device stores all of it.
     """
 
     def of(leaf):
@@ -117,7 +118,7 @@ def layout(tree, *, divided: bool):
     return jax.tree.map(of, tree)
 
 
-def place(tree, shardings):
+def place(tree: Any, shardings: Any) -> Any:
     """Moves a tree of device arrays to other shardings of the same devices."""
 
     def move(leaf, sharding):
@@ -132,7 +133,7 @@ def check_divides(size: int, name: str) -> None:
     """Refuses a batch that the devices cannot share evenly.
 
     Raises:
-      UserError: naming the argument, its value and what would do.
+      UserError: naming the argument, its value and the number of devices.
     """
     if size % jax.device_count():
         raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
@@ -143,26 +144,26 @@ def rounded_up(count: int) -> int:
     return -(-count // jax.device_count()) * jax.device_count()
 
 
-def replicate(tree):
+def replicate(tree: Any) -> Any:
     """Puts a tree of host arrays, the same in every process, on every device."""
     return jax.tree.map(lambda leaf: _put(leaf, replicated()), tree)
 
 
-def shard(tree, axis: int = 0):
+def shard(tree: Any, axis: int = 0) -> Any:
     """Splits a tree of host arrays, the same in every process, along `axis` over the devices."""
     return jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree)
 
 
-def _put(leaf, sharding: NamedSharding) -> jax.Array:
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(np.asarray(jax.random.key_data(leaf)), sharding))
     leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
-def gather(tree):
+def gather(tree: Any) -> Any:
     """Brings a tree of device arrays to the host whole, as numpy arrays, in every process."""
 
     def fetch(leaf):
@@ -180,7 +181,7 @@ def agree(flag: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def total(tree):
+def total(tree: Any) -> Any:
     """Sums host arrays of float64 or int64, and numbers, over the processes."""
     if jax.process_count() == 1:
         return tree
@@ -188,19 +189,19 @@ def total(tree):
     def add(leaf):
         leaf = np.asarray(leaf)
         words = np.frombuffer(leaf.tobytes(), np.uint32)  # devices would round 64 bits to 32
-        parts = np.ascontiguousarray(multihost_utils.process_allgather(words))
-        return np.frombuffer(parts.tobytes(), leaf.dtype).reshape(-1, *leaf.shape).sum(0)
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(words))
+        return np.frombuffer(gathered.tobytes(), leaf.dtype).reshape(-1, *leaf.shape).sum(0)
 
     return jax.tree.map(add, tree)
 
 
 def share(count: int) -> np.ndarray:
-    """Which of `count` items are this process's to work on, [count] bool: every one is some process's."""
+    """Which of `count` items this process works on, [count] bool; every item belongs to exactly one process."""
     return np.arange(count) % jax.process_count() == jax.process_index()
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -209,7 +210,8 @@ def barrier(name: str) -> None:
 def _own_code() -> dict[str, str]:
     """On a CPU, XLA's own code instead of the library to which it hands convolutions and element-wise chains.
 
-    The networks here run up to 1.7 times as fast so (docs/performance.md). An XLA that has no such option goes without.
+    The networks of this package run up to 1.7 times as fast with it (docs/performance.md). An XLA without this option
+    runs without it.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if jax.default_backend() != "cpu":
@@ -222,11 +224,11 @@ def _own_code() -> dict[str, str]:
 
 
 def jit(fn: Callable, *, once: bool = False, **options) -> Callable:
-    """`jax.jit` with what makes XLA fast on the devices there are; for programs that run a network.
+    """`jax.jit` with the compiler options that are fast on the present devices; for programs that run a network.
 
     Args:
       fn: the function.
-      once: whether it is run a single time, so that on a CPU a short compilation matters more than what comes of it.
+      once: whether it is run a single time, so that on a CPU a short compilation matters more than fast code.
       options: of `jax.jit`.
     """
     hurry = {"xla_backend_optimization_level": 0} if once and jax.default_backend() == "cpu" else {}
@@ -234,7 +236,7 @@ def jit(fn: Callable, *, once: bool = False, **options) -> Callable:
 
 
 class Memory(NamedTuple):
-    """Bytes on each device: of a program's arguments, and what it needs beside them while it runs."""
+    """Bytes on each device: of a program's arguments, and of the memory that it needs in addition while it runs."""
 
     arguments: int
     work: int
@@ -243,25 +245,25 @@ class Memory(NamedTuple):
         return f"{self.arguments / 2**20:,.1f} MiB held, {self.work / 2**20:,.1f} MiB more while a step runs"
 
 
-def compile_for(fn: Callable, *args) -> tuple[Callable, Memory]:
-    """Compiles what `jit` returned for arguments like these, and counts its memory."""
+def compile_for(fn: Any, *args) -> tuple[Callable, Memory]:
+    """Compiles a function that `jit` returned for arguments like these, and counts its memory."""
     compiled = fn.lower(*args).compile()
-    found = compiled.memory_analysis()
-    work = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return compiled, Memory(found.argument_size_in_bytes, work)
+    analysis = compiled.memory_analysis()
+    work = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return compiled, Memory(analysis.argument_size_in_bytes, work)
 
 
 def peak_memory() -> int | None:
     """The most bytes that were in use on a device of this process; None where the platform does not count them."""
-    found = [device.memory_stats() for device in jax.local_devices()]
-    return max(stats["peak_bytes_in_use"] for stats in found) if all(found) else None
+    counts = [device.memory_stats() for device in jax.local_devices()]
+    return max(stats["peak_bytes_in_use"] for stats in counts) if all(counts) else None
 
 
 def map_devices(fn: Callable, *, broadcast: tuple[int, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
-    """fn run by each device on its share of the leading axis: what `jax.pmap` means, as `jit(shard_map(...))`.
+    """fn run by each device on its share of the leading axis: `jax.pmap` written as `jit(shard_map(...))`.
 
     Args:
-      fn: takes and returns trees of arrays with leading axis B. It sees B / devices of it.
+      fn: takes and returns trees of arrays with leading axis B, of which it is given B / devices rows.
       broadcast: positions of arguments that every device gets whole.
       donate: positions of arguments whose memory may be reused.
 

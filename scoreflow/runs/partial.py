@@ -1,10 +1,10 @@
-"""Finished pieces of long work, kept until all of it is done: a kill loses the piece it fell into, and no more."""
+"""Finished pieces of long work, kept until all of it is done: a kill loses only the piece that was in progress."""
 
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,44 +13,45 @@ from scoreflow.runs import parallel
 
 
 class PartialResults(NamedTuple):
-    """Where finished pieces are kept; without a `folder` nowhere."""
+    """The folder of finished pieces; without one nothing is kept."""
 
     folder: Path | None = None
 
-    def get(self, name: str, like: Callable, make: Callable):
-        """A piece as an earlier process left it, or made now and kept. All processes call it.
+    def get(self, name: str, like: Callable[[], Any], make: Callable[[], Any]) -> Any:
+        """A piece as an earlier run stored it, or else computed and stored. All processes call it.
 
         Args:
           name: of its file.
-          like: () -> a tree of the piece's structure; asked only where there is a file.
+          like: () -> a tree of the piece's structure; called only if there is a file.
           make: () -> the piece, a tree of host arrays, the same in every process.
         """
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.npz"
-        found = _read(path, like) if path.is_file() else None
-        if parallel.agree(found is not None):
-            return found
-        made = make()
+        stored = _read(path, like) if path.is_file() else None
+        if parallel.agree(stored is not None):
+            return stored
+        piece = make()
         if parallel.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             scratch = path.with_suffix(".tmp")
             with open(scratch, "wb") as file:
-                np.savez(file, *jax.tree.leaves(made))
+                np.savez(file, *jax.tree.leaves(piece))
             scratch.replace(path)
-        return made
+        return piece
 
     def forget(self) -> None:
-        """Removes all pieces, once what they were for is written; and those of other settings beside them."""
+        """Removes all pieces, and those of other settings, once the result they belong to is written."""
         if self.folder is not None and parallel.is_main():
             shutil.rmtree(self.folder.parent, ignore_errors=True)
 
 
 NONE = PartialResults()
+"""Keeps nothing: every piece is computed."""
 
 
-def _read(path: Path, like: Callable):
-    """The tree in a file; None where it cannot be read, or holds another."""
+def _read(path: Path, like: Callable[[], Any]) -> Any:
+    """The tree in a file; None where it cannot be read, or has another structure."""
     try:
         with np.load(path) as kept:
             leaves = [kept[f"arr_{i}"] for i in range(len(kept.files))]

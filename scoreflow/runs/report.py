@@ -1,21 +1,24 @@
-"""What a run tells: console, JSON lines, TensorBoard events, image grids, plots. Silent in all processes but one."""
+"""The output of a run: console, JSON lines, TensorBoard events, image grids, plots. Only process 0 writes it."""
 
 import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
 from scoreflow.runs import parallel
 
+T = TypeVar("T")
+
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
-def say(*words, file=None) -> None:
+def say(*words: object, file: TextIO | None = None) -> None:
     """Prints a line, from one process only."""
     if parallel.is_main():
         print(*words, file=file or sys.stdout, flush=True)
@@ -26,8 +29,16 @@ def warn(message: str) -> None:
     say(f"WARNING: {message}", file=sys.stderr)
 
 
-def progress(items: Iterable, *, total: int, initial: int = 0, unit: str = "step", per_item: int = 1) -> Iterator:
-    """Passes items on, showing progress, rate and time left: a bar on a terminal, plain lines on a pipe."""
+def progress(items: Iterable[T], *, total: int, initial: int = 0, unit: str = "step", per_item: int = 1) -> Iterator[T]:
+    """Passes items on, showing progress, rate and time left: a bar on a terminal, plain lines on a pipe.
+
+    Args:
+      items: what to iterate over.
+      total: the count at the end, in `unit`.
+      initial: the count at the beginning.
+      unit: name of what is counted.
+      per_item: count of each item.
+    """
     if not parallel.is_main():
         yield from items
         return
@@ -39,7 +50,7 @@ def progress(items: Iterable, *, total: int, initial: int = 0, unit: str = "step
                 yield item
                 bar.update(per_item)
         return
-    start = last = None  # the clock starts after the first item, which compiles
+    start, last = None, 0.0  # the clock starts after the first item, which compiles
     done = initial
     for item in items:
         yield item
@@ -60,7 +71,8 @@ class Log:
     """
 
     def __init__(self, workdir: Path, step: int):
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: Any = None
         if not parallel.is_main():
             return
         from tensorboardX import SummaryWriter
@@ -127,7 +139,15 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def grid(
     images: np.ndarray, num_levels: int, *, columns: int | None = None, gap: int = 1, min_width: int = 640
 ) -> np.ndarray:
-    """Tiles images [N, H, W, C] of grey levels with gaps, enlarged to `min_width` pixels or more; [H', W', 3] uint8."""
+    """Tiles images [N, H, W, C] with gaps, enlarged to `min_width` pixels or more; [H', W', 3] uint8.
+
+    Args:
+      images: integers in 0 ... num_levels - 1; C is 1 or 3.
+      num_levels: number of gray levels, which are spread over 0 ... 255.
+      columns: images in a row; None for a square grid.
+      gap: pixels between images, before enlarging.
+      min_width: least width of the result in pixels.
+    """
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -149,7 +169,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def _figure(path: Path, draw, size: tuple[float, float] = (6.4, 4.0)) -> None:
+def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)) -> None:
     if not parallel.is_main():
         return
     from matplotlib.figure import Figure
@@ -164,7 +184,8 @@ def plot_loss(path: Path, records: list[dict]) -> None:
     """Training and validation loss against step."""
 
     def draw(axes):
-        for name, style in (("loss", {"alpha": 0.7, "linewidth": 1}), ("validation_loss", {"marker": "o"})):
+        styles: dict[str, dict[str, Any]] = {"loss": {"alpha": 0.7, "linewidth": 1}, "validation_loss": {"marker": "o"}}
+        for name, style in styles.items():
             points = [(r["step"], r[name]) for r in records if name in r]
             if points:
                 axes.plot(*zip(*points), label=name.replace("_", " "), **style)
@@ -174,8 +195,8 @@ def plot_loss(path: Path, records: list[dict]) -> None:
     _figure(path, draw)
 
 
-def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) -> None:
-    """Loss per dimension against log-SNR, one curve per name."""
+def plot_noise_error(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Noise-prediction error per dimension against log-SNR, one curve per name."""
 
     def draw(axes):
         for name, values in curves.items():
@@ -190,10 +211,22 @@ def plot_levels(path: Path, log_snr: np.ndarray, curves: dict[str, np.ndarray]) 
 
 
 def plot_steps(
-    path: Path, steps: Sequence[int], panels: dict[str, dict[str, list[float]]], target: float | None = None
+    path: Path,
+    steps: Sequence[int],
+    panels: dict[str, dict[str, list[float]]],
+    target: float | None = None,
+    *,
+    dashed: Collection[str] = (),
 ) -> None:
-    """Distances against steps, both logarithmic: a panel per title, a curve per name (it may end early), a line at
-    `target`."""
+    """Distances against steps, both logarithmic.
+
+    Args:
+      path: of the picture.
+      steps: numbers of steps.
+      panels: title of each panel -> name of each curve -> its distances; a curve may end early.
+      target: distance at which a horizontal line is drawn, or None.
+      dashed: names of the curves that are drawn dashed.
+    """
     if not parallel.is_main():
         return
     from matplotlib import colormaps
@@ -205,7 +238,7 @@ def plot_steps(
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, curves) in zip(grid, panels.items()):
         for i, (name, values) in enumerate(curves.items()):
-            style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name.startswith("ve") else "-"}
+            style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name in dashed else "-"}
             axes.loglog(steps[: len(values)], values, marker=".", label=name, **style)
         if target is not None:
             axes.axhline(target, color="black", linewidth=0.8, linestyle=":")

@@ -1,18 +1,21 @@
-"""The folder of a run: what was configured there, and which checkpoint is the newest whole one."""
+"""The folder of a run: its stored settings, and its newest whole checkpoint."""
 
 import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scoreflow.runs import checkpoint, parallel, report
+from scoreflow.runs import checkpoint, parallel, renamed, report
 from scoreflow.runs.best import folder_of
 from scoreflow.runs.errors import UserError
+from scoreflow.types import Params
 
-# What may change between two commands on one folder, because it does not change what has been learnt so far.
+# Settings that may change between two commands on one folder, because they do not change what has been learned so far.
 _FREE_TO_RESUME = (
     "eval.",
     "sampling.",
@@ -29,10 +32,10 @@ _FREE_TO_RESUME = (
     "training.checkpoint_every",
     "training.sample_every",
 )
-_FREE_TO_USE = (*_FREE_TO_RESUME, "training.", "times.", "weight.", "loss.", "penalty.", "init_from")
+_FREE_TO_USE = (*_FREE_TO_RESUME, "training.", "sample_times.", "weight.", "loss.", "penalty.", "init_from")
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in config.items():
         name = prefix + key
@@ -40,62 +43,91 @@ def _flat(config: dict, prefix: str = "") -> dict:
     return out
 
 
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back from JSON: lists for tuples."""
+    return json.loads(json.dumps(dict(settings)))
+
+
 def default(config: str) -> Path:
-    """Where a run lives unless it is said: runs/<name> of <path>, runs/<name>-<variant> of <path>:<variant>."""
+    """The default folder of a run: runs/<name> for <path>, runs/<name>-<variant> for <path>:<variant>."""
     path, _, variant = config.partition(":")
     return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
 
 
-def _settings(workdir: Path) -> dict:
-    """What was configured in a folder, by dotted name; empty where there is no run."""
+def stored_settings(workdir: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, by today's dotted names; empty where there is no run.
+
+    Raises:
+      UserError: if its `config.json` is unreadable.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return {}
     try:
-        return _flat(json.loads(path.read_text())["config"])
+        return renamed.translate(_flat(json.loads(path.read_text())["config"]))
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
 
 
-def check_same(workdir: Path, config: dict, settings: tuple[str, ...], at_most: tuple[str, ...] = ()) -> None:
-    """Refuses to build on a run that had other values of `settings`, given by what their dotted names begin with.
+def _compare(
+    workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None
+) -> list[tuple[str, Any, Any]]:
+    """Rows (name, stored value, value in `config`) by name; a setting that one of the two lacks has its default."""
+    usual, before = _plain(defaults or {}), stored_settings(workdir)
+    before, now = usual | before if before else {}, usual | _flat(_plain(config))
+    return [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())]
 
-    Numbers of `at_most` may also be lower than there.
+
+def check_same(
+    workdir: Path,
+    config: Mapping[str, Any],
+    settings: tuple[str, ...],
+    at_most: tuple[str, ...] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuses to start from a run that had other values of some settings.
+
+    Args:
+      workdir: the folder of the run to start from.
+      config: all settings of this run, as nested dicts of plain values.
+      settings: the beginnings of the dotted names of those that must be the same.
+      at_most: names of numbers that may also be lower than in the other run.
+      defaults: dotted name -> value of a setting that either run leaves out, as runs of older versions do.
 
     Raises:
       UserError: naming the first difference.
     """
-    before, now = _settings(workdir), _flat(json.loads(json.dumps(config)))
-    for name in sorted(before.keys() | now.keys()):
-        if name in at_most and name in before and now.get(name, np.inf) <= before[name]:
+    for name, before, now in _compare(workdir, config, defaults):
+        if name in at_most and before is not None and (np.inf if now is None else now) <= before:
             continue
-        if name.startswith(settings) and before.get(name) != now.get(name):
+        if name.startswith(settings) and before != now:
             raise UserError(
-                f"{workdir} was trained with {name} = {before.get(name)!r}, not {now.get(name)!r}, and what is learnt "
-                "on top of it needs the same"
+                f"{workdir} was trained with {name} = {before!r}, not {now!r}, and a run that starts from it needs the "
+                "same"
             )
 
 
-def claim(workdir: Path, config: dict, *, resume: bool) -> None:
+def claim(workdir: Path, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None) -> None:
     """Makes sure that the folder is free or belongs to a run of this config.
 
     Args:
       workdir: the folder of the run.
-      config: everything that was configured, as nested dicts of plain values.
-      resume: whether training will go on there: then `config.json` is written. Other uses may change more of it.
+      config: all settings, as nested dicts of plain values.
+      resume: whether training will continue in it: then `config.json` is written. Other uses may change more of it.
+      defaults: dotted name -> value of a setting that the stored run or `config` leaves out, as runs of older versions
+        do.
 
     Raises:
-      UserError: if a run of another config lives there; it names the first difference.
+      UserError: if the folder contains a run of another config; it names the first difference.
     """
-    before = _settings(workdir)
-    if before:
-        now = _flat(json.loads(json.dumps(config)))
+    if stored_settings(workdir):
         free = _FREE_TO_RESUME if resume else _FREE_TO_USE
-        for name in sorted(before.keys() | now.keys()):
-            if not name.startswith(free) and before.get(name) != now.get(name):
+        for name, before, now in _compare(workdir, config, defaults):
+            if not name.startswith(free) and before != now:
                 raise UserError(
-                    f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}; choose another "
-                    "--workdir, or set it back"
+                    f"{workdir} holds a run with {name} = {before!r}, not {now!r}; choose another --workdir, or set it "
+                    "back"
                 )
     if resume:
         content = {"config": config, "versions": versions(), "devices": parallel.describe()}
@@ -105,8 +137,7 @@ def claim(workdir: Path, config: dict, *, resume: bool) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     names = ("scoreflow", "jax", "jaxlib", "flax", "optax", "diffrax", "numpy", "scikit-learn")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def checkpoints(workdir: Path, best: str = "") -> Path:
@@ -114,8 +145,8 @@ def checkpoints(workdir: Path, best: str = "") -> Path:
     return folder_of(workdir, best) if best else workdir / "checkpoints"
 
 
-def fingerprint(workdir: Path, step: int, config: dict, best: str = "") -> str:
-    """A digest of a checkpoint and of all that is configured: where it is the same, so are results."""
+def fingerprint(workdir: Path, step: int, config: Mapping[str, Any], best: str = "") -> str:
+    """A digest of a checkpoint, all settings and the packages' versions: where it is the same, so are results."""
     sealed = checkpoint.seal_of(checkpoints(workdir, best), step)
     content = json.dumps([sealed, config, versions()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -135,11 +166,11 @@ def newest(workdir: Path, best: str = "") -> int:
     return step
 
 
-def parts(workdir: Path, step: int) -> set[str]:
-    """Names at the top of a checkpoint's averaged parameters."""
+def components(workdir: Path, step: int) -> set[str]:
+    """Names of the components of a model, at the top of a checkpoint's averaged parameters."""
     return checkpoint.names(checkpoints(workdir), step, "ema_params")
 
 
-def averaged(workdir: Path, step: int, like, best: str = ""):
+def averaged(workdir: Path, step: int, like: Params, best: str = "") -> Params:
     """The averaged parameters of a checkpoint, on all devices; `like` is a tree of their shapes."""
     return checkpoint.restore(checkpoints(workdir, best), step, {"ema_params": like})["ema_params"]

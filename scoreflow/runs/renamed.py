@@ -1,0 +1,40 @@
+"""Settings that have been renamed since a run was configured: their names in a stored `config.json`, and today's."""
+
+from typing import Any
+
+_NAMES = {
+    "data.levels": "data.num_levels",
+    "data.centred": "data.centered",
+    "data.dequantisation": "data.dequantization",
+    "data.binarised": "data.binarized",
+    "score.kind": "score.prediction",
+    "score.data_rms": "score.sigma_data",
+    "score.energy": "score.energy_power",
+    "weight.data_rms": "weight.sigma_data",
+    "penalty.law": "penalty.probe",
+    "penalty.part": "penalty.fraction",
+    "terminal.levels": "terminal.resolutions",
+    "training.optimiser": "training.optimizer",
+    "training.accumulate": "training.grad_accum",
+    "training.split_state": "training.fsdp",
+    "eval.dequantisation": "eval.dequantization",
+    "eval.neighbours": "eval.neighbors",
+}
+_SECTIONS = {"dequantiser.": "dequantizer.", "times.": "sample_times."}
+_VALUES = {
+    "score.energy": {"none": 0, "paper": 1, "code": -1, "noise": 2},
+    "sampling.inpaint": {"centre": "center"},
+}
+
+
+def translate(flat: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings by dotted name -> the same under today's names; those of today stay as they are."""
+    out = {}
+    for name, value in flat.items():
+        if name in _VALUES and isinstance(value, str):
+            value = _VALUES[name].get(value, value)
+        for old, new in _SECTIONS.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        out[_NAMES.get(name, name)] = value
+    return out
