@@ -124,7 +124,7 @@ def predictor_corrector(
     """An affine step down to each time of the grid, then Langevin steps at that time (Song et al. 2021).
 
     Args:
-      predictor: The affine step.
+      predictor: The affine step from one time of the grid to the next.
       corrector_steps: Number of Langevin steps after each predictor step.
       snr: Signal-to-noise ratio of a Langevin step, whose size is 2 (snr sigma)^2.
     """
