@@ -35,7 +35,7 @@ from scoreflow import configure as build
 from scoreflow import data, sample, train
 from scoreflow.evaluators.density import make_log_prob
 from scoreflow.runs import parallel, workdir
-from scoreflow.samplers.adaptive import adaptive_ode
+from scoreflow.samplers.adaptive import adaptive
 from scoreflow.score import probability_flow
 
 
@@ -201,11 +201,11 @@ def bench_sampler(folder: Path, n: int = 100) -> None:
     theirs = solve_ivp(field, (1.0, 1e-3), np.ravel(x_init).astype(np.float64), method="RK45", rtol=1e-5, atol=1e-5).y[
         :, -1
     ]
-    host_seconds = time.perf_counter() - begin
+    host_seconds, ends = time.perf_counter() - begin, jnp.array([experiment.process.horizon, 1e-3])
     for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at tolerance 1e-3", 1e-3)):
         solve = parallel.map_devices(
-            lambda x, tol=tolerance: adaptive_ode(
-                experiment.process, score, x, t_min=1e-3, rtol=tol, atol=tol, denoise=False
+            lambda x, tol=tolerance: adaptive(
+                experiment.process, score, jax.random.key(0), x, ends, rtol=tol, atol=tol, denoise=False
             )
         )
         seconds = _seconds(lambda solve=solve: solve(x_init), 2)

@@ -33,7 +33,7 @@ from scoreflow.metrics import digits as digit_metrics
 from scoreflow.metrics import frechet
 from scoreflow.processes import transitions
 from scoreflow.runs import caches, parallel, report
-from scoreflow.samplers import affine, grids
+from scoreflow.samplers import grids, rules, sample
 from scoreflow.theory import exact
 from scoreflow.train import TrainPlan
 
@@ -81,7 +81,7 @@ def sampler(apply, kind: str):
 
     def draw(process, params, sigma_data, key, x_init, times):
         network_score = score.score_fn(process, apply, params, tables.PREDICTIONS[kind], sigma_data=sigma_data)
-        return affine.affine(process, network_score, key, x_init, times, transition=RULE).x
+        return sample(rules.affine(RULE), process, network_score, key, x_init, times).x
 
     return parallel.jit(draw)
 

@@ -1,13 +1,13 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scoreflow.processes import transitions
-from scoreflow.samplers import affine, grids, guide
+from scoreflow.samplers import grids, guide, rules, sample
 from tests.truth import PROCESSES, gaussian_score
+
+RULE = rules.affine(transitions.exponential_sde)
 
 
 def test_classifier_free_scales():
@@ -58,9 +58,9 @@ def test_inpainting_a_gaussian_gives_the_exact_conditional(monkeypatch):
     monkeypatch.setattr(guide, "posterior_variance", true_variance)
     known, mask = jnp.broadcast_to(jnp.array([y, 0.0]), (n, 2)), jnp.array([[1.0, 0.0]])
     score = guide.inpaint(process, _correlated(process, rho), known, mask)
-    run = functools.partial(affine.affine, transition=transitions.exponential_sde)
+    x_init = jax.random.normal(jax.random.key(0), (n, 2))
     grid = grids.log_snr(process, 400, t_min=1e-3)
-    x = np.asarray(run(process, score, jax.random.key(1), jax.random.normal(jax.random.key(0), (n, 2)), grid).x)
+    x = np.asarray(sample(RULE, process, score, jax.random.key(1), x_init, grid).x)
     np.testing.assert_allclose(x[:, 0], y, atol=1e-3)
     std = np.sqrt(1 - rho**2)
     assert abs(x[:, 1].mean() - rho * y) < 4 * std / np.sqrt(n) + 0.01
@@ -76,7 +76,7 @@ def test_independent_pixels_are_exact_with_the_default_variance():
     x_init = jax.random.normal(jax.random.key(0), (n, 2))
     for strength in (0.0, 1.0):
         score = guide.inpaint(process, gaussian_score(process, 0.0, 1.0), known, mask, strength=strength)
-        x = affine.affine(process, score, jax.random.key(1), x_init, grid, transition=transitions.exponential_sde).x
+        x = sample(RULE, process, score, jax.random.key(1), x_init, grid).x
         np.testing.assert_allclose(x[:, 0], 0.5, atol=1e-3)
         assert abs(float(x[:, 1].var()) - 1) < 5 * np.sqrt(2 / n) + 0.02
 

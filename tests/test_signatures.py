@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from scoreflow import dequantise, divergence, likelihood, terminal
-from scoreflow.configure import tables
 from scoreflow.objectives import dsm, times
-from scoreflow.processes import sdes
-from scoreflow.samplers import affine, grids, ode
+from scoreflow.processes import sdes, transitions
+from scoreflow.samplers import adaptive, grids, rules, sample
 
 PACKAGE = Path(__file__).parent.parent / "scoreflow"
 
@@ -22,13 +21,20 @@ def _positional(fn) -> list[str]:
     return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds]
 
 
-@pytest.mark.parametrize("fn", [affine.affine, affine.predictor_corrector, ode.heun, ode.dpm_solver_pp_2m])
+@pytest.mark.parametrize("fn", [functools.partial(sample, rules.HEUN), adaptive.adaptive])
 def test_samplers(fn):
-    assert _positional(fn) == ["process", "score", "key", "x_init", "grid", "cond"]
-    assert {"denoise", "trajectory"} <= inspect.signature(fn).parameters.keys()
+    parameters = inspect.signature(fn).parameters.values()
+    positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == ["process", "score", "key", "x_init", "grid", "cond"]
+    assert {"denoise", "trajectory"} <= {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("fn", tables.TRANSITIONS.values())
+@pytest.mark.parametrize("fn", [rules.heun, rules.dpm_solver_pp_2m])
+def test_rules(fn):
+    assert _positional(fn)[:2] == ["field", "x"]
+
+
+@pytest.mark.parametrize("fn", transitions.TRANSITIONS.values())
 def test_transitions(fn):
     assert _positional(fn) == ["process", "s", "t"]
 

@@ -15,7 +15,7 @@ from scoreflow.likelihood.horizon import elbo_profile
 from scoreflow.models import glow
 from scoreflow.processes.transitions import exponential_sde
 from scoreflow.runs.errors import UserError
-from scoreflow.samplers import affine, grids
+from scoreflow.samplers import grids, rules, sample
 from scoreflow.terminal import mixture
 from scoreflow.terminal.flow import Flow
 from scoreflow.theory import horizon as hz
@@ -333,7 +333,6 @@ def test_a_bridge_in_the_likelihood_and_in_the_sampler(x64):
     short = dataclasses.replace(process64("vp"), horizon=jnp.asarray(0.2))
     start = line_law(short, data.matched())(0.2).sample(jax.random.key(1), (40_000, 1))
     grid = grids.uniform(short, 400, t_min=1e-4)
-    made = jax.jit(
-        lambda x: affine.affine(short, score, jax.random.key(2), x, grid, transition=exponential_sde, denoise=False).x
-    )(start)
+    rule = rules.affine(exponential_sde)
+    made = jax.jit(lambda x: sample(rule, short, score, jax.random.key(2), x, grid, denoise=False).x)(start)
     assert abs(float(made.mean()) - 2.39716) < 4 * 1.004 / 200 + 2e-3 and abs(float(made.std()) - 1.00405) < 0.015

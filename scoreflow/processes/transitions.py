@@ -8,13 +8,15 @@ follow from the same three numbers. a, b, c are those of `Process.reverse_integr
 Every function takes (process, s, t) and returns a `Step` whose fields have the broadcast shape of s and t.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from scoreflow.processes.sdes import Process
+from scoreflow.types import OneOf
 
 
 class Step(NamedTuple):
@@ -84,3 +86,17 @@ def denoise(process: Process, t: ArrayLike) -> Step:
     """E[x_0 | x_t] by Tweedie's formula: the step that leaves no noise."""
     alpha = process.alpha(t)
     return Step(1.0 / alpha, process.variance(t) / alpha, jnp.zeros_like(alpha))
+
+
+TRANSITIONS = {
+    "exponential": exponential_sde,
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "conditional_mean": conditional_mean,
+    "ancestral": ancestral,
+    "exponential_ode": exponential_ode,
+    "euler_ode": euler_ode,
+    "ddim": ddim,
+}
+Predictor = Annotated[Callable[..., Step], OneOf(TRANSITIONS)]
+"""One of these functions, in a config by its name."""

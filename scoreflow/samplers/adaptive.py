@@ -2,19 +2,22 @@
 
 Diffrax does the solving. Each example is a solve of its own (vmapped), so its result does not depend on the rest of the
 batch, and its error norm is the largest over the leaves of its state, so that a scalar beside an image counts in full.
+`integrate` is the solver, and `adaptive` the sampler made of it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from scoreflow.processes.sdes import Process
-from scoreflow.samplers import SampleResult
+from scoreflow.samplers.loop import SampleResult
 from scoreflow.score import ScoreFn, denoised, probability_flow
+from scoreflow.types import Count, Flag, Key, Positive
 
 _STAGES = 6  # new evaluations in a step of Tsit5: seven stages, the first being the last of the step before
 _START = 1  # the first stage of the first step
@@ -30,26 +33,26 @@ class Solution(NamedTuple):
       ok: whether t1 was reached with finite values, [B] bool; y is meaningless where it was not.
     """
 
-    y: object
+    y: Any
     nfe: jax.Array
     n_rejected: jax.Array
     ok: jax.Array
 
 
-def _largest_rms(tree) -> jax.Array:
+def _largest_rms(tree: Any) -> jax.Array:
     """The largest root mean square over the leaves."""
     return jnp.max(jnp.stack([optax.safe_root_mean_squares(leaf, 0.0) for leaf in jax.tree.leaves(tree)]))
 
 
 def integrate(
-    drift: Callable,
-    y0,
-    t0: float,
-    t1: float,
-    args=None,
+    drift: Callable[[jax.Array, Any, Any], Any],
+    y0: Any,
+    t0: float | jax.Array,
+    t1: float | jax.Array,
+    args: Any = None,
     *,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
+    rtol: float | jax.Array = 1e-4,
+    atol: float | jax.Array = 1e-4,
     max_steps: int = 1000,
 ) -> Solution:
     """Solves dy/dt = drift(t, y, args) from t0 to t1 (either may be the larger) by Tsit5 with error control.
@@ -62,8 +65,8 @@ def integrate(
       max_steps: after that many steps an example is given up: its `ok` is False.
     """
 
-    def solve(y0, args):
-        def field(t, y, args):
+    def solve(y0: Any, args: Any) -> Solution:
+        def field(t: ArrayLike, y: Any, args: Any) -> Any:
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], (y, args))
             return jax.tree.map(lambda leaf: leaf[0], drift(jnp.reshape(t, (1,)), *batch_of_one))
 
@@ -92,26 +95,49 @@ def integrate(
     return jax.vmap(solve)(y0, args)
 
 
-def adaptive_ode(
+def adaptive(
     process: Process,
     score: ScoreFn,
+    key: Key,
     x_init: jax.Array,
+    grid: jax.Array,
     cond: jax.Array | None = None,
     *,
-    t_min: float,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
-    max_steps: int = 1000,
-    denoise: bool = True,
+    rtol: Positive = 1e-4,
+    atol: Positive = 1e-4,
+    max_steps: Count = 1000,
+    denoise: Flag = True,
+    trajectory: bool = False,
 ) -> SampleResult:
-    """The probability-flow ODE from T to t_min to a tolerance; nfe differs between examples.
+    """The probability-flow ODE to a tolerance, from x_init at grid[0] to grid[-1]; nfe differs between examples.
 
-    An example whose solve fails comes back as NaN.
+    It is a `Sample` that chooses its own times between the two ends of the grid, and ignores the key.
+
+    Args:
+      process: the forward SDE.
+      score: (x [B, ...], t [B], cond) -> [B, ...].
+      key: not used.
+      x_init: [B, ...], drawn from the terminal distribution.
+      grid: times [N + 1], decreasing.
+      cond: labels [B] that the score is given, or None.
+      rtol: Relative tolerance of the error in each step.
+      atol: Absolute tolerance of the error in each step.
+      max_steps: Largest number of steps, after which an example is given up.
+      denoise: Finish with E[x_0 | x] at the last time, so that no noise is left in the samples.
+      trajectory: must be False.
+
+    Returns:
+      samples; an example whose solve fails comes back as NaN.
+
+    Raises:
+      ValueError: if a trajectory is asked for.
     """
+    if trajectory:
+        raise ValueError("trajectory=True: the adaptive sampler keeps none, since its times differ between examples")
     drift = probability_flow(process, score)
-    solution = integrate(drift, x_init, process.horizon, t_min, cond, rtol=rtol, atol=atol, max_steps=max_steps)
+    solution = integrate(drift, x_init, grid[0], grid[-1], cond, rtol=rtol, atol=atol, max_steps=max_steps)
     x = solution.y
     if denoise:
-        x = denoised(process, score, x, jnp.full(x.shape[:1], t_min), cond)
+        x = denoised(process, score, x, jnp.broadcast_to(grid[-1], x.shape[:1]), cond)
     x = jnp.where(solution.ok.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan)
     return SampleResult(x, solution.nfe + denoise)

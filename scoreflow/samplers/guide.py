@@ -13,7 +13,7 @@ def classifier_free(score: ScoreFn, scale: float) -> ScoreFn:
     scale 0 is the unconditional score, 1 the conditional one, above 1 guides. Two evaluations for one.
     """
 
-    def guided(x, t, cond=None):
+    def guided(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
         free = score(x, t, None)
         return free + scale * (score(x, t, cond) - free)
 
@@ -49,7 +49,7 @@ def inpaint(
       strength: of the gradient term; 0 leaves it out, and with it the reverse pass.
     """
 
-    def conditional(x, t, cond=None):
+    def conditional(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
         alpha, variance = expand(process.alpha(t), x), expand(process.variance(t), x)
         pinned = (alpha * known - x) / variance
         if strength == 0.0:
