@@ -75,15 +75,15 @@ class Row(NamedTuple):
     grids: dict[str, Needed]
 
 
-def fit_gaussian(experiment: Experiment, params, num: int) -> exact.Law:
+def fit_gaussian(experiment: Experiment, params, num: int) -> exact.Gaussian:
     """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each."""
     x = np.asarray(experiment.encode(params, experiment.key(EVALUATE), np.asarray(experiment.data.train.x[:num])))
     x = x.reshape(len(x), -1).astype(np.float64)
     values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
-    return exact.Law(axes.T @ x.mean(0), np.maximum(values, 0.0))
+    return exact.Gaussian(axes.T @ x.mean(0), np.maximum(values, 0.0))
 
 
-def target_of(data: exact.Law) -> wasserstein.Target:
+def target_of(data: exact.Gaussian) -> wasserstein.Target:
     """What the bound assumes, for the Gaussian itself; L0 is infinite where the covariance is singular."""
     low, high = float(data.variance.min()), float(data.variance.max())
     smooth = 1.0 / low if low > 1e-12 * high else math.inf
@@ -95,7 +95,7 @@ def examine(
     name: str,
     process: Process,
     plan: PlanPlan,
-    data: exact.Law,
+    data: exact.Gaussian,
     target: wasserstein.Target,
     accuracy: float,
     log_snr_end: float,
@@ -111,7 +111,7 @@ def examine(
     horizon = max(float(wasserstein.horizon_for(process, target, 0.5 * accuracy)), 2.0 * t_min)
     stopped = dataclasses.replace(process, horizon=horizon)
     end, prior_std = float(wasserstein.early_stopping(stopped, target, t_min)), stopped.prior_std()
-    start = exact.Law(jnp.zeros_like(data.mean), jnp.full_like(data.variance, prior_std**2))
+    start = exact.Gaussian(jnp.zeros_like(data.mean), jnp.full_like(data.variance, prior_std**2))
 
     def distance(times):
         return exact.w2(exact.gaussian_law(stopped, times, plan.rule, data, start=start), data)
