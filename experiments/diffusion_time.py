@@ -20,6 +20,7 @@ import numpy as np
 from experiments import common
 from scoreflow.processes import sdes
 from scoreflow.runs import report
+from scoreflow.theory import exact
 from scoreflow.theory import horizon as hz
 
 HORIZONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -76,7 +77,7 @@ def class_rows(horizons) -> list[tuple[str, ...]]:
     rows = [("T", "prior", *("isotropic" if r == 0 else f"{r} directions" for r in RANKS), "diagonal")]
     for t in horizons:
         noised = float(forward.alpha(t)) ** 2 * field + float(forward.variance(t)) * np.eye(64)
-        prior = hz.gaussian_kl(forward, hz.Law(axes.T @ mean, values), t, 1.0)
+        prior = hz.gaussian_kl(forward, exact.Gaussian(axes.T @ mean, values), t, 1.0)
         found = [float(prior), *(hz.class_kl(noised, rank) for rank in RANKS), hz.class_kl(noised)]
         rows.append((f"{t:g}", *(f"{kl:.5f}" for kl in found)))
     return rows

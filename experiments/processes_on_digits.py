@@ -112,7 +112,7 @@ def theory(experiment: Experiment, steps: dict[str, tuple[int, ...]]) -> dict[st
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, 10_000))
         variance = experiment.process.prior_std() ** 2
-        start = exact.Law(jnp.zeros_like(data.mean), jnp.full_like(data.variance, variance))
+        start = exact.Gaussian(jnp.zeros_like(data.mean), jnp.full_like(data.variance, variance))
 
         def distance(times):
             return float(exact.w2(exact.gaussian_law(experiment.process, times, RULE, data, start=start), data))

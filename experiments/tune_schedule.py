@@ -25,15 +25,15 @@ from scoreflow.theory import exact
 T_MIN = 1e-3
 
 
-def distance(log_schedule: jax.Array, steps: int, data: exact.Law) -> jax.Array:
+def distance(log_schedule: jax.Array, steps: int, data: exact.Gaussian) -> jax.Array:
     """W2 to the data after `steps` steps of the schedule exp(log_schedule) = (beta_min, beta_max, rho)."""
     process = sdes.vp_power(*jnp.exp(log_schedule))
-    start = exact.Law(jnp.zeros_like(data.mean), jnp.ones_like(data.variance))
+    start = exact.Gaussian(jnp.zeros_like(data.mean), jnp.ones_like(data.variance))
     grid = grids.uniform(process, steps, t_min=T_MIN)
     return exact.w2(exact.gaussian_law(process, grid, transitions.exponential_sde, data, start=start), data)
 
 
-def tune(steps: int, log: jax.Array, data: exact.Law, iterations: int) -> tuple[jax.Array, list[float]]:
+def tune(steps: int, log: jax.Array, data: exact.Gaussian, iterations: int) -> tuple[jax.Array, list[float]]:
     """Adam on the logarithms of the three numbers; the best schedule met, and the distance at each iteration."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, iterations))
     value_and_grad = jax.jit(jax.value_and_grad(lambda log: distance(log, steps, data)))

@@ -1,4 +1,4 @@
-"""Terminal laws from a config to an evaluation: what is fitted stays, what is held stays, and T is what was asked for."""
+"""Terminal distributions from a config to an evaluation: fitted and frozen parameters stay, and T is the one set."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_a_fitted_law_does_not_move_while_the_score_is_trained(tmp_path):
 @pytest.mark.slow
 def test_a_flow_is_trained_on_the_end_of_the_path_and_the_score_is_not_touched(finished, tmp_path):
     """Its nats fall; the network of the first run stays; and it is used at its own T alone."""
-    law = {"name": "glow", "levels": 1, "steps": 1, "width": 8, "learning_rate": 0.01}
+    law = {"name": "glow", "resolutions": 1, "steps": 1, "width": 8, "learning_rate": 0.01}
     changes = ALONE | {"training__steps": 60, "training__warmup": 0, "training__log_every": 20}
     changes |= {"training__checkpoint_every": 60, "training__validate_every": 60, "training__batch_size": 64}
     experiment, config, params = run(tmp_path, terminal=law, init_from=str(finished), **changes)
@@ -106,7 +106,7 @@ def test_a_flow_is_trained_on_the_end_of_the_path_and_the_score_is_not_touched(f
 @pytest.mark.slow
 def test_beside_the_score_the_flow_changes_nothing_of_it(tmp_path):
     """Two runs of one seed whose flows learn at different rates have the same score, step by step."""
-    law = {"name": "glow", "levels": 1, "steps": 1, "width": 4}
+    law = {"name": "glow", "resolutions": 1, "steps": 1, "width": 4}
     found = [run(tmp_path / str(rate), terminal=law | {"learning_rate": rate})[2] for rate in (1e-5, 1e-2)]
     same(found[0][MAIN], found[1][MAIN])
     apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[0][TERMINAL]["flow"], found[1][TERMINAL]["flow"])
@@ -154,7 +154,7 @@ def test_samples_of_any_generator_start_the_path(tmp_path):
         ({"training__steps": 0}, "training.steps = 0 must be 0 where"),
         ({"training__learn": "terminal", "init_from": "x", "terminal": {"name": "mixture"}}, "must be 0 where"),
         ({"terminal": {"name": "pushforward"}, "eval__likelihood": False}, "no such file of samples"),
-        ({"terminal": {"name": "glow", "levels": 4}}, "terminal.levels = 4 needs images whose sides 16"),
+        ({"terminal": {"name": "glow", "resolutions": 4}}, "terminal.resolutions = 4 needs images whose sides 16"),
         ({"terminal": {"name": "mixture", "rnak": 3}}, "did you mean rank"),
         ({"eval__horizons": (0.5, 2.0)}, "not beyond process.horizon = 1.0"),
         ({"eval__horizons": (0.5, 1)}, "must be a tuple of numbers"),

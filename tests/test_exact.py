@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal, norm
 from scoreflow.data import toy
 from scoreflow.processes import sdes, transitions
 from scoreflow.theory import exact, processes
-from scoreflow.theory.exact import Law
+from scoreflow.theory.exact import Gaussian
 from tests.truth import PROCESSES, integral, process64
 
 EI, EM, CM, ANC = (
@@ -35,7 +35,7 @@ def _w2(process, horizon, steps, rule, data, **options):
 @pytest.fixture
 def half(x64):
     """N(1, 0.5) in one dimension."""
-    return Law(jnp.array([1.0]), jnp.array([0.5]))
+    return Gaussian(jnp.array([1.0]), jnp.array([0.5]))
 
 
 # process, T: the limits of W2 for SDE and ODE; mean and variance of ei with 100 steps; W2 of ei with 10, 100, 1000 steps,
@@ -75,7 +75,7 @@ def test_first_order_from_the_exact_start(half):
 
 
 def test_every_rule_in_three_dimensions(x64):
-    data = Law(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
+    data = Gaussian(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
     wanted = {
         EI: 0.05073028182, EM: 0.02899558942, CM: 0.1098472626, ANC: 0.1324320664, ODE: 0.01653818368,
         ODE_EULER: 0.01106257521, DDIM: 0.06644703607,
@@ -135,7 +135,7 @@ EXPERIMENTS = [
 @pytest.mark.parametrize("process, var100, var1000, em1000", EXPERIMENTS)
 def test_experiments_with_an_offset(x64, process, var100, var1000, em1000):
     """What is recovered at t = 0 is the data with sigma_min^2 added."""
-    data, found = Law(jnp.zeros(1), jnp.array([0.25])), Law(jnp.zeros(1), jnp.array([0.2501]))
+    data, found = Gaussian(jnp.zeros(1), jnp.array([0.25])), Gaussian(jnp.zeros(1), jnp.array([0.2501]))
     variances = [float(_law(process, 1.0, k, EI, data).variance[0]) for k in (100, 1000)]
     np.testing.assert_allclose(variances, [var100, var1000], rtol=1e-9)
     assert float(exact.w2(_law(process, 1.0, 1000, EM, data), found)) == pytest.approx(em1000, rel=2e-5)
@@ -143,8 +143,8 @@ def test_experiments_with_an_offset(x64, process, var100, var1000, em1000):
 
 def test_the_exponential_integrator_is_not_always_the_better_one(x64):
     """On the geometric schedule with its offset, Euler-Maruyama's first-order term nearly vanishes."""
-    process, found = sdes.ve_geometric(), Law(jnp.zeros(1), jnp.array([0.2501]))
-    data = Law(jnp.zeros(1), jnp.array([0.25]))
+    process, found = sdes.ve_geometric(), Gaussian(jnp.zeros(1), jnp.array([0.2501]))
+    data = Gaussian(jnp.zeros(1), jnp.array([0.25]))
     em, ei = (float(exact.w2(_law(process, 1.0, 1000, rule, data), found)) for rule in (EM, EI))
     assert em < ei / 100
 
@@ -154,7 +154,7 @@ def test_ve_identity_on_any_grid(x64):
     process, lam, mu = processes.ve_poly(1.3, 0.4, 1.5), 0.7, -1.2
     grid = np.sort(np.random.default_rng(0).uniform(0, 2, 40))[::-1]
     grid = np.concatenate([[2.0], grid, [0.0]])
-    law = exact.gaussian_law(process, jnp.asarray(grid), EI, Law(jnp.array([mu]), jnp.array([lam])))
+    law = exact.gaussian_law(process, jnp.asarray(grid), EI, Gaussian(jnp.array([mu]), jnp.array([lam])))
     spread = lam + np.asarray(process.variance(grid))
     r = lam / spread[0]
     added = lam**2 * ((spread[:-1] - spread[1:]) ** 2 / (spread[1:] ** 2 * spread[:-1])).sum()
@@ -163,7 +163,7 @@ def test_ve_identity_on_any_grid(x64):
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "ou", "vp_offset", "vp_power"])
 def test_short_steps_reach_the_limit(x64, name):
-    process, data = process64(name), Law(jnp.array([0.8]), jnp.array([0.6]))
+    process, data = process64(name), Gaussian(jnp.array([0.8]), jnp.array([0.6]))
     for rule in (EI, EM, CM, ANC, ODE, ODE_EULER, DDIM):
         limit = exact.continuous_limit(process, data, stochastic=rule in (EI, EM, CM, ANC))
         found = _law(process, process.horizon, 100_000, rule, data)
@@ -174,7 +174,7 @@ def test_short_steps_reach_the_limit(x64, name):
 @pytest.mark.parametrize("rule", [EI, EM, CM, ODE])
 @pytest.mark.parametrize("name", ["vp", "ve_poly_offset", "ou", "vp_power", "sub_vp"])
 def test_first_order_coefficients(x64, name, rule):
-    process, data, steps = process64(name), Law(jnp.array([1.0]), jnp.array([0.5])), 20_000
+    process, data, steps = process64(name), Gaussian(jnp.array([1.0]), jnp.array([0.5])), 20_000
     limit = exact.continuous_limit(process, data, stochastic=rule is not ODE)
     law, step = _law(process, process.horizon, steps, rule, data), float(process.horizon) / steps
     slope = float(exact.variance_slope(process, rule, 0.5))
@@ -192,7 +192,7 @@ def test_a_rule_without_a_coefficient_is_refused():
 
 def test_vp_on_unit_gaussians(x64):
     """The exponential ODE makes no error; one step of ei adds 2 expm1(x/2)^2 to the variance, em (beta h)^2 / 4."""
-    process, unit = sdes.vp_linear(), Law(jnp.zeros(1), jnp.ones(1))
+    process, unit = sdes.vp_linear(), Gaussian(jnp.zeros(1), jnp.ones(1))
     assert float(_law(process, 1.0, 7, ODE, unit, start=unit).variance[0]) == pytest.approx(1.0, rel=1e-12)
     grid = jnp.array([0.7, 0.6])
     area = float(process.beta.integral(0.6, 0.7))
@@ -203,7 +203,7 @@ def test_vp_on_unit_gaussians(x64):
 
 def test_more_steps_may_be_worse_for_centred_data(x64):
     """The start makes the variance too small, the steps too large, and the two may cancel: no test asks for more here."""
-    process, unit = processes.ve_const(2.0), Law(jnp.zeros(4), jnp.ones(4))
+    process, unit = processes.ve_const(2.0), Gaussian(jnp.zeros(4), jnp.ones(4))
     few, many = (_w2(process, 3.0, k, EI, unit) for k in (1024, 4096))
     assert few < 1e-4 < many
     start = exact.marginal(process, unit, 3.0)
@@ -214,7 +214,7 @@ def test_more_steps_may_be_worse_for_centred_data(x64):
 def test_a_biased_score_moves_the_mean(x64):
     """In the limit by bias S(0) alpha-weighted int g^2 / S for a VE process: mean += bias lam log(S_T / S_0)."""
     process, lam = processes.ve_const(1.0), 0.5
-    data = Law(jnp.zeros(1), jnp.array([lam]))
+    data = Gaussian(jnp.zeros(1), jnp.array([lam]))
     law = _law(process, 2.0, 20_000, EI, data, bias=0.1)
     assert float(law.mean[0]) == pytest.approx(0.1 * lam * np.log((lam + 2.0) / lam), rel=1e-3)
 
@@ -223,17 +223,17 @@ def test_the_start_of_the_experiments_is_not_that_of_the_theory(x64):
     """VP code starts from N(0, 1); 1 - sigma(T)^2 is 6.4e-3 for the constant beta of the published config."""
     process = sdes.vp_constant(0.1, 10.0)
     assert 1 - float(process.variance(1.0)) == pytest.approx(6.4e-3, rel=0.01)
-    data = Law(jnp.zeros(1), jnp.array([0.3]))
+    data = Gaussian(jnp.zeros(1), jnp.array([0.3]))
     ends = [
         float(_law(process, 1.0, 200, ODE, data, start=start).variance[0])
-        for start in (None, Law(jnp.zeros(1), jnp.ones(1)))
+        for start in (None, Gaussian(jnp.zeros(1), jnp.ones(1)))
     ]
     assert ends[1] / ends[0] == pytest.approx(1 / float(process.variance(1.0)), rel=1e-9)
 
 
 def test_laws_have_gradients_by_the_schedule(x64):
     """d W2 / d beta_max against a central difference."""
-    data = Law(jnp.array([0.3, -1.0]), jnp.array([0.5, 2.0]))
+    data = Gaussian(jnp.array([0.3, -1.0]), jnp.array([0.5, 2.0]))
     distance = lambda beta_max: exact.w2(
         exact.gaussian_law(sdes.vp_linear(0.1, beta_max), jnp.linspace(1, 0, 21), EI, data), data
     )

@@ -36,7 +36,7 @@ def run(name: str, out, *flags: str) -> str:
 
 
 def test_a_schedule_has_the_gradient_that_finite_differences_give(x64):
-    data = exact.Law(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
+    data = exact.Gaussian(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
     log = jnp.log(jnp.array([0.1, 20.0, 1.0]))
     distance = lambda log: tune_schedule.distance(log, 10, data)
     step = 1e-5 * jnp.eye(3)
@@ -46,7 +46,7 @@ def test_a_schedule_has_the_gradient_that_finite_differences_give(x64):
 
 @pytest.mark.slow
 def test_descent_ends_below_the_start_at_a_flat_place(x64):
-    data = exact.Law(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
+    data = exact.Gaussian(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
     start = jnp.log(jnp.array([0.1, 20.0, 1.0]))
     best, history = tune_schedule.tune(5, start, data, 300)
     slope = jax.grad(lambda log: tune_schedule.distance(log, 5, data))

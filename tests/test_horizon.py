@@ -10,7 +10,7 @@ import pytest
 from scoreflow.processes import sdes, transitions
 from scoreflow.theory import exact
 from scoreflow.theory import horizon as hz
-from scoreflow.theory.exact import Law
+from scoreflow.theory.exact import Gaussian
 from tests.truth import process64
 
 # T: KL to N(0, 1), to the moment-matched Gaussian, G of an error of 0.3; of TWO_PEAKS
@@ -29,7 +29,7 @@ TABLE = {
 
 
 def ends(mean, variance):
-    return Law(jnp.array([mean]), jnp.array([variance]))
+    return Gaussian(jnp.array([mean]), jnp.array([variance]))
 
 
 def test_the_mixture_at_every_horizon(x64):
@@ -165,7 +165,7 @@ def test_gaussians_of_restricted_covariance(x64):
     values = np.linalg.eigvalsh(field())
     noise = {0.1: 39.01653, 0.2: 13.94188, 0.4: 1.21147, 0.6: 0.05441}
     for t, kl in noise.items():
-        law = Law(jnp.zeros(64).at[0].set(abs(mean) * 8), jnp.asarray(values))  # the mean's length is all that counts
+        law = Gaussian(jnp.zeros(64).at[0].set(abs(mean) * 8), jnp.asarray(values))  # the mean's length is all that counts
         assert hz.gaussian_kl(process, law, t, 1.0) == pytest.approx(kl, abs=6e-6)
     for t, wanted in CLASSES.items():
         cov = float(process.alpha(t)) ** 2 * field() + float(process.variance(t)) * np.eye(64)
@@ -245,7 +245,7 @@ def test_the_truth_and_the_bound_under_an_error_of_the_score(x64, t, true, bound
     """N(0, 4), a score that is off by 0.3, reverse SDE from N(0, 1): what the sampler in fine steps really makes."""
     process = dataclasses.replace(process64("vp"), horizon=jnp.asarray(t))
     grid = jnp.linspace(t, 0.0, 4001)
-    start = Law(jnp.zeros(1), jnp.ones(1))
+    start = Gaussian(jnp.zeros(1), jnp.ones(1))
     found = exact.gaussian_law(process, grid, transitions.euler_maruyama, ends(0.0, 4.0), bias=0.3, start=start)
     mean, variance = float(found.mean[0]), float(found.variance[0])
     assert 0.5 * (np.log(variance / 4) + (4 + mean**2) / variance - 1) == pytest.approx(true, rel=5e-3)

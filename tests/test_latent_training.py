@@ -177,7 +177,7 @@ def test_the_bound_in_evaluation_is_that_of_its_terms():
     params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
     plan = build.eval_plan(config, experiment.data, None)
     levels = experiment.latent.levels.read(experiment.key(READ), experiment.data.test.x[:12])
-    made = vae.vae(vae.MLPVAE(outputs=1, shape=(8, 8), width=16, depth=1, latents=6))
+    made = vae.vae(vae.MLPVAE(outputs=1, shape=(8, 8, 1), width=16, depth=1, latents=6))
     assert experiment.bins is None
     for draw in (0, 1):
         found = density.dequantised(experiment, plan, params, draw)

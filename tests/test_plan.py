@@ -45,7 +45,7 @@ def test_the_gaussian_is_that_of_the_data(planned):
     target = plan.target_of(found)
     assert target.m0 == pytest.approx(1 / values.max()) and target.L0 == pytest.approx(1 / values.min())
     assert target.x0_l2 == pytest.approx(math.sqrt((x**2).sum(1).mean()), rel=1e-3)
-    assert plan.target_of(exact.Law(np.zeros(2), np.array([1.0, 0.0]))).L0 == math.inf
+    assert plan.target_of(exact.Gaussian(np.zeros(2), np.array([1.0, 0.0]))).L0 == math.inf
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_rows_are_what_the_theory_says(planned, x64):
     assert row.name == how.chosen == "vp_linear" and how.rule is transitions.ancestral
     process = sdes.vp_linear(horizon=row.horizon)
     assert float(wasserstein.start_limit(process, target)) == pytest.approx(accuracy / 2, rel=1e-9)
-    start = exact.Law(jnp.zeros(3), jnp.ones(3))  # what sampling starts from
+    start = exact.Gaussian(jnp.zeros(3), jnp.ones(3))  # what sampling starts from
     for name, make in (("uniform", grids.uniform), ("log_snr", grids.log_snr)):
         needed = row.grids[name]
 

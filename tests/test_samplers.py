@@ -79,7 +79,7 @@ def test_order_on_a_mixture(x64, name):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_rules_converge_with_weak_order_one(x64, name):
     """Error in the variance of the law they produce from an exact start, by its exact recursion."""
-    process, counts, data = process64("vp"), (200, 400, 800, 1600), exact.Law(jnp.zeros(1), jnp.array([0.5]))
+    process, counts, data = process64("vp"), (200, 400, 800, 1600), exact.Gaussian(jnp.zeros(1), jnp.array([0.5]))
     start, end = exact.marginal(process, data, 1.0), exact.marginal(process, data, 0.1)
     rule = transitions.TRANSITIONS[name]
     laws = [exact.gaussian_law(process, jnp.linspace(1, 0.1, n + 1), rule, data, start=start) for n in counts]
@@ -114,7 +114,7 @@ def test_rule_has_the_law_of_its_coefficients(name):
     mu, lam = np.array([0.3, -1.0]), np.array([0.5, 2.0])
     grid = np.linspace(1, 0.1, 21) ** 2
     with jax.enable_x64(True):
-        law = exact.gaussian_law(process64("vp"), jnp.asarray(repeated(grid)), transition, exact.Law(mu, lam))
+        law = exact.gaussian_law(process64("vp"), jnp.asarray(repeated(grid)), transition, exact.Gaussian(mu, lam))
         mean, var = np.asarray(law.mean), np.asarray(law.variance)
         start = float(process64("vp").sigma(1.0))
     x_init = start * jax.random.normal(jax.random.key(0), (n, 2))

@@ -9,26 +9,19 @@ from scoreflow import divergence
 from scoreflow import score as scores
 from tests.truth import PROCESSES, gaussian_score, process64
 
-KINDS = {
-    "noise": scores.NOISE,
-    "x0": scores.X0,
-    "v": scores.V,
-    "flow": scores.FLOW,
-    "score": scores.SCORE,
-    "edm": scores.EDM,
-}
+KINDS = scores.PREDICTIONS
 
 
 def _example(rms=0.7):
     rng = np.random.default_rng(0)
     x0, noise = rng.standard_normal((2, 5, 3))
     alpha, sigma = 0.8, 0.9
-    return x0, noise, alpha * x0 + sigma * noise, scores.Levels(alpha, sigma, rms)
+    return x0, noise, alpha * x0 + sigma * noise, scores.SignalNoise(alpha, sigma, rms)
 
 
-def _meaning(x0, noise, levels):
+def _meaning(x0, noise, scales):
     """What each network should output for this x_t, from the definitions."""
-    alpha, sigma, rms = levels
+    alpha, sigma, rms = scales
     r = sigma / alpha
     c_skip, c_out = rms**2 / (r**2 + rms**2), r * rms / np.sqrt(r**2 + rms**2)
     return {
@@ -43,9 +36,9 @@ def _meaning(x0, noise, levels):
 
 @pytest.mark.parametrize("source, target", list(itertools.product(KINDS, KINDS)))
 def test_every_conversion_keeps_the_meaning(x64, source, target):
-    x0, noise, xt, levels = _example()
-    outputs = _meaning(x0, noise, levels)
-    found = scores.convert(outputs[source], xt, levels, KINDS[source], KINDS[target])
+    x0, noise, xt, scales = _example()
+    outputs = _meaning(x0, noise, scales)
+    found = scores.convert(outputs[source], xt, scales, KINDS[source], KINDS[target])
     np.testing.assert_allclose(found, outputs[target], rtol=1e-10, atol=1e-12)
 
 
@@ -61,9 +54,9 @@ def test_a_perfect_network_gives_the_exact_score(x64, kind, name):
 
     def apply(params, scaled, log_snr, cond):
         times = process.inverse_log_snr(log_snr)
-        levels = scores.Levels(process.alpha(times)[:, None], process.sigma(times)[:, None], rms)
-        xt = scaled * jnp.sqrt(levels.alpha**2 * rms**2 + levels.sigma**2)
-        return scores.convert(exact(xt, times), xt, levels, scores.SCORE, KINDS[kind])
+        scales = scores.SignalNoise(process.alpha(times)[:, None], process.sigma(times)[:, None], rms)
+        xt = scaled * jnp.sqrt(scales.alpha**2 * rms**2 + scales.sigma**2)
+        return scores.convert(exact(xt, times), xt, scales, scores.SCORE, KINDS[kind])
 
     found = scores.score_fn(process, apply, None, KINDS[kind], sigma_data=rms)(x, t)
     np.testing.assert_allclose(found, exact(x, t), rtol=1e-7)
@@ -88,11 +81,11 @@ def test_network_input_has_unit_mean_square():
 def test_v_and_edm_agree_where_vp_data_have_unit_scale(x64):
     """For alpha^2 + sigma^2 = 1 and sigma_data = 1, F = -v."""
     x0, noise = np.random.default_rng(0).standard_normal((2, 4))
-    levels = scores.Levels(0.6, 0.8, 1.0)
+    scales = scores.SignalNoise(0.6, 0.8, 1.0)
     xt = 0.6 * x0 + 0.8 * noise
     np.testing.assert_allclose(
-        scores.convert(noise, xt, levels, scores.NOISE, scores.EDM),
-        -scores.convert(noise, xt, levels, scores.NOISE, scores.V),
+        scores.convert(noise, xt, scales, scores.NOISE, scores.EDM),
+        -scores.convert(noise, xt, scales, scores.NOISE, scores.V),
         rtol=1e-12,
     )
 
@@ -101,8 +94,8 @@ def test_velocity_networks_and_the_noise(x64):
     """eps = alpha F + sigma x_t for F = v under VP, eps = sqrt(2) alpha F + x_t for the flow on the straight path."""
     x0, noise, f = np.random.default_rng(0).standard_normal((3, 4))
     for alpha, sigma, kind, scale, share in ((0.6, 0.8, scores.V, 1.0, 0.8), (0.3, 0.7, scores.FLOW, np.sqrt(2), 1.0)):
-        xt, levels = alpha * x0 + sigma * noise, scores.Levels(alpha, sigma)
-        found = scores.convert(f, xt, levels, kind, scores.NOISE)
+        xt, scales = alpha * x0 + sigma * noise, scores.SignalNoise(alpha, sigma)
+        found = scores.convert(f, xt, scales, kind, scores.NOISE)
         np.testing.assert_allclose(found, scale * alpha * f + share * xt, rtol=1e-12)
 
 

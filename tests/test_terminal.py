@@ -1,4 +1,4 @@
-"""Terminal laws: densities that integrate to 1, draws that follow them, transport, fits, flows, and where they enter."""
+"""Terminal distributions: normalized densities, draws, transport, fits, flows, and where they enter."""
 
 import dataclasses
 import functools
@@ -13,10 +13,11 @@ from sklearn.mixture import GaussianMixture
 from scoreflow import likelihood, terminal
 from scoreflow.likelihood.horizon import elbo_profile
 from scoreflow.models import glow
+from scoreflow.processes import sdes
 from scoreflow.processes.transitions import exponential_sde
 from scoreflow.runs.errors import UserError
 from scoreflow.samplers import grids, rules, sample
-from scoreflow.terminal import mixture
+from scoreflow.terminal import families, mixture
 from scoreflow.terminal.flow import Flow
 from scoreflow.theory import horizon as hz
 from tests.test_horizon import field
@@ -39,10 +40,10 @@ def blobs(n=300, d=4, k=3, seed=0):
     )
 
 
-def covariances(law):
+def covariances(fitted):
     """[K, d, d], by the definition."""
     out = []
-    for basis, along, rest in zip(*(np.asarray(a) for a in (law.basis, law.along, law.rest))):
+    for basis, along, rest in zip(*(np.asarray(a) for a in (fitted.basis, fitted.along, fitted.rest))):
         beside = np.eye(len(rest)) - basis @ basis.T
         out.append(basis @ np.diag(along) @ basis.T + beside @ np.diag(rest))
     return np.array(out)
@@ -50,15 +51,15 @@ def covariances(law):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_density_and_draws_of_a_mixture(x64, form):
-    """Against SciPy's multivariate normal; draws have the moments of the law."""
-    law = mixture.fit(blobs(), components=3, covariance=FORMS[form], floor=1e-3).law
-    x, covs, weights = blobs(20, seed=1), covariances(law), np.exp(np.asarray(law.log_weights))
-    wanted = sum(w * multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, np.asarray(law.means), covs))
-    np.testing.assert_allclose(law.log_prob(jnp.asarray(x)), np.log(wanted), rtol=1e-8)
+    """Against SciPy's multivariate normal; draws have the moments of the mixture."""
+    fitted = mixture.fit(blobs(), components=3, covariance=FORMS[form], floor=1e-3).mixture
+    x, covs, weights = blobs(20, seed=1), covariances(fitted), np.exp(np.asarray(fitted.log_weights))
+    wanted = sum(w * multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, np.asarray(fitted.means), covs))
+    np.testing.assert_allclose(fitted.log_prob(jnp.asarray(x)), np.log(wanted), rtol=1e-8)
     n = 100_000
-    draws = np.asarray(law.sample(jax.random.key(0), (n, 2, 2))).reshape(n, 4)
-    mean = weights @ np.asarray(law.means)
-    apart = np.asarray(law.means) - mean
+    draws = np.asarray(fitted.sample(jax.random.key(0), (n, 2, 2))).reshape(n, 4)
+    mean = weights @ np.asarray(fitted.means)
+    apart = np.asarray(fitted.means) - mean
     cov = np.einsum("k,kij->ij", weights, covs + apart[:, :, None] * apart[:, None])
     assert (np.abs(draws.mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all()
     np.testing.assert_allclose(np.cov(draws.T), cov, atol=0.05 * np.abs(cov).max())
@@ -87,14 +88,14 @@ def test_one_component_is_the_best_gaussian_of_its_class(x64):
         (mixture.low_rank(4), 0.28486),
         (mixture.FULL, 0.0),
     ):
-        law = mixture.fit(x, covariance=form, floor=1e-9).law
-        found = covariances(law)[0]
+        fitted = mixture.fit(x, covariance=form, floor=1e-9).mixture
+        found = covariances(fitted)[0]
         kl = 0.5 * (
             np.trace(np.linalg.solve(found, cov)) - 64 + np.linalg.slogdet(found)[1] - np.linalg.slogdet(cov)[1]
         )
         assert kl == pytest.approx(wanted, abs=6e-6)
         entropy = 0.5 * (64 * np.log(2 * np.pi * np.e) + np.linalg.slogdet(cov)[1])
-        assert -float(law.log_prob(jnp.asarray(x)).mean()) == pytest.approx(entropy + kl, abs=1e-8)
+        assert -float(fitted.log_prob(jnp.asarray(x)).mean()) == pytest.approx(entropy + kl, abs=1e-8)
     assert entropy == pytest.approx(61.91220, abs=1e-5)
 
 
@@ -103,11 +104,13 @@ def test_no_variance_falls_below_the_floor_and_no_component_stays_empty(x64):
     """Thirty copies of two points and a far one: without a floor the likelihood has no bound."""
     x = np.concatenate([np.zeros((30, 3)), np.ones((30, 3)), [[50.0, 50.0, 50.0]]])
     found = mixture.fit(x, components=3, covariance=mixture.FULL, floor=0.01)
-    assert min(np.linalg.eigvalsh(c).min() for c in covariances(found.law)) >= 0.01 - 1e-12
+    assert min(np.linalg.eigvalsh(c).min() for c in covariances(found.mixture)) >= 0.01 - 1e-12
     assert np.isfinite(found.log_prob).all()
     spread = blobs(200, 2, 2, seed=3)
-    law = mixture.fit(spread, components=6, covariance=mixture.FULL, floor=1e-3).law
-    shares = jax.nn.softmax(law.log_weights[None] + mixture.component_log_prob(law, jnp.asarray(spread)), axis=1).sum(0)
+    fitted = mixture.fit(spread, components=6, covariance=mixture.FULL, floor=1e-3).mixture
+    shares = jax.nn.softmax(
+        fitted.log_weights[None] + mixture.component_log_prob(fitted, jnp.asarray(spread)), axis=1
+    ).sum(0)
     assert (np.asarray(shares) > 1.0).all()
 
 
@@ -116,10 +119,10 @@ def test_no_variance_falls_below_the_floor_and_no_component_stays_empty(x64):
 def test_transport_is_what_the_forward_process_does(x64, form, name):
     """Mean and covariance of every component: alpha mean and alpha^2 cov + sigma^2."""
     process, t = process64(name), 0.3
-    law = mixture.fit(blobs(), components=2, covariance=FORMS[form], floor=1e-3).law
-    later = mixture.transported(law, process.alpha(t), process.variance(t))
-    np.testing.assert_allclose(later.means, float(process.alpha(t)) * np.asarray(law.means))
-    wanted = float(process.alpha(t)) ** 2 * covariances(law) + float(process.variance(t)) * np.eye(4)
+    fitted = mixture.fit(blobs(), components=2, covariance=FORMS[form], floor=1e-3).mixture
+    later = mixture.transported(fitted, process.alpha(t), process.variance(t))
+    np.testing.assert_allclose(later.means, float(process.alpha(t)) * np.asarray(fitted.means))
+    wanted = float(process.alpha(t)) ** 2 * covariances(fitted) + float(process.variance(t)) * np.eye(4)
     np.testing.assert_allclose(covariances(later), wanted, atol=1e-9 * np.abs(wanted).max())
 
 
@@ -127,9 +130,9 @@ def test_the_dirichlet_mixture_integrates_to_one_and_its_own_score_does_not(x64)
     from sklearn.mixture import BayesianGaussianMixture
 
     x = np.random.default_rng(0).standard_normal((50, 1))
-    law = mixture.fit_dirichlet(x, components=5)
+    fitted = mixture.fit_dirichlet(x, components=5)
     line = np.linspace(-30, 30, 6001)
-    assert np.trapezoid(np.exp(np.asarray(law.log_prob(jnp.asarray(line[:, None])))), line) == pytest.approx(
+    assert np.trapezoid(np.exp(np.asarray(fitted.log_prob(jnp.asarray(line[:, None])))), line) == pytest.approx(
         1, abs=1e-9
     )
     theirs = BayesianGaussianMixture(
@@ -141,13 +144,51 @@ def test_the_dirichlet_mixture_integrates_to_one_and_its_own_score_does_not(x64)
 
 
 def test_a_pushforward_has_draws_and_no_density():
-    law = terminal.Pushforward(jnp.full((5, 2, 2, 1), 3.0), 0.5, 0.1)
-    draws = np.asarray(law.sample(jax.random.key(0), (20_000, 2, 2, 1)))
+    distribution = terminal.Pushforward(jnp.full((5, 2, 2, 1), 3.0), 0.5, 0.1)
+    draws = np.asarray(distribution.sample(jax.random.key(0), (20_000, 2, 2, 1)))
     assert draws.mean() == pytest.approx(1.5, abs=4 * 0.1 / np.sqrt(80_000)) and draws.std() == pytest.approx(
         0.1, rel=0.02
     )
     with pytest.raises(UserError, match="density"):
-        law.log_prob(jnp.zeros((1, 2, 2, 1)))
+        distribution.log_prob(jnp.zeros((1, 2, 2, 1)))
+
+
+def test_families_of_mixtures_have_the_form_that_is_named():
+    """A rank counts for low_rank alone; data or x_T are fitted, and only a fit of data is carried to other times."""
+    for name, rank in (("isotropic", 0), ("diagonal", 0), ("low_rank", 3), ("full", 4)):
+        family = families.gaussian_mixture(2, families.COVARIANCES[name], rank=3)
+        params = family.init(jax.random.key(0), (1, 2, 2, 1))
+        assert params["basis"].shape == (2, 4, rank), name
+    assert families.gaussian_mixture(1, mixture.low_rank(2)).init(jax.random.key(0), (1, 4))["basis"].shape == (1, 4, 2)
+    assert families.gaussian_mixture().anywhere and not families.gaussian_mixture(fitted_to="end").anywhere
+    assert not families.dirichlet().anywhere and families.dirichlet(fitted_to="data").anywhere
+    assert families.glow().learning_rate == 1e-3 and families.gaussian_mixture().learning_rate is None
+
+
+def test_a_family_fitted_to_the_end_is_that_of_noised_data():
+    """Of a Gaussian: mean alpha m and variance alpha^2 v + sigma^2, by either fit."""
+    process = dataclasses.replace(sdes.vp_linear(), horizon=0.3)
+    clean = lambda key: 2.0 + 0.5 * np.asarray(jax.random.normal(jax.random.key(5), (4000, 3)))
+    alpha, variance = float(process.alpha(0.3)), float(process.variance(0.3))
+    for fitted_to in ("data", "end"):
+        family = families.gaussian_mixture(covariance=mixture.ISOTROPIC, fitted_to=fitted_to)
+        fitted = family.at(family.fit(jax.random.key(0), clean, process), process, 0.3)
+        np.testing.assert_allclose(fitted.means, 2.0 * alpha, atol=0.05)
+        np.testing.assert_allclose(fitted.rest, alpha**2 * 0.25 + variance, rtol=0.05)
+
+
+def test_a_pushforward_reads_its_pool_once():
+    calls = []
+
+    def read(path):
+        calls.append(path)
+        return jnp.full((5, 2, 2, 1), 3.0)
+
+    family, process = families.pushforward(read, "made.npy"), sdes.vp_linear()
+    for t in (0.1, 0.5):
+        distribution = family.at(None, process, t)
+        assert float(distribution.sigma) == pytest.approx(float(process.sigma(t)))
+    assert calls == ["made.npy"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -220,8 +261,8 @@ def test_density_of_the_flow_where_it_begins():
             lambda path, leaf: jnp.zeros_like(leaf) if "ActNorm" in str(path) else leaf, params["params"]
         )
         forward = lambda p, y: module.apply(p, y)
-        law = Flow({**params, "params": flat}, 0.0, 1.0, forward, forward, module.shapes)
-        assert float(law.log_prob(jnp.zeros((1, 32, 32, 3)))[0]) == pytest.approx(-3505.344, abs=2e-2)
+        distribution = Flow({**params, "params": flat}, 0.0, 1.0, forward, forward, module.shapes)
+        assert float(distribution.log_prob(jnp.zeros((1, 32, 32, 3)))[0]) == pytest.approx(-3505.344, abs=2e-2)
 
 
 @pytest.mark.slow
@@ -230,12 +271,12 @@ def test_density_of_a_scaled_flow_integrates_to_one(x64):
     with jax.numpy_rank_promotion("allow"):
         module, params, _ = small_flow((2, 2, 1), levels=1, steps=2, width=4)
         forward, inverse = (lambda p, y: module.apply(p, y)), (lambda p, z: module.apply(p, z, method=glow.Glow.invert))
-        law = Flow(params, 3.0, 0.5, forward, inverse, module.shapes)
-        draws = law.sample(jax.random.key(0), (20_000, 2, 2, 1))
+        distribution = Flow(params, 3.0, 0.5, forward, inverse, module.shapes)
+        draws = distribution.sample(jax.random.key(0), (20_000, 2, 2, 1))
         flat = np.asarray(draws).reshape(-1, 4)
         wide = multivariate_normal(flat.mean(0), 2.0 * np.cov(flat.T))
         x = wide.rvs(40_000, random_state=0)
-        ratio = np.exp(np.asarray(law.log_prob(jnp.asarray(x.reshape(-1, 2, 2, 1)))) - wide.logpdf(x))
+        ratio = np.exp(np.asarray(distribution.log_prob(jnp.asarray(x.reshape(-1, 2, 2, 1)))) - wide.logpdf(x))
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(x))
 
 
@@ -243,27 +284,27 @@ def test_density_of_a_scaled_flow_integrates_to_one(x64):
 # The bound over horizons.
 
 
-def line_law(process, line):
-    """t -> the transported mixture of the line as a terminal law."""
+def line_terminal(process, line):
+    """t -> the transported mixture of the line as a terminal distribution."""
     clean = mixture.of_covariances(line.weights, line.means[:, None], line.variances[:, None, None])
     return lambda t: mixture.transported(clean, process.alpha(t), process.variance(t))
 
 
 @pytest.mark.slow
 def test_the_profile_is_the_laboratory_s(x64):
-    """TWO_PEAKS, score off by 0.3: bound = entropy of p_eps + KL + G for both laws at every T, gain and slopes too."""
+    """TWO_PEAKS, score off by 0.3: bound = entropy of p_eps + KL + G for both terminal distributions at every T, gain and slopes too."""
     process, data, delta, eps, n = process64("vp"), hz.TWO_PEAKS, 0.3, 1e-3, 40_000
     true = LineScore(data.weights, data.means, data.variances).score(process)
     score = lambda x, t, cond=None: true(x, t) + delta
-    matched = lambda t: line_law(process, data.matched())(t)
-    laws = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t)), "bridge": matched}
+    matched = lambda t: line_terminal(process, data.matched())(t)
+    terminals = {"prior": lambda t: terminal.prior(dataclasses.replace(process, horizon=t)), "bridge": matched}
     rng = np.random.default_rng(0)
     k = rng.choice(2, n, p=data.weights)
     x0 = (data.means[k] + np.sqrt(data.variances[k]) * rng.standard_normal(n))[:, None]
     horizons = np.array([0.1, 0.2, 0.4, 0.6, 1.0])
     run = jax.jit(
         lambda key, x: elbo_profile(
-            process, score, laws, key, x, t_min=eps, horizons=jnp.asarray(horizons), num_times=50
+            process, score, terminals, key, x, t_min=eps, horizons=jnp.asarray(horizons), num_times=50
         )
     )
     found = run(jax.random.key(0), jnp.asarray(x0))
@@ -299,8 +340,10 @@ def test_one_pass_gives_what_a_pass_for_each_horizon_gives(x64):
     k = rng.choice(2, n, p=data.weights)
     x = jnp.asarray((data.means[k] + np.sqrt(data.variances[k]) * rng.standard_normal(n))[:, None])
     cut = lambda t: dataclasses.replace(process, horizon=t)
-    laws, horizons = {"prior": lambda t: terminal.prior(cut(t))}, jnp.array([0.2, 0.5, 1.0])
-    run = jax.jit(lambda x: elbo_profile(process, score, laws, jax.random.key(0), x, t_min=1e-3, horizons=horizons))
+    terminals, horizons = {"prior": lambda t: terminal.prior(cut(t))}, jnp.array([0.2, 0.5, 1.0])
+    run = jax.jit(
+        lambda x: elbo_profile(process, score, terminals, jax.random.key(0), x, t_min=1e-3, horizons=horizons)
+    )
     each = jax.jit(
         lambda x, t: likelihood.bound(cut(t), score, terminal.prior(cut(t)), jax.random.key(1), x, t_min=1e-3).total
     )
@@ -312,7 +355,7 @@ def test_one_pass_gives_what_a_pass_for_each_horizon_gives(x64):
 
 @pytest.mark.slow
 def test_a_bridge_in_the_likelihood_and_in_the_sampler(x64):
-    """TWO_PEAKS at T = 0.6 and its exact score. The ODE's divergence from the data is that of p_T from the terminal law,
+    """TWO_PEAKS at T = 0.6 and its exact score. The ODE's divergence from the data is that of p_T from the terminal distribution,
     0.0755, and none with p_T itself; the SDE from the matched Gaussian at T = 0.2 makes 2.39716 +- 1.00405."""
     data, n = hz.TWO_PEAKS, 4000
     process = dataclasses.replace(process64("vp"), horizon=jnp.asarray(0.6))
@@ -321,17 +364,17 @@ def test_a_bridge_in_the_likelihood_and_in_the_sampler(x64):
     k = rng.choice(2, n, p=data.weights)
     x = jnp.asarray((data.means[k] + np.sqrt(data.variances[k]) * rng.standard_normal(n))[:, None])
     known = data.at(process, 1e-6).log_density(np.asarray(x)[:, 0])
-    for law, kl in ((terminal.prior(process), 0.0755), (line_law(process, data)(0.6), 0.0)):
+    for end, kl in ((terminal.prior(process), 0.0755), (line_terminal(process, data)(0.6), 0.0)):
         run = jax.jit(
-            lambda x, law=law: (
-                likelihood.log_prob(process, score, law, jax.random.key(0), x, t_min=1e-6, rtol=1e-7, atol=1e-7).logp
+            lambda x, end=end: (
+                likelihood.log_prob(process, score, end, jax.random.key(0), x, t_min=1e-6, rtol=1e-7, atol=1e-7).logp
             )
         )
         apart = known - np.asarray(run(x))
         assert abs(apart.mean() - kl) < 4 * apart.std() / np.sqrt(n) + 1e-4
     assert np.abs(apart).max() < 1e-3  # p_T itself: point by point
     short = dataclasses.replace(process64("vp"), horizon=jnp.asarray(0.2))
-    start = line_law(short, data.matched())(0.2).sample(jax.random.key(1), (40_000, 1))
+    start = line_terminal(short, data.matched())(0.2).sample(jax.random.key(1), (40_000, 1))
     grid = grids.uniform(short, 400, t_min=1e-4)
     rule = rules.affine(exponential_sde)
     made = jax.jit(lambda x: sample(rule, short, score, jax.random.key(2), x, grid, denoise=False).x)(start)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from scoreflow import divergence, likelihood, terminal
-from scoreflow.latent import space as latent
+from scoreflow.latent import kl, space
 from scoreflow.models import vae
 from scoreflow.models.hierarchical import HierarchicalVAE, NormedConv, ResidualCell
-from scoreflow.objectives import latent as losses
-from scoreflow.objectives import spectral, times
+from scoreflow.objectives import cross_entropy, spectral, times
 from scoreflow.processes import sdes
 from tests.truth import gaussian_score, integral
 
@@ -22,12 +21,12 @@ def _allow_rank_promotion():
 
 
 CONV = vae.ConvVAE(outputs=3, channels=4, multipliers=(1, 2), blocks=1, latents=2)
-MLP = vae.MLPVAE(outputs=3, shape=(8, 8), width=8, depth=1, latents=5)
+MLP = vae.MLPVAE(outputs=3, shape=(8, 8, 1), width=8, depth=1, latents=5)
 DEEP = HierarchicalVAE(
-    outputs=3, side=12, channels=4, multipliers=(1, 1, 2), scales=2, per_scale=2, latents=3, cells=1, pad=2
+    outputs=3, shape=(8, 8, 1), channels=4, multipliers=(1, 1, 2), scales=2, per_scale=2, latents=3, cells=1, pad=2
 )
 INVERTED = HierarchicalVAE(
-    outputs=3, side=8, channels=4, multipliers=(1, 2), scales=1, per_scale=2, latents=3, inverted=True
+    outputs=3, shape=(8, 8, 1), channels=4, multipliers=(1, 2), scales=1, per_scale=2, latents=3, inverted=True
 )
 
 
@@ -111,7 +110,7 @@ def test_padding_is_of_the_lowest_level():
     """An image whose border is black is seen as the same image with less of a border and more of padding."""
     x = jnp.full((1, 8, 8, 1), -1.0).at[:, 2:6, 2:6].set(jax.random.uniform(jax.random.key(1), (1, 4, 4, 1)))
     options = {"outputs": 3, "channels": 4, "multipliers": (1, 1), "per_scale": 1, "latents": 2}
-    whole, cut = vae.vae(HierarchicalVAE(side=8, **options)), vae.vae(HierarchicalVAE(side=8, pad=2, **options))
+    whole, cut = (vae.vae(HierarchicalVAE(shape=(side, side, 1), pad=(8 - side) // 2, **options)) for side in (8, 4))
     params = whole.init(jax.random.key(0), x.shape)
     one, two = whole.infer(params, jax.random.key(2), x), cut.infer(params, jax.random.key(2), x[:, 2:6, 2:6])
     np.testing.assert_array_equal(one.top.z, two.top.z)
@@ -159,7 +158,7 @@ def test_entropy_of_diagonal_gaussians_and_its_gradient(x64):
 
     def of(stats, key, closed):
         drawn = vae.draw(key, jnp.broadcast_to(stats, (50_000, 8)))
-        return losses.example_sums(losses.log_q_of(drawn.log_q, drawn.log_std, closed=closed))
+        return kl.example_sums(kl.log_q_of(drawn.log_q, drawn.log_std, closed=closed))
 
     # draw clamps by 5 tanh(. / 5)
     stats = 5.0 * jnp.arctanh(jnp.concatenate([jnp.asarray([0.3, -1.0, 0.0, 2.0]), jnp.log(std)]) / 5.0)
@@ -176,8 +175,8 @@ def test_entropy_of_diagonal_gaussians_and_its_gradient(x64):
 def test_sums_over_groups_and_channels():
     """Both add up to the sum over everything; groups are neighboring channels."""
     each = jnp.asarray(np.arange(2 * 2 * 2 * 6, dtype=np.float32).reshape(2, 2, 2, 6))
-    groups, channels = losses.group_sums(each, 3), losses.channel_sums(each)
-    np.testing.assert_allclose(groups.sum(1), losses.example_sums(each))
+    groups, channels = kl.group_sums(each, 3), kl.channel_sums(each)
+    np.testing.assert_allclose(groups.sum(1), kl.example_sums(each))
     np.testing.assert_allclose(channels[:, :2].sum(1), groups[:, 0])
 
 
@@ -254,7 +253,7 @@ def test_the_training_bound_is_the_likelihood_too(x64):
     score = gaussian_score(process, CENTER, SPREAD)
     t, inv_density = times.normal_likelihood(process, jax.random.key(0), n, t_min=t_min)
     found = jax.jit(
-        lambda z: losses.cross_entropy(process, score, jax.random.key(1), z, t, inv_density, t_min=t_min).total
+        lambda z: cross_entropy.cross_entropy(process, score, jax.random.key(1), z, t, inv_density, t_min=t_min).total
     )(jnp.asarray(z))
     negative_entropy = -0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
     residual = x[0] - z @ LOADINGS.T
@@ -275,7 +274,7 @@ def test_the_divergence_from_a_normal_prior_by_score_matching(x64):
             alpha2, var = process.alpha(t) ** 2, process.variance(t)
             return 0.5 * ((1 - var) ** 2 + var * alpha2 * (std**2 + mean**2)) / -jnp.expm1(jnp.asarray(level))
 
-        constant, _ = losses.boundary_terms(process, jnp.zeros((1, 1)), t_min)
+        constant, _ = cross_entropy.boundary_terms(process, jnp.zeros((1, 1)), t_min)
         entropy = 0.5 * np.log(2 * np.pi * np.e * std**2)
         assert integral(integrand, low, high) + float(constant[0]) - entropy == pytest.approx(wanted, abs=2e-8)
 
@@ -315,16 +314,16 @@ def test_the_geometric_process_spends_its_time_evenly(x64):
 def test_levels_are_read_and_written():
     """All kept; three bits of 256; and binary by chance, with the stored level's share as mean."""
     data = np.arange(17, dtype=np.uint8).reshape(1, 17)
-    same = latent.Levels(17, 17)
-    np.testing.assert_array_equal(same.read(jax.random.key(0), data), data)
-    np.testing.assert_array_equal(same.write(jnp.asarray(data, jnp.float32)), data)
-    fewer = latent.Levels(256, 32)
+    same = space.Quantiser(17, 17)
+    np.testing.assert_array_equal(same.quantise(jax.random.key(0), data), data)
+    np.testing.assert_array_equal(same.to_stored(jnp.asarray(data, jnp.float32)), data)
+    fewer = space.Quantiser(256, 32)
     np.testing.assert_array_equal(
-        fewer.read(jax.random.key(0), np.array([0, 7, 8, 200, 255], np.uint8)), [0, 0, 1, 25, 31]
+        fewer.quantise(jax.random.key(0), np.array([0, 7, 8, 200, 255], np.uint8)), [0, 0, 1, 25, 31]
     )
-    np.testing.assert_array_equal(fewer.write(jnp.asarray([0.0, 31.0])), [0, 255])
+    np.testing.assert_array_equal(fewer.to_stored(jnp.asarray([0.0, 31.0])), [0, 255])
     assert 25 / 31 * 2 - 1 == pytest.approx(0.6129032258, abs=1e-10)  # where the decoder sees level 200 at 5 bits
-    binary = latent.Levels(17, 2, binarized=True)
-    drawn = np.asarray(binary.read(jax.random.key(0), np.full(20_000, 4, np.uint8)))
+    binary = space.Quantiser(17, 2, binarized=True)
+    drawn = np.asarray(binary.quantise(jax.random.key(0), np.full(20_000, 4, np.uint8)))
     assert set(drawn) == {0, 1} and abs(drawn.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 20_000)
-    np.testing.assert_array_equal(binary.write(jnp.asarray([0.0, 0.5, 1.0])), [0, 8, 16])
+    np.testing.assert_array_equal(binary.to_stored(jnp.asarray([0.0, 0.5, 1.0])), [0, 8, 16])

@@ -108,7 +108,7 @@ def test_fewest_steps_sees_through_a_dip():
 def test_padding_with_steps_of_no_length_changes_nothing(x64):
     grid = jnp.linspace(1.5, 0.0, 11)
     padded = jnp.concatenate([jnp.full(5, 1.5), grid])
-    data = exact.Law(jnp.array([1.0]), jnp.array([0.5]))
+    data = exact.Gaussian(jnp.array([1.0]), jnp.array([0.5]))
     for rule in STOCHASTIC:
         first, second = (wasserstein.bound(processes.ou(), g, UNIT, rule=rule, score_error=0.1) for g in (grid, padded))
         np.testing.assert_allclose(first, second, rtol=1e-12)
@@ -141,7 +141,7 @@ def _padded(horizon, steps, length=640):
 )
 def test_the_bound_holds_for_every_sampler_and_gaussian(x64, process, horizon):
     for (mean, var), steps, rule, bias in itertools.product(LAWS, (10, 80, 640), STOCHASTIC, (0.0, 0.05)):
-        data, target = exact.Law(jnp.array(mean), jnp.array(var)), _target(mean, var)
+        data, target = exact.Gaussian(jnp.array(mean), jnp.array(var)), _target(mean, var)
         grid = _padded(horizon, steps)
         distance = float(exact.w2(exact.gaussian_law(process, grid, rule, data, bias=bias), data))
         error = bias * np.sqrt(len(mean))
@@ -217,7 +217,7 @@ def test_early_stopping_is_the_distance_it_adds(x64):
     """W2(p_t, data) for Gaussian data is below it, and equal for a point mass."""
     process = sdes.vp_linear()
     for mean, var in (*LAWS, ([1.5, 0.0], [0.0, 0.0])):
-        data = exact.Law(jnp.array(mean), jnp.array(var))
+        data = exact.Gaussian(jnp.array(mean), jnp.array(var))
         target = Target(len(mean), 1.0, 1.0, np.sqrt((data.mean**2 + data.variance).sum()))
         moved = float(exact.w2(exact.marginal(process, data, 0.01), data))
         allowed = float(wasserstein.early_stopping(process, target, 0.01))
@@ -284,7 +284,7 @@ ODE_ROWS = [  # process, T, L1: exact distance; total, start, score, steps
 
 @pytest.mark.parametrize("process, horizon, lipschitz, distance, total, start, score, steps", ODE_ROWS)
 def test_ode_bound(x64, process, horizon, lipschitz, distance, total, start, score, steps):
-    grid, data = jnp.linspace(horizon, 0.0, 641), exact.Law(jnp.zeros(1), jnp.array([0.25]))
+    grid, data = jnp.linspace(horizon, 0.0, 641), exact.Gaussian(jnp.zeros(1), jnp.array([0.25]))
     law = exact.gaussian_law(process, grid, transitions.exponential_ode, data, bias=0.05)
     assert float(exact.w2(law, data)) == pytest.approx(distance, rel=1e-9)
     target = Target(1, 4.0, 4.0, 0.5)
@@ -308,7 +308,7 @@ def test_the_ode_bound_holds(x64, process, horizon):
     for (mean, var), steps, bias in itertools.product(LAWS, (10, 160), (0.0, 0.05)):
         if any(mean):  # then the score also moves with alpha, which this constant does not cover
             continue
-        data, target = exact.Law(jnp.array(mean), jnp.array(var)), _target(mean, var)
+        data, target = exact.Gaussian(jnp.array(mean), jnp.array(var)), _target(mean, var)
         grid = _padded(horizon, steps, 160)
         law = exact.gaussian_law(process, grid, transitions.exponential_ode, data, bias=bias)
         found = wasserstein.ode_bound(

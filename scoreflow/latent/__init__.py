@@ -1,1 +1,1 @@
-"""Latent spaces: data seen through a VAE, and what its decoder says of data."""
+"""Latent spaces: data encoded by a VAE, the likelihoods of its decoder, and the divergence of its encoder."""

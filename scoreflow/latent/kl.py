@@ -1,4 +1,4 @@
-"""The divergence of an encoder from N(0, I): its sums, its coefficient in training, and its balance over groups.
+"""The KL divergence of an encoder from N(0, I): its sums, its coefficient in training, and its balance over groups.
 
 Vahdat, Kautz 2020 (arXiv 2007.03898); Vahdat et al. 2021 (arXiv 2106.05931), appendix.
 """
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def log_q_of(log_q: jax.Array, log_std: jax.Array, *, closed: bool) -> jax.Array:
-    """[B, ...]: a Gaussian's log-density at a draw, or its mean over draws, -log std - log(2 pi e) / 2, nats.
+    """A Gaussian's log-density at a draw or, if `closed`, its mean over draws, -log std - log(2 pi e) / 2; like log_q.
 
-    Their gradients are the same: 0 in the mean and -1 in each log std.
+    Both are in nats. Their gradients are the same: 0 in the mean and -1 in each log std.
     """
     return -log_std - 0.5 * jnp.log(2 * np.pi * np.e) if closed else log_q
 

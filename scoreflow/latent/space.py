@@ -1,4 +1,4 @@
-"""Data seen through a VAE: what a score model diffuses instead of x, and what the decoder says of x given it."""
+"""The latent space of a VAE: what a score model diffuses instead of x, and the likelihood of x given the latents."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,40 +8,41 @@ import jax.numpy as jnp
 
 from scoreflow.latent.decoders import Decoder
 from scoreflow.models.vae import VAE, Posterior, normal_log_prob
+from scoreflow.types import Key, Params
 
 
 class Quantiser(NamedTuple):
-    """Between data as stored, integers from 0 to `stored` - 1, and what is modeled, from 0 to `count` - 1.
+    """Conversion between the levels of stored data, 0 to `stored` - 1, and those of the model, 0 to `count` - 1.
 
     Attributes:
-      stored: levels of the data set.
-      count: levels that are modeled: as many, fewer (the lowest bits are dropped) or two.
-      binarized: whether each access draws 0 or 1, with a probability of 1 that is the stored level's share of the top.
+      stored: number of levels of the data set.
+      count: number of levels of the model: as many, fewer (the lowest bits are dropped) or two.
+      binarized: whether each access draws 0 or 1, with the probability level / (stored - 1) of 1.
     """
 
     stored: int
     count: int
     binarized: bool = False
 
-    def quantise(self, key: jax.Array, data: jax.Array) -> jax.Array:
-        """What is modeled of data as stored, like it, int32."""
+    def quantise(self, key: Key, data: jax.Array) -> jax.Array:
+        """The levels of the model for stored data, like them, int32."""
         if self.binarized:
             return jax.random.bernoulli(key, data.astype(jnp.float32) / (self.stored - 1)).astype(jnp.int32)
         return (data.astype(jnp.int32) * self.count) // self.stored
 
     def to_stored(self, mean: jax.Array) -> jax.Array:
-        """The stored level nearest to `mean`, in units of what is modeled; uint8."""
+        """The stored level nearest to `mean`, which is in units of the model's levels; uint8."""
         return jnp.round(mean * ((self.stored - 1) / (self.count - 1))).clip(0, self.stored - 1).astype(jnp.uint8)
 
 
 class Encoded(NamedTuple):
-    """Data through a VAE, nats for each example.
+    """Data encoded by a VAE and decoded again.
 
     Attributes:
-      top: latents [B, ...] under the score prior.
-      lower: those under N(0, I).
-      reconstruction: [B], -log p(x|z).
-      decoded: the decoder's mean, in levels as stored.
+      top: latents [B, ...] whose prior is the score model.
+      lower: latents whose prior is N(0, I).
+      reconstruction: -log p(x|z) in nats, [B].
+      decoded: the decoder's mean, in stored levels.
     """
 
     top: Posterior
@@ -51,7 +52,7 @@ class Encoded(NamedTuple):
 
     @property
     def lower_kl(self) -> jax.Array:
-        """[B, G], one-sample divergences of the lower groups from N(0, I); G may be 0."""
+        """One-sample estimates of the lower groups' divergences from N(0, I), [B, G]; G may be 0."""
         rows = [(p.log_q - normal_log_prob(p.z)).reshape(len(p.z), -1).sum(1) for p in self.lower]
         return jnp.stack(rows, axis=1) if rows else jnp.zeros((len(self.top.z), 0))
 
@@ -60,38 +61,46 @@ class LatentSpace(NamedTuple):
     """A latent space.
 
     Attributes:
-      shape: of the latents of one example that are diffused.
-      groups: parts of their channels, and `sizes` of these and the lower groups, see `models.vae.VAE`.
+      shape: shape of the latents of one example that are diffused.
+      groups: number of groups of their channels, see `models.vae.VAE`.
+      sizes: relative sizes of the divergences of these groups and of the lower ones, see `models.vae.VAE`.
       init: (key) -> params of the VAE.
-      quantiser: what is modeled of data as stored.
-      infer: (params of the VAE, key, levels as modeled) -> Encoded.
-      decode_mean: (params of the VAE, key, z) -> the decoder's mean, in levels as stored.
+      quantiser: conversion between stored levels and those of the model.
+      infer: (params of the VAE, key, levels of the model) -> Encoded.
+      decode_mean: (params of the VAE, key, z) -> the decoder's mean, in stored levels.
     """
 
     shape: tuple[int, ...]
     groups: int
     sizes: tuple[float, ...]
-    init: Callable
+    init: Callable[[Key], Params]
     quantiser: Quantiser
-    infer: Callable
-    decode_mean: Callable
+    infer: Callable[[Params, Key, jax.Array], Encoded]
+    decode_mean: Callable[[Params, Key, jax.Array], jax.Array]
 
 
 def latent_space(vae: VAE, decoder: Decoder, quantiser: Quantiser, data_shape: tuple[int, ...]) -> LatentSpace:
-    """The latent space of a VAE for data of a shape."""
+    """The latent space of a VAE.
 
-    def infer(params, key, x):
+    Args:
+      vae: the VAE.
+      decoder: the likelihood of its decoder.
+      quantiser: conversion between stored levels and those of the model.
+      data_shape: shape of one example.
+    """
+
+    def infer(params: Params, key: Key, x: jax.Array) -> Encoded:
         inferred = vae.infer(params, key, 2.0 * x.astype(jnp.float32) / (quantiser.count - 1) - 1.0)
         decoded = quantiser.to_stored(decoder.mean(inferred.out))
         return Encoded(inferred.top, inferred.lower, -decoder.log_prob(inferred.out, x), decoded)
 
-    def decode_mean(params, key, z):
+    def decode_mean(params: Params, key: Key, z: jax.Array) -> jax.Array:
         return quantiser.to_stored(decoder.mean(vae.generate(params, key, z)))
 
-    def init(key):
+    def init(key: Key) -> Params:
         return vae.init(key, (1, *data_shape))
 
-    def latents(key):
+    def latents(key: Key) -> jax.Array:
         return vae.infer(init(key), key, jnp.zeros((1, *data_shape))).top.z
 
     shape = jax.eval_shape(latents, jax.random.key(0)).shape[1:]

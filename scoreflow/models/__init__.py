@@ -1,79 +1,119 @@
-"""Networks behind two pure functions."""
+"""Networks as two pure functions, and one parameter tree for everything that is trained together."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scoreflow.types import Key, Params
+
+Init = Callable[[Key, tuple[int, ...]], Params]
+"""(key, x_shape) -> params, where x_shape is that of one batch [B, ...] and B does not matter."""
+
+
+class Apply(Protocol):
+    """A network as a function of its arguments alone."""
+
+    def __call__(
+        self,
+        params: Params,
+        x: jax.Array,
+        log_snr: jax.Array,
+        cond: jax.Array | None = None,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> jax.Array:
+        """The output at x [B, ...] and the noise labels log_snr [B], with class labels cond [B] int32; [B, ...]."""
+        ...
+
 
 class Network(NamedTuple):
-    """A network as functions of its arguments alone (no mutable collections), so that jvp, vjp and vmap compose.
+    """A network without mutable collections, so that jvp, vjp and vmap compose.
 
     Attributes:
       init: (key, x_shape) -> params; x_shape is that of one batch [B, ...], of which B does not matter.
       apply: (params, x [B, ...], log_snr [B], cond [B] int32 or None, *, train=False, key=None) -> [B, ...] float32.
         `key` draws the dropout masks and is needed only where `train` is set. Without `cond`, or where it equals
-        num_classes, a class-conditional network answers for all classes together.
+        num_classes, the output of a class-conditional network is that of all classes together.
     """
 
-    init: Callable
-    apply: Callable
+    init: Init
+    apply: Apply
 
 
 def network(module: nn.Module) -> Network:
     """Wraps a Linen module whose call is (x, log_snr, cond, train)."""
 
-    def init(key, x_shape):
+    def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         x = jnp.zeros((1, *x_shape[1:]))
         return module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32), False)["params"]
 
-    def apply(params, x, log_snr, cond=None, *, train=False, key=None):
-        rngs = {"dropout": key} if train else None
-        return module.apply({"params": params}, x, log_snr, cond, train, rngs=rngs)
+    def apply(
+        params: Params,
+        x: jax.Array,
+        log_snr: jax.Array,
+        cond: jax.Array | None = None,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> jax.Array:
+        rngs = {"dropout": cast(Key, key)} if train else None
+        return cast(jax.Array, module.apply({"params": params}, x, log_snr, cond, train, rngs=rngs))
 
     return Network(init, apply)
 
 
 MAIN, DEQUANTISER, TERMINAL, LATENT, MIXING = "score", "dequantiser", "terminal", "vae", "mixing"
-"""Names of the parts in the parameters of `beside`."""
+"""Names of the branches of the parameter tree of `with_parts`."""
 
 
-class Other(NamedTuple):
-    """Something with parameters that is no score network; `init` as in `Network`."""
+class HasParams(Protocol):
+    """Anything with an `init` like that of a network."""
 
-    init: Callable
+    @property
+    def init(self) -> Init:
+        """(key, x_shape) -> params."""
+        ...
 
 
-def mixing(logit: float) -> Other:
-    """For each channel (of x_shape) the `logits` of `score.mixed` and which are `active`: 1, or 0 for left out."""
+class ParamsOnly(NamedTuple):
+    """Parameters without a network: `init` as in `Network`, and `apply`, which is always None."""
 
-    def init(key, x_shape):
+    init: Init
+    apply: None = None
+
+
+def mixing(logit: float) -> ParamsOnly:
+    """The parameters of `score.mixed`: for each channel of x_shape its `logits`, and `active`, 1 or 0 if left out."""
+
+    def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         return {"logits": jnp.full(x_shape[-1], logit), "active": jnp.ones(x_shape[-1])}
 
-    return Other(init)
+    return ParamsOnly(init)
 
 
-def beside(net: Network, **others) -> Network:
-    """`net` with others whose parameters live in the same tree: {MAIN: of net, name: of another, by its `init`}."""
+def with_parts(net: Network, **branches: HasParams) -> Network:
+    """A network whose parameter tree has further branches, for everything else that is trained.
 
-    def init(key, x_shape):
-        keys = jax.random.split(key, 1 + len(others))
-        made = {name: other.init(k, x_shape) for k, (name, other) in zip(keys[1:], others.items())}
-        return {MAIN: net.init(keys[0], x_shape), **made}
+    Args:
+      net: the network. Its parameters are the branch `MAIN`, and `apply` uses them alone.
+      branches: name of a branch -> what initializes it.
+    """
 
-    def apply(params, *args, **options):
-        return net.apply(params[MAIN], *args, **options)
+    def init(key: Key, x_shape: tuple[int, ...]) -> Params:
+        keys = jax.random.split(key, 1 + len(branches))
+        params = {name: branch.init(k, x_shape) for k, (name, branch) in zip(keys[1:], branches.items())}
+        return {MAIN: net.init(keys[0], x_shape), **params}
+
+    def apply(params: Params, x: jax.Array, log_snr: jax.Array, *args, **options) -> jax.Array:
+        return net.apply(params[MAIN], x, log_snr, *args, **options)
 
     return Network(init, apply)
 
 
-def only(name: str, init: Callable) -> Network:
-    """Parameters {name: init(key)} and nothing to apply: where the score needs no network."""
-    return Network(lambda key, x_shape: {name: init(key)}, None)
-
-
-def count_params(params) -> int:
+def count_params(params: Params) -> int:
     """Number of scalars in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,29 +1,33 @@
-"""A conditional flow that fills the bins of an image: variational dequantization.
+"""A conditional flow of the noise inside the bins of an image, for variational dequantization.
 
-Logistic noise z, couplings of it, and a sigmoid to (0, 1). A coupling leaves the cells of one color of a checkerboard
-as they are and moves each of the others by the increasing map (Ho et al. 2019, arXiv 1902.00275, section 3)
+The flow applies couplings to logistic noise z, followed by a sigmoid to (0, 1). A coupling keeps the cells of one color
+of a checkerboard and moves each of the others by the increasing map (Ho et al. 2019, arXiv 1902.00275, section 3)
 
     z -> exp(a) logit(mixture of logistic distribution functions at z) + b                                          (1)
 
-with parameters that a convolutional network reads off the cells left alone and the image. All begin at the identity,
-under which the noise is uniform. Only the way from noise to bins is needed, so (1) is never inverted.
+whose parameters a convolutional network computes from the cells that are kept and the image. All couplings start as the
+identity, with which the noise is uniform. Only the direction from noise to bins is needed, so (1) is never inverted.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoreflow.models import Network
+from scoreflow.models import Init
 from scoreflow.models.layers import Conv3x3, SelfAttention, zeros
+from scoreflow.types import Count, CountOrZero, Key, Params
 
 
 class _Residual(nn.Module):
-    """Same shape in and out; starts as the identity."""
+    """A residual block that keeps the shape and starts as the identity."""
 
     num_heads: int = 0
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: jax.Array) -> jax.Array:
         features = h.shape[-1]
         h = h + Conv3x3(features, init_zero=True)(nn.silu(Conv3x3(features)(nn.silu(h))))
         return SelfAttention(self.num_heads)(h) if self.num_heads else h
@@ -32,17 +36,17 @@ class _Residual(nn.Module):
 def logistic_mixture(
     z: jax.Array, logits: jax.Array, means: jax.Array, log_scales: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """logit F(z), F a mixture of logistic distribution functions, and the log of its derivative in z; like z.
+    """logit F(z) for a mixture F of logistic distribution functions, and the log of its derivative in z; like z.
 
     Args:
       z: [...].
-      logits, means, log_scales: [..., M] of the M components.
+      logits, means, log_scales: parameters of the M components, [..., M].
     """
     log_weight = jax.nn.log_softmax(logits)
     standard = (z[..., None] - means) * jnp.exp(-log_scales)
     below, above = jax.nn.log_sigmoid(standard), jax.nn.log_sigmoid(-standard)
     log_cdf, log_rest, log_pdf = (
-        jax.nn.logsumexp(log_weight + part, axis=-1) for part in (below, above, below + above - log_scales)
+        jax.nn.logsumexp(log_weight + term, axis=-1) for term in (below, above, below + above - log_scales)
     )
     return log_cdf - log_rest, log_pdf - log_cdf - log_rest
 
@@ -51,23 +55,23 @@ class DequantisingFlow(nn.Module):
     """(logistic noise z [B, H, W, C], image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1), its log-density [B]).
 
     Attributes:
-      couplings: number of maps (1); colors alternate.
-      channels: width of their networks.
-      blocks: residual blocks in each.
-      components: M in (1).
-      num_heads: of self-attention after each block; 0 for none.
-      context: width of the image's features, which all couplings share.
+      couplings: Number of couplings, whose colors alternate.
+      channels: Width of the couplings' networks.
+      blocks: Number of residual blocks in each coupling's network.
+      components: Number M of logistic components in the map of a coupling.
+      num_heads: Number of heads of the self-attention after each block; 0 for no attention.
+      context: Width of the image's features, which all couplings share.
     """
 
-    couplings: int = 4
-    channels: int = 32
-    blocks: int = 2
-    components: int = 4
-    num_heads: int = 0
-    context: int = 32
+    couplings: Count = 4
+    channels: Count = 32
+    blocks: Count = 2
+    components: Count = 4
+    num_heads: CountOrZero = 0
+    context: Count = 32
 
     @nn.compact
-    def __call__(self, z, image):
+    def __call__(self, z: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, height, width, features = z.shape
         color = jnp.add.outer(jnp.arange(height), jnp.arange(width))[None, :, :, None] % 2
         context = Conv3x3(self.context)(nn.silu(Conv3x3(self.context)(image)))
@@ -79,7 +83,7 @@ class DequantisingFlow(nn.Module):
                 h = _Residual(self.num_heads)(h)
             h = nn.silu(h)
             shift, stretch = jnp.split(nn.Dense(2 * features, kernel_init=zeros)(h), 2, axis=-1)
-            # of components that begin alike, random weights are what tells them apart
+            # the components start alike, so random weights are needed to make them differ
             shape = (*z.shape, self.components)
             logits = nn.Dense(features * self.components)(h).reshape(shape)
             means, log_scales = (
@@ -95,18 +99,27 @@ class DequantisingFlow(nn.Module):
         return noise, log_density.reshape(len(z), -1).sum(1)
 
 
-def dequantiser(module: DequantisingFlow) -> Network:
-    """The flow as functions of its arguments alone.
+class NoiseFlow(NamedTuple):
+    """The flow as functions of their arguments alone.
 
-    `init`: (key, image shape [B, H, W, C]) -> params.
-    `apply`: (params, key, image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1) like the image, its log-density [B]).
+    Attributes:
+      init: (key, image shape [B, H, W, C]) -> params.
+      apply: (params, key, image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1) like the image, its log-density [B]).
     """
 
-    def init(key, x_shape):
+    init: Init
+    apply: Callable[[Params, Key, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def dequantiser(module: DequantisingFlow) -> NoiseFlow:
+    """Wraps the module of a flow; its `apply` also draws the logistic noise."""
+
+    def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         x = jnp.zeros((1, *x_shape[1:]))
         return module.init(key, x, x)["params"]
 
-    def apply(params, key, image):
-        return module.apply({"params": params}, jax.random.logistic(key, image.shape), image)
+    def apply(params: Params, key: Key, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        noise = module.apply({"params": params}, jax.random.logistic(key, image.shape), image)
+        return cast(tuple[jax.Array, jax.Array], noise)
 
-    return Network(init, apply)
+    return NoiseFlow(init, apply)

@@ -1,40 +1,42 @@
 """A hierarchical VAE of images with residual cells, groups of latents and scales, after NVAE.
 
-Vahdat, Kautz 2020 (arXiv 2007.03898) as reduced for a score prior by Vahdat et al. 2021 (arXiv 2106.05931): the groups
-of a posterior are drawn one after the other, each given those before, but their prior is a flat N(0, I), so that one
-score model can take its place for all groups of the coarsest scale together:
+This is the VAE of Vahdat, Kautz 2020 (arXiv 2007.03898), as simplified for a score prior by Vahdat et al. 2021 (arXiv
+2106.05931). The groups of a posterior are drawn one after the other, each given those before, but their prior is
+N(0, I), so that one score model can replace it for all groups of the coarsest scale together:
 
     encoder   x -> [cells, halve] -> scales, finest first; every group leaves its features for the decoder
-    decoder   a learnt constant -> scales, coarsest first; for every group: draw z, mix it in, cells -> [double, cells]
+    decoder   a learned constant -> scales, coarsest first; for every group: draw z, mix it in, cells -> [double, cells]
 
-Here normalization is over groups of channels where the published code has batch statistics, so that evaluation is the
-same function as training and nothing but parameters has to be kept.
+The normalization is over groups of channels, where the published code has batch statistics. Evaluation is therefore the
+same function as training, and only parameters have to be stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from scoreflow.models.layers import at_least_float32, group_norm
 from scoreflow.models.unet import upsample
-from scoreflow.models.vae import Inferred, draw
+from scoreflow.models.vae import Inferred, Posterior, draw
+from scoreflow.types import Count, CountOrZero, Counts, Dtype, Flag, Key
 
-_BRANCH = 0.1  # share of a residual branch
+_BRANCH = 0.1  # factor of a residual branch
 
 
 class NormedConv(nn.Module):
-    """Convolution, same-padded, whose kernel has a learnt norm e^log_norm for each output channel."""
+    """Same-padded convolution whose kernel has a learned norm e^log_norm for each output channel."""
 
     features: int
     size: int = 3
     stride: int = 1
     depthwise: bool = False
-    dtype: jnp.dtype | None = None
+    dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         groups = x.shape[-1] if self.depthwise else 1
         shape = (self.size, self.size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
@@ -42,7 +44,7 @@ class NormedConv(nn.Module):
         log_norm = self.param("log_norm", lambda key: jnp.log(length + 0.01))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         kernel = kernel * (jnp.exp(log_norm) / length)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         layout = ("NHWC", "HWIO", "NHWC")
         strides = (self.stride, self.stride)
         y = jax.lax.conv_general_dilated(
@@ -52,29 +54,29 @@ class NormedConv(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Squeeze-and-excitation: every channel scaled by what all of them say on average."""
+    """Squeeze-and-excitation: scales every channel by a function of the means of all channels."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         h = nn.relu(nn.Dense(max(channels // 16, 4), dtype=x.dtype)(x.mean((1, 2))))
         return x * nn.sigmoid(nn.Dense(channels, dtype=x.dtype)(h))[:, None, None]
 
 
 class ResidualCell(nn.Module):
-    """skip + 0.1 branch, to the same size, half of it (`resize` = -1) or the double (1).
+    """skip + 0.1 branch; it keeps the sides, halves them (`resize` = -1) or doubles them (1).
 
-    The branch is norm - SiLU - conv twice, or with `expand` above 0 an inverted bottleneck: 1x1 to `expand` times the
-    width, depthwise 5x5, 1x1 back; then squeeze and excitation.
+    The branch is norm - SiLU - conv twice. With `expand` above 0 it is an inverted bottleneck: 1x1 to `expand` times
+    the width, depthwise 5x5, 1x1 back. Both end with squeeze-and-excitation.
     """
 
     features: int
     resize: int = 0
     expand: int = 0
-    dtype: jnp.dtype | None = None
+    dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         conv = lambda features, **options: NormedConv(features, dtype=self.dtype, **options)
         norm = lambda h: group_norm(h.shape[-1], self.dtype)(h)
         h, stride = upsample(x) if self.resize > 0 else x, 2 if self.resize < 0 else 1
@@ -88,8 +90,8 @@ class ResidualCell(nn.Module):
             h = conv(self.features)(nn.silu(norm(h)))
         h = Squeeze()(h)
         if self.resize < 0:  # four 1x1 convolutions, each of every other pixel
-            y, part = nn.silu(x), -(-self.features // 4)
-            widths = (part, part, part, self.features - 3 * part)
+            y, quarter = nn.silu(x), -(-self.features // 4)
+            widths = (quarter, quarter, quarter, self.features - 3 * quarter)
             corners = ((0, 0), (1, 1), (0, 1), (1, 0))
             x = jnp.concatenate(
                 [conv(w, size=1)(y[:, i::2, j::2]) for w, (i, j) in zip(widths, corners, strict=True)], axis=-1
@@ -103,39 +105,39 @@ class ResidualCell(nn.Module):
 
 
 class HierarchicalVAE(nn.Module):
-    """Images [B, H, W, C] <-> groups of latents [B, h, w, latents] at one or more scales; see above.
+    """A VAE of square images [B, H, W, C] with groups of latents [B, h, w, latents] at one or more scales.
 
     Attributes:
-      outputs: numbers of the decoder for each pixel.
-      side: of the images, in pixels, with `pad` counted.
-      channels: width at full resolution.
-      multipliers: width of each resolution relative to `channels`, the coarsest `scales` of which hold latents.
-      scales: resolutions with latents.
-      per_scale: groups of latents at each.
-      latents: channels of a group.
-      cells: residual cells of the encoder and of the decoder for each group.
-      outer_cells: cells for each resolution without latents, the one that resizes among them.
-      inverted: whether the decoder's cells are inverted bottlenecks.
-      pad: pixels of the lowest level put around the images, and cut off again.
-      dtype: of the arithmetic inside; what comes out stays float32.
+      outputs: the number of outputs of the decoder for each pixel.
+      shape: the shape of one example, (H, W, C).
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; the coarsest `scales` of them have latents.
+      scales: Number of resolutions with latents.
+      per_scale: Number of groups of latents at each of these resolutions.
+      latents: Number of channels of a group.
+      cells: Number of residual cells for each group, in the encoder and again in the decoder.
+      outer_cells: Number of cells for each resolution without latents, including the one that resizes.
+      inverted: Whether the decoder's cells are inverted bottlenecks.
+      pad: Number of pixels with the lowest level that the VAE adds on every side of the images.
+      dtype: Precision of the arithmetic inside; parameters and outputs stay float32.
     """
 
     outputs: int
-    side: int
-    channels: int = 32
-    multipliers: Sequence[int] = (1, 2)
-    scales: int = 1
-    per_scale: int = 2
-    latents: int = 8
-    cells: int = 1
-    outer_cells: int = 2
-    inverted: bool = False
-    pad: int = 0
-    dtype: jnp.dtype | None = None
+    shape: tuple[int, ...]
+    channels: Count = 32
+    multipliers: Counts = (1, 2)
+    scales: Count = 1
+    per_scale: Count = 2
+    latents: Count = 8
+    cells: Count = 1
+    outer_cells: Count = 2
+    inverted: Flag = False
+    pad: CountOrZero = 0
+    dtype: Dtype = None
 
     @property
     def groups(self) -> int:
-        """Groups of the coarsest scale."""
+        """The number of groups at the coarsest scale."""
         return self.per_scale
 
     @property
@@ -143,7 +145,7 @@ class HierarchicalVAE(nn.Module):
         """4^s / groups for every group of the s-th scale from the coarsest."""
         return tuple(4.0**s / self.per_scale for s in range(self.scales) for _ in range(self.per_scale))
 
-    def setup(self):
+    def setup(self) -> None:
         widths = [self.channels * m for m in self.multipliers]
         outer = len(widths) - self.scales  # resolutions without latents
         inner, wide = widths[outer:], (6, 3) if self.inverted else (0, 0)
@@ -160,7 +162,7 @@ class HierarchicalVAE(nn.Module):
         self.halve = [cell(w, -1) for w in inner[1:]]
         self.last = conv(inner[-1], size=1)
 
-        top = inner[::-1]  # from here on the coarsest is first
+        top = inner[::-1]  # the decoder starts with the coarsest
         self.features = [[conv(w, size=1) for _ in range(self.per_scale)] for w in top]
         self.stats = [[conv(2 * self.latents) for _ in range(self.per_scale)] for _ in top]
         self.spread = [[conv(w) for _ in range(self.per_scale)] for w in top]
@@ -168,29 +170,29 @@ class HierarchicalVAE(nn.Module):
         self.decoder = [[[cell(w, 0, wide[0]) for _ in range(self.cells)] for _ in range(self.per_scale)] for w in top]
         self.double = [cell(w, 1, wide[0]) for w in top[1:]]
         self.to_out = NormedConv(self.outputs)
-        coarse = self.side // 2 ** (len(widths) - 1)
+        coarse = (self.shape[0] + 2 * self.pad) // 2 ** (len(widths) - 1)
         self.start = self.param("start", nn.initializers.uniform(1.0), (coarse, coarse, top[0]))
 
-    def __call__(self, x, key):
+    def __call__(self, x: jax.Array, key: Key) -> Inferred:
         sides = (self.pad, self.pad)
         x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), constant_values=-1.0)
         h = self.stem(x)
         for cell in self.before:
             h = cell(h)
-        kept = []  # in the decoder's order when it is turned round
+        encoded = []  # for each group; the decoder uses them in reverse
         for scale, groups in enumerate(self.encoder):
             h = self.halve[scale - 1](h) if scale else h
             for cells in groups:
                 for cell in cells:
                     h = cell(h)
-                kept.append(h)
-        kept = kept[::-1]
-        kept[0] = self.last(nn.elu(kept[0]))
-        drawn = []
+                encoded.append(h)
+        encoded = encoded[::-1]
+        encoded[0] = self.last(nn.elu(encoded[0]))
+        drawn: list[Posterior] = []
 
-        def posterior(scale, group, state):
+        def posterior(scale: int, group: int, state: jax.Array) -> jax.Array:
             i = len(drawn)
-            h = kept[i] if i == 0 else kept[i] + self.features[scale][group](state)
+            h = encoded[i] if i == 0 else encoded[i] + self.features[scale][group](state)
             drawn.append(draw(jax.random.fold_in(key, i), self.stats[scale][group](nn.elu(h))))
             return drawn[-1].z
 
@@ -198,11 +200,11 @@ class HierarchicalVAE(nn.Module):
         top = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *drawn[: self.per_scale])
         return Inferred(top, tuple(drawn[self.per_scale :]), out)
 
-    def generate(self, z, key):
-        """See `VAE.generate`."""
+    def generate(self, z: jax.Array, key: Key) -> jax.Array:
+        """The decoder's outputs for the latents z of the coarsest scale; finer latents are drawn."""
         groups = jnp.split(z, self.per_scale, axis=-1)
 
-        def prior(scale, group, state):
+        def prior(scale: int, group: int, state: jax.Array) -> jax.Array:
             if scale == 0:
                 return groups[group]
             index = scale * self.per_scale + group
@@ -210,8 +212,8 @@ class HierarchicalVAE(nn.Module):
 
         return self._decode(prior, len(z))
 
-    def _decode(self, latents_of, batch):
-        """What the decoder says, drawing each group by latents_of(scale, group, state so far)."""
+    def _decode(self, latents_of: Callable[[int, int, jax.Array], jax.Array], batch: int) -> jax.Array:
+        """The decoder's outputs, where latents_of(scale, group, state so far) draws each group."""
         h = jnp.broadcast_to(self.start, (batch, *self.start.shape))
         for scale, groups in enumerate(self.decoder):
             h = self.double[scale - 1](h) if scale else h

@@ -1,60 +1,63 @@
-"""DDPM++, NCSN++ and ADM: the U-Nets of images in the literature, as option sets of one.
+"""DDPM++, NCSN++ and ADM: the U-Nets of the literature on images, as option sets of one network.
 
-    DDPM++   positional embedding, box filter                      Song et al. 2021, arXiv 2011.13456
-    NCSN++   Fourier embedding, filter [1, 3, 3, 1], the image fed in again at every resolution    same
-    ADM      modulation of scale and shift, attention after every block,            Dhariwal, Nichol
-             heads of 64 channels                                             2021, arXiv 2105.05233
+    DDPM++   positional embedding, box filter                             Song et al. 2021, arXiv 2011.13456
+    NCSN++   Fourier embedding, filter [1, 3, 3, 1],                      Song et al. 2021, arXiv 2011.13456
+             the image fed in again at every resolution
+    ADM      modulation of scale and shift, attention after every block,  Dhariwal, Nichol 2021, arXiv 2105.05233
+             heads of 64 channels
 
-with residual blocks that resample (BigGAN) and sums divided by sqrt(2) in the first two, in the arrangement of Karras
-et al. 2022 (arXiv 2206.00364), in which the two earlier ones are the same networks with other multipliers. The noise
-label is -log_snr / 8 = log(sigma / alpha) / 4, as there, whatever the process.
+All three have residual blocks that resample (BigGAN), in the arrangement of Karras et al. 2022 (arXiv 2206.00364). In
+the first two, sums are divided by sqrt(2); they are the networks of Song et al. with other multipliers. As in Karras et
+al., the noise label is -log_snr / 8 = log(sigma / alpha) / 4, for every process.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.models.layers import Conv3x3, at_least_float32, conv3x3_direct, fusion_barrier
+from scoreflow.models.layers import Conv, Conv3x3, at_least_float32, conv3x3_direct, fusion_barrier
+from scoreflow.types import Count, Counts, Dtype, Flag, Fraction
 
 
 def resample(x: jax.Array, taps: Sequence[float], up: bool) -> jax.Array:
-    """Doubles or halves the sides of [B, H, W, C] by a separable filter of an even number of taps, mean kept.
+    """Doubles or halves the sides of [B, H, W, C] by a separable filter with an even number of taps; it keeps the mean.
 
-    By shifted slices: a convolution of one channel at a time, and above all its gradient, is slow on a CPU.
+    The filter is computed by shifted slices, since a depthwise convolution, and above all its gradient, is slow on a
+    CPU.
     """
     weights = np.asarray(taps, np.float64) / np.sum(taps)
     return _along(_along(x, weights, up, 1), weights, up, 2)
 
 
 def _along(x: jax.Array, weights: np.ndarray, up: bool, axis: int) -> jax.Array:
-    """The same along one axis."""
+    """`resample` along one axis, by normalized weights."""
     size, half = x.shape[axis], len(weights) // 2
     edge = half if up else half - 1
     padded = jnp.pad(x, [(edge, edge) if i == axis else (0, 0) for i in range(x.ndim)])
 
-    def weighted(pairs, length, stride=1):
-        parts = [
+    def weighted(pairs: Iterable[tuple[int, float]], length: int, stride: int = 1) -> jax.Array:
+        slices = [
             float(w) * jax.lax.slice_in_dim(padded, at, at + stride * (length - 1) + 1, stride, axis) for at, w in pairs
         ]
-        return sum(parts[1:], parts[0])
+        return sum(slices[1:], slices[0])
 
     if not up:
         return weighted(enumerate(weights), size // 2, 2)
-    # numbers 2 i and 2 i + 1 of the result see every second tap each
+    # each of the numbers 2 i and 2 i + 1 of the result uses every second tap
     phases = []
     for phase in (0, 1):
-        taps = [(k, w) for k, w in enumerate(weights) if (phase + k - half) % 2 == 0]
+        taps = [(k, float(w)) for k, w in enumerate(weights) if (phase + k - half) % 2 == 0]
         phases.append(weighted([(edge + (phase + k - half) // 2, 2.0 * w) for k, w in taps], size))
     return jnp.stack(phases, axis + 1).reshape(x.shape[:axis] + (2 * size,) + x.shape[axis + 1 :])
 
 
 def positional(label: jax.Array, features: int) -> jax.Array:
-    """[B, features]: cosines and sines of label [B] at frequencies from 1 down to 1e-4."""
+    """Cosines and sines of label [B] at frequencies from 1 down to 1e-4; [B, features]."""
     half = features // 2
     frequencies = jnp.asarray(1e-4 ** (np.arange(half) / max(half - 1, 1)), label.dtype)
     angles = label[:, None] * frequencies[None]
@@ -62,30 +65,31 @@ def positional(label: jax.Array, features: int) -> jax.Array:
 
 
 def fourier(label: jax.Array, features: int, scale: float = 16.0) -> jax.Array:
-    """[B, features]: cosines and sines of label [B] at normal frequencies of deviation `scale`, the same in all runs.
+    """Cosines and sines of label [B] at normally distributed frequencies with deviation `scale`; [B, features].
 
-    They are not learnt, so they are no parameters, and no decay of weights can reach them.
+    The frequencies are the same in all runs. They are not learned, so they are not parameters, and weight decay does
+    not reach them.
     """
     frequencies = scale * np.random.default_rng(0).standard_normal(features // 2)
     angles = 2 * np.pi * label[:, None] * jnp.asarray(frequencies, label.dtype)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _norm(features: int, dtype, epsilon: float) -> nn.GroupNorm:
+def _norm(features: int, dtype: Dtype, epsilon: float) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=min(32, features // 4), epsilon=epsilon, dtype=dtype)
 
 
 class Attention(nn.Module):
-    """Residual self-attention over pixels, `heads` of them, the sum times `skip_scale`."""
+    """Residual self-attention over pixels with a number of `heads`; the sum is multiplied by `skip_scale`."""
 
     heads: int
     skip_scale: float
     epsilon: float
     kernel_init: Callable
-    dtype: jnp.dtype | None = None
+    dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         h = _norm(channels, self.dtype, self.epsilon)(x).reshape(batch, height * width, channels)
         qkv = nn.DenseGeneral((3, self.heads, channels // self.heads), dtype=self.dtype, kernel_init=self.kernel_init)(
@@ -102,14 +106,18 @@ class Block(nn.Module):
     """norm - SiLU - [resample] - conv - norm, moved by the noise label - SiLU - dropout - conv, plus a skip; attention.
 
     Attributes:
-      features: channels that come out.
-      resize: 1 to double the sides, -1 to halve them.
-      heads: of attention afterwards; 0 for none.
+      features: number of output channels.
+      resize: 1 doubles the sides, -1 halves them, 0 keeps them.
+      heads: number of heads of the attention at the end; 0 for none.
       scale_too: whether the noise label scales as well as shifts.
-      project: whether a skip that is resampled is also projected where its width stays.
-      skip_scale: factor of sums.
-      taps: of the resampling filter.
-      kernel_init: of kernels; those before a sum begin at zero.
+      project: whether a resampled skip is also projected where its width stays the same.
+      skip_scale: factor of every sum.
+      epsilon: small constant of the group normalization.
+      taps: weights of the resampling filter.
+      dropout: dropout rate.
+      kernel_init: initializer of the kernels; those before a sum start at zero.
+      dtype: precision of the arithmetic inside.
+      conv: lowering of the 3x3 convolutions.
     """
 
     features: int
@@ -122,11 +130,11 @@ class Block(nn.Module):
     taps: Sequence[float]
     dropout: float
     kernel_init: Callable
-    dtype: jnp.dtype | None
-    conv: Callable
+    dtype: Dtype
+    conv: Conv
 
     @nn.compact
-    def __call__(self, x, embedding, train):
+    def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
         resized = lambda h: resample(h, self.taps, self.resize > 0) if self.resize else h
         h = resized(nn.silu(_norm(x.shape[-1], self.dtype, self.epsilon)(x)))
         h = Conv3x3(self.features, dtype=self.dtype, conv=self.conv)(h)
@@ -151,17 +159,17 @@ class Block(nn.Module):
 
 
 class PlusUNet(nn.Module):
-    """See the head of this file; `ddpmpp`, `ncsnpp` and `adm` give the option sets.
+    """The network whose option sets are `ddpmpp`, `ncsnpp` and `adm`; see the module docstring.
 
     Attributes:
       channels, multipliers, blocks, attention, dropout, num_classes, dtype, conv, remat: as in `unet.UNet`.
       fourier: whether the noise label is embedded by random frequencies.
-      taps: of the filter that resamples.
+      taps: weights of the resampling filter.
       residual_input: whether the image is fed in again at every resolution.
-      scale_too, project, skip_scale, epsilon: of the blocks.
-      head_width: channels of a head; 0 for one head.
-      attend_always: whether every block on the way up attends, or the last of its resolution.
-      kernel_init: of kernels.
+      scale_too, project, skip_scale, epsilon: options of the blocks, see `Block`.
+      head_width: number of channels of an attention head; 0 for one head.
+      attend_always: whether on the way up every block has attention, or only the last at its resolution.
+      kernel_init: initializer of the kernels.
     """
 
     channels: int = 128
@@ -170,8 +178,8 @@ class PlusUNet(nn.Module):
     attention: Sequence[int] = (16,)
     dropout: float = 0.13
     num_classes: int = 0
-    dtype: jnp.dtype | None = None
-    conv: Callable = conv3x3_direct
+    dtype: Dtype = None
+    conv: Conv = conv3x3_direct
     remat: bool = False
     fourier: bool = False
     taps: Sequence[float] = (1, 1)
@@ -185,52 +193,52 @@ class PlusUNet(nn.Module):
     kernel_init: Callable = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, x, log_snr, cond, train):
+    def __call__(self, x: jax.Array, log_snr: jax.Array, cond: jax.Array | None, train: bool) -> jax.Array:
         image_channels = x.shape[-1]
         embedding = self._embed(-log_snr / 8.0, cond)
-        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block_class = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         names = (f"Block_{i}" for i in itertools.count())  # the same with and without remat
 
-        def block(h, features, resize=0, attends=False):
+        def block(h: jax.Array, features: int, resize: int = 0, attends: bool = False) -> jax.Array:
             heads = (features // self.head_width if self.head_width else 1) if attends else 0
             options = {"scale_too": self.scale_too, "project": self.project, "skip_scale": self.skip_scale}
             options |= {"epsilon": self.epsilon, "taps": tuple(self.taps), "dropout": self.dropout}
             options |= {"kernel_init": self.kernel_init, "dtype": self.dtype, "conv": self.conv, "name": next(names)}
-            return make(features, resize, heads, **options)(h, embedding, train)
+            return block_class(features, resize, heads, **options)(h, embedding, train)
 
-        fed = x
+        image = x
         h = Conv3x3(self.channels, dtype=self.dtype, conv=self.conv)(x)
         skips = [h]
-        for level, multiplier in enumerate(self.multipliers):
-            if level:
+        for i, multiplier in enumerate(self.multipliers):
+            if i:
                 h = block(h, h.shape[-1], resize=-1)
                 if self.residual_input:
-                    fed = resample(Conv3x3(h.shape[-1], dtype=self.dtype, conv=self.conv)(fed), self.taps, up=False)
-                    h = fed = (h + fed) * self.skip_scale
+                    image = Conv3x3(h.shape[-1], dtype=self.dtype, conv=self.conv)(image)
+                    h = image = (h + resample(image, self.taps, up=False)) * self.skip_scale
                 skips.append(h)
             for _ in range(self.blocks):
                 h = block(h, self.channels * multiplier, attends=h.shape[1] in self.attention)
                 skips.append(h)
 
         h = block(block(h, h.shape[-1], attends=True), h.shape[-1])
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            for i in range(self.blocks + 1):
-                attends = h.shape[1] in self.attention and (self.attend_always or i == self.blocks)
+        for i, multiplier in reversed(list(enumerate(self.multipliers))):
+            for j in range(self.blocks + 1):
+                attends = h.shape[1] in self.attention and (self.attend_always or j == self.blocks)
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.channels * multiplier, attends=attends)
-            if level:
+            if i:
                 h = block(h, h.shape[-1], resize=1)
 
         h = at_least_float32(nn.silu(_norm(h.shape[-1], self.dtype, self.epsilon)(h)))
         return Conv3x3(image_channels, init_zero=True, conv=self.conv)(h)
 
-    def _embed(self, label, cond):
-        """SiLU of [B, 4 channels]: the noise label's features, with the class's, through two layers."""
+    def _embed(self, label: jax.Array, cond: jax.Array | None) -> jax.Array:
+        """The features of the noise label and of the class after two dense layers and SiLU; [B, 4 channels]."""
         dense = lambda features, **options: nn.Dense(
             features, dtype=self.dtype, kernel_init=self.kernel_init, **options
         )
         h = fourier(label, 2 * self.channels) if self.fourier else positional(label, self.channels)
         classes = None
-        if self.num_classes:  # no class: zeros
+        if self.num_classes:  # the features of no class are zeros
             index = jnp.full(label.shape, self.num_classes) if cond is None else cond
             classes = jax.nn.one_hot(index, self.num_classes, dtype=label.dtype) * math.sqrt(self.num_classes)
         if classes is not None and not self.scale_too:
@@ -241,18 +249,125 @@ class PlusUNet(nn.Module):
         return nn.silu(h)
 
 
-def ddpmpp(**options) -> PlusUNet:
-    """DDPM++ as in Karras et al. 2022; with multipliers (1, 2, 2, 2) as in Song et al. 2021."""
-    return PlusUNet(**options)
+def ddpmpp(
+    *,
+    channels: Count = 128,
+    multipliers: Counts = (2, 2, 2),
+    blocks: Count = 4,
+    attention: Counts = (16,),
+    dropout: Fraction = 0.13,
+    remat: Flag = False,
+    dtype: Dtype = None,
+    num_classes: int = 0,
+    conv: Conv = conv3x3_direct,
+) -> PlusUNet:
+    """DDPM++ as in Karras et al. 2022; with the multipliers (1, 2, 2, 2) it is that of Song et al. 2021.
+
+    Args:
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
+      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
+      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
+      dropout: Dropout rate inside the residual blocks.
+      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
+      dtype: Precision of the arithmetic inside; parameters and output stay float32.
+      num_classes: the number of class labels; 0 for none.
+      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
+    """
+    return PlusUNet(
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
+        dropout=dropout,
+        remat=remat,
+        dtype=dtype,
+        num_classes=num_classes,
+        conv=conv,
+    )
 
 
-def ncsnpp(**options) -> PlusUNet:
-    """NCSN++, likewise."""
-    return PlusUNet(fourier=True, taps=(1, 3, 3, 1), residual_input=True, **options)
+def ncsnpp(
+    *,
+    channels: Count = 128,
+    multipliers: Counts = (2, 2, 2),
+    blocks: Count = 4,
+    attention: Counts = (16,),
+    dropout: Fraction = 0.13,
+    remat: Flag = False,
+    dtype: Dtype = None,
+    num_classes: int = 0,
+    conv: Conv = conv3x3_direct,
+) -> PlusUNet:
+    """NCSN++ as in Karras et al. 2022; with the multipliers (1, 2, 2, 2) it is that of Song et al. 2021.
+
+    Args:
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
+      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
+      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
+      dropout: Dropout rate inside the residual blocks.
+      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
+      dtype: Precision of the arithmetic inside; parameters and output stay float32.
+      num_classes: the number of class labels; 0 for none.
+      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
+    """
+    return PlusUNet(
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
+        dropout=dropout,
+        remat=remat,
+        dtype=dtype,
+        num_classes=num_classes,
+        conv=conv,
+        fourier=True,
+        taps=(1, 3, 3, 1),
+        residual_input=True,
+    )
 
 
-def adm(**options) -> PlusUNet:
-    """ADM."""
-    kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    chosen = {"scale_too": True, "project": False, "skip_scale": 1.0, "epsilon": 1e-5, "head_width": 64}
-    return PlusUNet(attend_always=True, kernel_init=kernel_init, **chosen, **options)
+def adm(
+    *,
+    channels: Count = 128,
+    multipliers: Counts = (2, 2, 2),
+    blocks: Count = 4,
+    attention: Counts = (16,),
+    dropout: Fraction = 0.13,
+    remat: Flag = False,
+    dtype: Dtype = None,
+    num_classes: int = 0,
+    conv: Conv = conv3x3_direct,
+) -> PlusUNet:
+    """ADM (Dhariwal, Nichol 2021) in the arrangement of Karras et al. 2022.
+
+    Args:
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
+      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
+      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
+      dropout: Dropout rate inside the residual blocks.
+      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
+      dtype: Precision of the arithmetic inside; parameters and output stay float32.
+      num_classes: the number of class labels; 0 for none.
+      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
+    """
+    return PlusUNet(
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
+        dropout=dropout,
+        remat=remat,
+        dtype=dtype,
+        num_classes=num_classes,
+        conv=conv,
+        scale_too=True,
+        project=False,
+        skip_scale=1.0,
+        epsilon=1e-5,
+        head_width=64,
+        attend_always=True,
+        kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    )

@@ -1,13 +1,21 @@
-"""A U-Net for images whose side the down-samplings divide."""
+"""A U-Net for images whose sides are divisible by 2 to the number of down-samplings."""
 
 import itertools
-from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoreflow.models.layers import Conv3x3, NoiseEmbedding, SelfAttention, at_least_float32, conv3x3_direct, group_norm
+from scoreflow.models.layers import (
+    Conv,
+    Conv3x3,
+    NoiseEmbedding,
+    SelfAttention,
+    at_least_float32,
+    conv3x3_direct,
+    group_norm,
+)
+from scoreflow.types import Count, Counts, Dtype, Flag, Fraction
 
 
 class ResidualBlock(nn.Module):
@@ -15,11 +23,11 @@ class ResidualBlock(nn.Module):
 
     features: int
     dropout: float = 0.0
-    dtype: jnp.dtype | None = None
-    conv: Callable = conv3x3_direct
+    dtype: Dtype = None
+    conv: Conv = conv3x3_direct
 
     @nn.compact
-    def __call__(self, x, embedding, train):
+    def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
         h = Conv3x3(self.features, dtype=self.dtype, conv=self.conv)(nn.silu(group_norm(x.shape[-1], self.dtype)(x)))
         modulation = nn.Dense(2 * self.features, dtype=self.dtype)(embedding)[:, None, None]
         scale, shift = jnp.split(modulation, 2, axis=-1)
@@ -32,13 +40,13 @@ class ResidualBlock(nn.Module):
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """Means of 2x2 cells."""
+    """Halves the sides of [B, H, W, C]: each pixel is the mean of a 2x2 cell."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Each pixel four times."""
+    """Doubles the sides of [B, H, W, C]: each pixel is repeated in a 2x2 cell."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
@@ -46,52 +54,52 @@ class UNet(nn.Module):
     """Residual U-Net on [B, H, W, C], conditioned on log-SNR and optionally a class.
 
     Attributes:
-      channels: width at full resolution.
-      multipliers: width of each resolution relative to `channels`; their number less one is that of down-samplings.
-      blocks: residual blocks per resolution on the way down; one more on the way up.
-      attention: sides (in pixels) at which every block is followed by self-attention; the middle always has it.
-      num_heads: attention heads.
-      dropout: rate inside the residual blocks.
-      num_classes: number of class labels; 0 for none.
-      dtype: of the arithmetic inside; parameters and output stay float32.
-      conv: lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`; the function computed is the same.
-      remat: recompute the inside of residual blocks in the gradient instead of keeping it; the same function again.
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
+      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
+      attention: Sides, in pixels, at which every block is followed by self-attention; the middle always has it.
+      num_heads: Number of attention heads.
+      dropout: Dropout rate inside the residual blocks.
+      num_classes: the number of class labels; 0 for none.
+      dtype: Precision of the arithmetic inside; parameters and output stay float32.
+      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`; the function computed is the same.
+      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
     """
 
-    channels: int = 64
-    multipliers: Sequence[int] = (1, 2)
-    blocks: int = 2
-    attention: Sequence[int] = ()
-    num_heads: int = 1
-    dropout: float = 0.0
+    channels: Count = 64
+    multipliers: Counts = (1, 2)
+    blocks: Count = 2
+    attention: Counts = ()
+    num_heads: Count = 1
+    dropout: Fraction = 0.0
     num_classes: int = 0
-    dtype: jnp.dtype | None = None
-    conv: Callable = conv3x3_direct
-    remat: bool = False
+    dtype: Dtype = None
+    conv: Conv = conv3x3_direct
+    remat: Flag = False
 
     @nn.compact
-    def __call__(self, x, log_snr, cond, train):
+    def __call__(self, x: jax.Array, log_snr: jax.Array, cond: jax.Array | None, train: bool) -> jax.Array:
         image_channels = x.shape[-1]
         embedding = nn.silu(NoiseEmbedding(4 * self.channels, self.num_classes, dtype=self.dtype)(log_snr, cond))
 
-        make = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        block_class = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         names = (f"ResidualBlock_{i}" for i in itertools.count())  # the same with and without remat
 
-        def residual(h, features):
-            return make(features, self.dropout, self.dtype, self.conv, name=next(names))(h, embedding, train)
+        def residual(h: jax.Array, features: int) -> jax.Array:
+            return block_class(features, self.dropout, self.dtype, self.conv, name=next(names))(h, embedding, train)
 
-        def block(h, level):
-            h = residual(h, self.channels * self.multipliers[level])
+        def block(h: jax.Array, multiplier: int) -> jax.Array:
+            h = residual(h, self.channels * multiplier)
             return SelfAttention(self.num_heads, self.dtype)(h) if h.shape[1] in self.attention else h
 
         h = Conv3x3(self.channels, dtype=self.dtype, conv=self.conv)(x)
         skips = [h]
-        resolutions = range(len(self.multipliers))
-        for level in resolutions:
+        last = len(self.multipliers) - 1
+        for i, multiplier in enumerate(self.multipliers):
             for _ in range(self.blocks):
-                h = block(h, level)
+                h = block(h, multiplier)
                 skips.append(h)
-            if level != resolutions[-1]:
+            if i < last:
                 h = downsample(h)
                 skips.append(h)
 
@@ -99,10 +107,10 @@ class UNet(nn.Module):
         h = SelfAttention(self.num_heads, self.dtype)(h)
         h = residual(h, h.shape[-1])
 
-        for level in reversed(resolutions):
+        for i, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), level)
-            if level:
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), multiplier)
+            if i:
                 h = upsample(h)
 
         h = at_least_float32(nn.silu(group_norm(h.shape[-1], self.dtype)(h)))

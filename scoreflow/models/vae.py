@@ -1,22 +1,30 @@
-"""Encoders and decoders of a variational autoencoder, behind three pure functions."""
+"""The encoder and decoder of a variational autoencoder, as three pure functions."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.models import Init
 from scoreflow.models.layers import Conv3x3, at_least_float32, group_norm
 from scoreflow.models.unet import downsample, upsample
+from scoreflow.types import Count, Counts, Dtype, Key, Params
 
 _CLAMP = 5.0  # means and logarithms of standard deviations stay between -5 and 5
 
 
 class Posterior(NamedTuple):
-    """A draw `z` [B, ...] of a diagonal Gaussian, and like it `log_std` and `log_q`, the log-density in nats."""
+    """A draw from a diagonal Gaussian; all fields have its shape [B, ...].
+
+    Attributes:
+      z: the draw.
+      log_std: the logarithm of the standard deviation.
+      log_q: the log-density at the draw, in nats.
+    """
 
     z: jax.Array
     log_std: jax.Array
@@ -24,12 +32,12 @@ class Posterior(NamedTuple):
 
 
 class Inferred(NamedTuple):
-    """What a VAE makes of data.
+    """Data after the encoder and the decoder of a VAE.
 
     Attributes:
-      top: the latents that a score model is the prior of.
-      lower: those of finer scales, in the decoder's order, whose prior stays N(0, I).
-      out: [B, ..., outputs], what the decoder says of every pixel; see `decoders`.
+      top: the latents whose prior is a score model.
+      lower: the latents of finer scales, in the decoder's order, whose prior stays N(0, I).
+      out: the decoder's outputs for every pixel, [B, ..., outputs]; see `latent.decoders`.
     """
 
     top: Posterior
@@ -38,66 +46,69 @@ class Inferred(NamedTuple):
 
 
 class VAE(NamedTuple):
-    """A pair of encoder and decoder as functions of their arguments alone.
+    """An encoder and a decoder as functions of their arguments alone.
 
     Attributes:
       init: (key, x_shape [B, ...]) -> params.
       infer: (params, key, x [B, ...] in [-1, 1]) -> Inferred, differentiable in params.
       generate: (params, key, z [B, ...] like `top`) -> out; finer latents are drawn.
-      groups: equal parts of the top latents' channels that are drawn one after the other.
-      sizes: what each group may be expected to say, for balance: of the top scale, then of the lower ones.
+      groups: number of equal groups of the top latents' channels, which are drawn one after the other.
+      sizes: relative size that the divergence of each group is expected to have, first for the groups of the top scale
+        and then for those of the lower ones; see `latent.kl.balance`.
     """
 
-    init: Callable
-    infer: Callable
-    generate: Callable
+    init: Init
+    infer: Callable[[Params, Key, jax.Array], Inferred]
+    generate: Callable[[Params, Key, jax.Array], jax.Array]
     groups: int = 1
     sizes: tuple[float, ...] = (1.0,)
 
 
 def vae(module: nn.Module) -> VAE:
-    """Wraps a Linen module whose call is (x, key) -> Inferred and whose `generate` is (z, key) -> out."""
+    """Wraps a Linen module with the call (x, key) -> Inferred, `generate`: (z, key) -> out, `groups` and `sizes`."""
 
-    def init(key, x_shape):
+    def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         return module.init(key, jnp.zeros((1, *x_shape[1:])), jax.random.key(0))["params"]
 
-    def infer(params, key, x):
-        return module.apply({"params": params}, x, key)
+    def infer(params: Params, key: Key, x: jax.Array) -> Inferred:
+        return cast(Inferred, module.apply({"params": params}, x, key))
 
-    def generate(params, key, z):
-        return module.apply({"params": params}, z, key, method="generate")
+    def generate(params: Params, key: Key, z: jax.Array) -> jax.Array:
+        return cast(jax.Array, module.apply({"params": params}, z, key, method="generate"))
 
     return VAE(init, infer, generate, module.groups, module.sizes)
 
 
-def draw(key: jax.Array, stats: jax.Array) -> Posterior:
-    """A draw from the Gaussian whose mean and log standard deviation are the halves of stats [..., 2 L], clamped."""
+def draw(key: Key, stats: jax.Array) -> Posterior:
+    """A draw from the Gaussian whose mean and log standard deviation are the clamped halves of stats [..., 2 L]."""
     mean, log_std = jnp.split(_CLAMP * jnp.tanh(at_least_float32(stats) / _CLAMP), 2, axis=-1)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
     return Posterior(mean + jnp.exp(log_std) * noise, log_std, normal_log_prob(noise) - log_std)
 
 
 def normal_log_prob(z: jax.Array) -> jax.Array:
-    """log N(z; 0, 1), like z, in nats."""
+    """log N(z; 0, 1) of each number, in nats; like z."""
     return -0.5 * (z**2 + np.log(2 * np.pi))
 
 
 class Cell(nn.Module):
-    """Residual: norm - SiLU - conv - norm - SiLU - conv (starts at zero), plus a skip."""
+    """A residual cell: norm - SiLU - conv - norm - SiLU - conv (starts at zero), plus a skip."""
 
     features: int
-    dtype: jnp.dtype | None = None
+    dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         h = Conv3x3(self.features, dtype=self.dtype)(nn.silu(group_norm(x.shape[-1], self.dtype)(x)))
         h = nn.silu(group_norm(self.features, self.dtype)(h))
         h = Conv3x3(self.features, init_zero=True, dtype=self.dtype)(h)
         return h + (x if x.shape[-1] == self.features else nn.Dense(self.features, dtype=self.dtype)(x))
 
 
-def _walk(h, resolutions, resize):
-    """Through the cells of every resolution, resized between two."""
+def _walk(
+    h: jax.Array, resolutions: Sequence[Sequence[nn.Module]], resize: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Applies the cells of every resolution to h, which is resized between two resolutions."""
     for i, cells in enumerate(resolutions):
         h = resize(h) if i else h
         for cell in cells:
@@ -109,24 +120,24 @@ class ConvVAE(nn.Module):
     """A small convolutional VAE of images [B, H, W, C], with latents [B, h, w, latents].
 
     Attributes:
-      outputs: numbers of the decoder for each pixel.
-      channels: width at full resolution.
-      multipliers: width of each resolution relative to `channels`; their number less one is that of halvings.
-      blocks: residual cells per resolution, in the encoder and again in the decoder.
-      latents: channels of the latents.
-      dtype: of the arithmetic inside; what comes out stays float32.
+      outputs: the number of outputs of the decoder for each pixel.
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
+      blocks: Number of residual cells at each resolution, in the encoder and again in the decoder.
+      latents: Number of channels of the latents.
+      dtype: Precision of the arithmetic inside; parameters and outputs stay float32.
     """
 
     outputs: int
-    channels: int = 32
-    multipliers: Sequence[int] = (1, 2)
-    blocks: int = 2
-    latents: int = 8
-    dtype: jnp.dtype | None = None
+    channels: Count = 32
+    multipliers: Counts = (1, 2)
+    blocks: Count = 2
+    latents: Count = 8
+    dtype: Dtype = None
 
     groups, sizes = 1, (1.0,)
 
-    def setup(self):
+    def setup(self) -> None:
         widths = [self.channels * m for m in self.multipliers]
         cells = lambda width: [Cell(width, self.dtype) for _ in range(self.blocks)]
         self.stem = Conv3x3(widths[0], dtype=self.dtype)
@@ -136,50 +147,55 @@ class ConvVAE(nn.Module):
         self.up = [cells(width) for width in reversed(widths)]
         self.to_out, self.out_norm = Conv3x3(self.outputs), group_norm(widths[0], self.dtype)
 
-    def __call__(self, x, key):
+    def __call__(self, x: jax.Array, key: Key) -> Inferred:
         h = _walk(self.stem(x), self.down, downsample)
         top = draw(key, self.to_stats(at_least_float32(nn.silu(self.stats_norm(h)))))
-        return Inferred(top, (), self.generate(top.z, None))
+        return Inferred(top, (), self.generate(top.z, key))
 
-    def generate(self, z, key):
+    def generate(self, z: jax.Array, key: Key) -> jax.Array:
+        """The decoder's outputs for the latents z; nothing is drawn."""
+        del key
         h = _walk(self.from_latents(z), self.up, upsample)
         return self.to_out(at_least_float32(nn.silu(self.out_norm(h))))
 
 
 class MLPVAE(nn.Module):
-    """A VAE of vectors [B, D] or small images, with latents [B, latents].
+    """A VAE of small images [B, H, W, C] or vectors [B, D], with latents [B, latents].
 
     Attributes:
-      outputs: numbers of the decoder for each pixel (of images), or for the whole vector.
-      shape: of the data, without their last axis.
-      width, depth: of the hidden layers, in encoder and decoder alike.
-      latents: numbers in z.
-      dtype: of the arithmetic inside; what comes out stays float32.
+      outputs: the number of outputs of the decoder for each pixel of an image, or for a whole vector.
+      shape: the shape of one example, (H, W, C) or (D,).
+      width: Number of units of each hidden layer.
+      depth: Number of hidden layers, in the encoder and again in the decoder.
+      latents: Number of latents.
+      dtype: Precision of the arithmetic inside; parameters and outputs stay float32.
     """
 
     outputs: int
-    shape: Sequence[int] = ()
-    width: int = 256
-    depth: int = 2
-    latents: int = 16
-    dtype: jnp.dtype | None = None
+    shape: tuple[int, ...]
+    width: Count = 256
+    depth: Count = 2
+    latents: Count = 16
+    dtype: Dtype = None
 
     groups, sizes = 1, (1.0,)
 
-    def setup(self):
+    def setup(self) -> None:
         hidden = lambda: [nn.Dense(self.width, dtype=self.dtype) for _ in range(self.depth)]
         self.encoder, self.decoder = hidden(), hidden()
-        self.to_stats, self.to_out = nn.Dense(2 * self.latents), nn.Dense(math.prod(self.shape) * self.outputs)
+        self.to_stats, self.to_out = nn.Dense(2 * self.latents), nn.Dense(math.prod(self.shape[:-1]) * self.outputs)
 
-    def __call__(self, x, key):
+    def __call__(self, x: jax.Array, key: Key) -> Inferred:
         h = x.reshape(len(x), -1)
         for layer in self.encoder:
             h = nn.silu(layer(h))
         top = draw(key, self.to_stats(at_least_float32(h)))
-        return Inferred(top, (), self.generate(top.z, None))
+        return Inferred(top, (), self.generate(top.z, key))
 
-    def generate(self, z, key):
+    def generate(self, z: jax.Array, key: Key) -> jax.Array:
+        """The decoder's outputs for the latents z; nothing is drawn."""
+        del key
         h = z
         for layer in self.decoder:
             h = nn.silu(layer(h))
-        return self.to_out(at_least_float32(h)).reshape(len(z), *self.shape, self.outputs)
+        return self.to_out(at_least_float32(h)).reshape(len(z), *self.shape[:-1], self.outputs)

@@ -1,1 +1,1 @@
-"""Forward processes: rates, the linear SDEs made of them, and the exact steps of their reverse."""
+"""Forward processes: rates, the linear SDEs made of them, the named processes, and the steps of their reverse."""

@@ -1,405 +1,209 @@
-"""Forward processes: linear SDEs that carry data to noise.
+"""The named forward processes, and the classes that they are made of.
 
-    dx = f(t) x dt + g(t) dw,  0 <= t <= T                                        (1)
-    x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I),  alpha(t) = exp(int_0^t f)           (2)
-    log_snr(t) = log(alpha^2 / sigma^2),  d log_snr / dt = -g^2 / sigma^2           (3)
-
-(3) holds for every process of the form (1), and is why importance sampling for the likelihood weight needs nothing but
-`inverse_log_snr` (see `times`).
-
-A process is a *rate* (`rates`: beta for the variance-preserving families, g^2 for the variance-exploding one) and the
-rule that turns its integral into alpha and sigma: `VP`, `SubVP`, `VE`; `LinearSDE` takes two rates, any f and g^2. All
-are frozen dataclasses registered as pytrees whose numbers are leaves, so two values of beta share one trace, and
-gradients and `vmap` over schedule parameters need no extra code. The horizon T truncates: `replace(process,
-horizon=0.4)` is the same process, stopped earlier.
-
-`initial_variance` is sigma(0)^2, 0 unless said: with more, what is found at t = 0 is data + N(0, initial_variance I).
-
-Everything is written with expm1 and log1p, so that float32 keeps full relative accuracy at t = 1e-6, where
-`sqrt(1 - alpha^2)` is off by several per cent.
-
-Times t may have any shape; every method returns that shape. Values are not checked here (the constructors run on
-tracers): `build` checks them.
-
-Below the classes stand the named processes, by what their experiments set: the ends of sigma or of beta at t = 0 and
-t = 1, which do not move with the horizon. `theory.processes` has the same families by the letters of the theory.
-
-Reference: Song et al., "Score-based generative modeling through stochastic differential equations", arXiv 2011.13456,
-section 3 and appendix B. Note the sign of f: alpha falls where f < 0.
+Each function sets the ends of beta or of sigma, at t = 0 and t = 1. The ends do not move with the horizon, which only
+cuts the path off earlier. `theory.processes` has the same families in the notation of the theory, and `linear` has the
+classes, their equations and the general form.
 """
 
-import abc
-from typing import NamedTuple
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from scoreflow.processes.rates import (
-    CosineRate,
-    ExponentialRate,
-    GeometricVarianceRate,
-    LinearRate,
-    PowerRate,
-    Rate,
-    bisect,
-    pytree,
-    quadrature,
+from scoreflow.processes.linear import (
+    VE,
+    VP,
+    LinearSDE,
+    Perturbed,
+    Process,
+    ReverseIntegrals,
+    Straight,
+    SubVP,
+    expand,
 )
-
-
-def expand(coefficient: jax.Array, x: jax.Array) -> jax.Array:
-    """Reshapes a per-example coefficient [B] (or a scalar) so that it broadcasts against x [B, ...]."""
-    return jnp.reshape(coefficient, jnp.shape(coefficient) + (1,) * (x.ndim - jnp.ndim(coefficient)))
-
-
-class Perturbed(NamedTuple):
-    """A draw from q(x_t | x_0): `xt` = alpha x0 + sigma `noise`, all [B, ...], and `sigma` [B]."""
-
-    xt: jax.Array
-    noise: jax.Array
-    sigma: jax.Array
-
-
-class ReverseIntegrals(NamedTuple):
-    """What an exact step from t back to s < t is made of (each of the broadcast shape of s and t).
-
-    a = alpha(s) / alpha(t),  b = int_s^t (alpha(s) / alpha(u)) g(u)^2 du,
-    c = int_s^t (alpha(s) / alpha(u))^2 g(u)^2 du = a^2 sigma(t)^2 - sigma(s)^2, without that subtraction.
-    """
-
-    a: jax.Array
-    b: jax.Array
-    c: jax.Array
-
-
-class Process(abc.ABC):
-    """A forward SDE of the form (1). Subclasses are final and supply the abstract methods; the rest follows."""
-
-    horizon: ArrayLike
-    initial_variance: ArrayLike
-
-    @abc.abstractmethod
-    def log_alpha(self, t: ArrayLike) -> jax.Array:
-        """int_0^t f."""
-
-    @abc.abstractmethod
-    def variance(self, t: ArrayLike) -> jax.Array:
-        """sigma(t)^2."""
-
-    @abc.abstractmethod
-    def drift_coeff(self, t: ArrayLike) -> jax.Array:
-        """f(t), the rate in (1) (negative where the signal shrinks)."""
-
-    @abc.abstractmethod
-    def diffusion_sq(self, t: ArrayLike) -> jax.Array:
-        """g(t)^2."""
-
-    @abc.abstractmethod
-    def reverse_integrals(self, s: ArrayLike, t: ArrayLike) -> ReverseIntegrals:
-        """a, b, c of a step from t back to s <= t."""
-
-    def prior_std(self) -> jax.Array:
-        """Standard deviation of the Gaussian that is assumed at time T; a scalar."""
-        return self.sigma(self.horizon)
-
-    def alpha(self, t: ArrayLike) -> jax.Array:
-        """Signal scale, in (0, 1]."""
-        return jnp.exp(self.log_alpha(t))
-
-    def sigma(self, t: ArrayLike) -> jax.Array:
-        """Noise scale."""
-        return jnp.sqrt(self.variance(t))
-
-    def log_snr(self, t: ArrayLike) -> jax.Array:
-        """log(alpha^2 / sigma^2), decreasing in t; +inf where sigma = 0."""
-        return 2.0 * self.log_alpha(t) - jnp.log(self.variance(t))
-
-    def inverse_log_snr(self, log_snr: ArrayLike) -> jax.Array:
-        """The t with log_snr(t) = log_snr: in closed form where a subclass has one, else by bisection of [0, T]."""
-        log_snr = jnp.asarray(log_snr, float)
-        start, end = jnp.zeros_like(log_snr), jnp.full_like(log_snr, self.horizon)
-        return bisect(lambda t: self.log_snr(t) < log_snr, start, end)
-
-    def normal_variance(self, t: ArrayLike) -> jax.Array:
-        """The variance of x_t for data whose variance, the first noise included, is 1."""
-        return self.alpha(t) ** 2 * (1.0 - self.variance(0.0)) + self.variance(t)
-
-    def perturb(self, key: jax.Array, x0: jax.Array, t: jax.Array) -> Perturbed:
-        """Draws x_t given x_0, exactly (2).
-
-        Args:
-          key: PRNG key.
-          x0: data [B, ...].
-          t: times [B].
-        """
-        noise = jax.random.normal(key, x0.shape, x0.dtype)
-        sigma = self.sigma(t)
-        return Perturbed(expand(self.alpha(t), x0) * x0 + expand(sigma, x0) * noise, noise, sigma)
-
-
-def _added(log_snr: ArrayLike, initial_variance: ArrayLike) -> jax.Array:
-    """sigma^2 / alpha^2 at a log-SNR, less what was there at t = 0; never below 0, where rounding might put it."""
-    return jnp.maximum(jnp.exp(-jnp.asarray(log_snr)) - initial_variance, 0.0)
-
-
-@pytree
-class VP(Process):
-    """f = -beta/2, g^2 = s beta, with the stationary variance s: 1 preserves the variance (alpha^2 + sigma^2 = 1).
-
-    The prior is the stationary law N(0, s I). A constant beta with any s is the Ornstein-Uhlenbeck process.
-    """
-
-    beta: Rate
-    horizon: ArrayLike = 1.0
-    initial_variance: ArrayLike = 0.0
-    stationary_variance: ArrayLike = 1.0
-
-    def log_alpha(self, t):
-        return -0.5 * self.beta.integral(0.0, t)
-
-    def variance(self, t):
-        area = self.beta.integral(0.0, t)
-        return self.initial_variance * jnp.exp(-area) - self.stationary_variance * jnp.expm1(-area)
-
-    def drift_coeff(self, t):
-        return -0.5 * self.beta(t)
-
-    def diffusion_sq(self, t):
-        return self.stationary_variance * self.beta(t)
-
-    def inverse_log_snr(self, log_snr):
-        # sigma^2 / alpha^2 = initial + stationary expm1(area)
-        return self.beta.inverse(jnp.log1p(_added(log_snr, self.initial_variance) / self.stationary_variance))
-
-    def reverse_integrals(self, s, t):
-        area = self.beta.integral(s, t)
-        b, c = 2.0 * jnp.expm1(0.5 * area), jnp.expm1(area)
-        return ReverseIntegrals(jnp.exp(0.5 * area), self.stationary_variance * b, self.stationary_variance * c)
-
-    def prior_std(self):
-        return jnp.sqrt(jnp.asarray(self.stationary_variance, float))
-
-
-@pytree
-class SubVP(Process):
-    """The drift of VP, g^2 = beta (1 - exp(-2 int beta)), so sigma = 1 - alpha^2 from sigma(0) = 0. Prior N(0, I)."""
-
-    beta: Rate
-    horizon: ArrayLike = 1.0
-    initial_variance: ArrayLike = 0.0
-
-    def log_alpha(self, t):
-        return -0.5 * self.beta.integral(0.0, t)
-
-    def variance(self, t):
-        area = self.beta.integral(0.0, t)
-        return jnp.expm1(-area) ** 2 + self.initial_variance * jnp.exp(-area)
-
-    def drift_coeff(self, t):
-        return -0.5 * self.beta(t)
-
-    def diffusion_sq(self, t):
-        return -self.beta(t) * jnp.expm1(-2.0 * self.beta.integral(0.0, t))
-
-    def inverse_log_snr(self, log_snr):
-        # sigma^2 / alpha^2 = initial + (2 sinh(area / 2))^2
-        return self.beta.inverse(2.0 * jnp.arcsinh(0.5 * jnp.sqrt(_added(log_snr, self.initial_variance))))
-
-    def reverse_integrals(self, s, t):
-        area, start = self.beta.integral(s, t), self.beta.integral(0.0, s)
-        a, rise = jnp.exp(0.5 * area), jnp.expm1(0.5 * area)
-        # 2 expm1(area/2) + (2/3) exp(-2 start) expm1(-3 area/2), factored so that no two large terms cancel near t = 0
-        b = 2.0 * rise * (-jnp.expm1(-2.0 * start) + jnp.exp(-2.0 * start) * rise * (3 * a**2 + 2 * a + 1) / (3 * a**3))
-        c = -jnp.expm1(area) * jnp.expm1(-2.0 * start - area)
-        return ReverseIntegrals(a, b, c)
-
-    def prior_std(self):
-        return jnp.ones(())
-
-
-@pytree
-class VE(Process):
-    """Variance exploding: f = 0, alpha = 1, sigma^2 = initial_variance + int g^2. Prior N(0, sigma(T)^2 I)."""
-
-    g2: Rate
-    horizon: ArrayLike = 1.0
-    initial_variance: ArrayLike = 0.0
-
-    def log_alpha(self, t):
-        return jnp.zeros(jnp.shape(t), jnp.result_type(t, float))
-
-    def variance(self, t):
-        return self.initial_variance + self.g2.integral(0.0, t)
-
-    def drift_coeff(self, t):
-        return jnp.zeros(jnp.shape(t), jnp.result_type(t, float))
-
-    def diffusion_sq(self, t):
-        return self.g2(t)
-
-    def inverse_log_snr(self, log_snr):
-        return self.g2.inverse(_added(log_snr, self.initial_variance))
-
-    def reverse_integrals(self, s, t):
-        area = self.g2.integral(s, t)
-        return ReverseIntegrals(jnp.ones_like(area), area, area)
-
-
-@pytree
-class Straight(Process):
-    """alpha = 1 - t, sigma = t, f = -1 / (1 - t): the path of flow matching; horizon T < 1. Prior N(0, T^2 I)."""
-
-    horizon: ArrayLike = 0.999
-
-    initial_variance = 0.0
-
-    def log_alpha(self, t):
-        return jnp.log1p(-jnp.asarray(t, float))
-
-    def variance(self, t):
-        return jnp.asarray(t, float) ** 2
-
-    def drift_coeff(self, t):
-        return -1.0 / (1.0 - jnp.asarray(t, float))
-
-    def diffusion_sq(self, t):
-        t = jnp.asarray(t, float)
-        return 2.0 * t / (1.0 - t)
-
-    def inverse_log_snr(self, log_snr):
-        return jax.nn.sigmoid(-0.5 * jnp.asarray(log_snr, float))
-
-    def reverse_integrals(self, s, t):
-        s, t = jnp.asarray(s, float), jnp.asarray(t, float)
-        rise = (t - s) / (1.0 - t)  # alpha(s) / alpha(t) - 1
-        # rise - log1p(rise), by its integral where the two cancel
-        left = jnp.where(
-            rise < 0.5,
-            quadrature(lambda u: u / (1.0 + u), 0.0, jnp.minimum(rise, 0.5), nodes=16),
-            rise - jnp.log1p(rise),
-        )
-        return ReverseIntegrals(1.0 + rise, 2.0 * (left + s * jnp.log1p(rise)), rise * ((1.0 + rise) * t + s))
-
-
-@pytree
-class LinearSDE(Process):
-    """f = -decay and g^2, any two rates: the general form (1). Prior N(0, sigma(T)^2 I).
-
-    alpha is as exact as the integral of `decay`; sigma^2 and the reverse integrals have no closed form in general, and
-    are taken by Gauss-Legendre quadrature with 64 and 32 nodes: good to rounding where both rates are smooth on [0, T].
-    """
-
-    decay: Rate
-    g2: Rate
-    horizon: ArrayLike = 1.0
-    initial_variance: ArrayLike = 0.0
-
-    def log_alpha(self, t):
-        return -self.decay.integral(0.0, t)
-
-    def variance(self, t):
-        def kept(u):  # of the noise that enters at u, at the time t
-            return jnp.exp(-2.0 * self.decay.integral(u, jnp.expand_dims(t, -1))) * self.g2(u)
-
-        t = jnp.asarray(t, float)
-        return self.initial_variance * jnp.exp(2.0 * self.log_alpha(t)) + quadrature(kept, 0.0, t, nodes=64)
-
-    def drift_coeff(self, t):
-        return -self.decay(t)
-
-    def diffusion_sq(self, t):
-        return self.g2(t)
-
-    def reverse_integrals(self, s, t):
-        s, t = jnp.broadcast_arrays(jnp.asarray(s, float), jnp.asarray(t, float))
-
-        def grown(power):  # alpha(s) / alpha(u) to a power, times g^2
-            return lambda u: jnp.exp(power * self.decay.integral(jnp.expand_dims(s, -1), u)) * self.g2(u)
-
-        a = jnp.exp(self.decay.integral(s, t))
-        return ReverseIntegrals(a, quadrature(grown(1.0), s, t), quadrature(grown(2.0), s, t))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Named processes.
-
-
-def _log(x: ArrayLike) -> ArrayLike:
-    """The logarithm: a float of a float, so that a process made of floats serves in either precision."""
+from scoreflow.processes.rates import CosineRate, ExponentialRate, GeometricVarianceRate, LinearRate, PowerRate, Scalar
+from scoreflow.types import Check, Inside, Positive
+
+__all__ = [
+    "VE",
+    "VP",
+    "LinearSDE",
+    "Perturbed",
+    "Process",
+    "ReverseIntegrals",
+    "Straight",
+    "SubVP",
+    "edm",
+    "expand",
+    "straight",
+    "sub_vp_linear",
+    "ve_constant",
+    "ve_geometric",
+    "ve_linear",
+    "ve_power",
+    "vp_constant",
+    "vp_cosine",
+    "vp_exponential",
+    "vp_geometric",
+    "vp_linear",
+    "vp_power",
+]
+
+BelowOne = Annotated[float, Check(float, lambda v: 0 < v < 1, "a number between 0 and 1, where alpha reaches 0")]
+"""The horizon of a process whose signal ends at t = 1."""
+
+SigmaPower = Annotated[float, Check(float, lambda v: v >= 0.5, "a number, 0.5 or above")]
+"""The power of `ve_power`: below 1/2, g^2 would be infinite at t = 0 where sigma_min is 0."""
+
+
+def _log(x: Scalar) -> Scalar:
+    """The logarithm, as a float where x is one, so that a process made of floats can be used in either precision."""
     return jnp.log(x) if isinstance(x, jax.Array) else float(np.log(x))
 
 
-def vp_linear(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, horizon: ArrayLike = 1.0) -> VP:
-    """VP with beta from beta_min to beta_max along a line (Song et al. 2021)."""
+def vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Positive = 1.0) -> VP:
+    """VP whose beta is linear in t (Song et al. 2021).
+
+    Args:
+      beta_min: Value of beta at t = 0, the rate at which the variance is replaced by noise.
+      beta_max: Value of beta at t = 1.
+      horizon: Time T at which the path ends.
+    """
     return VP(LinearRate(beta_min, beta_max - beta_min), horizon)
 
 
-def vp_constant(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, horizon: ArrayLike = 1.0) -> VP:
-    """VP with the constant beta (beta_min + beta_max) / 2."""
+def vp_constant(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Positive = 1.0) -> VP:
+    """VP with the constant beta (beta_min + beta_max) / 2.
+
+    Args:
+      beta_min: Number whose mean with beta_max is beta.
+      beta_max: Number whose mean with beta_min is beta.
+      horizon: Time T at which the path ends.
+    """
     return VP(LinearRate(0.5 * (beta_min + beta_max), 0.0), horizon)
 
 
-def vp_power(
-    beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, rho: ArrayLike = 5.0, horizon: ArrayLike = 1.0
-) -> VP:
-    """VP with beta^(1 / rho) from beta_min^(1 / rho) to beta_max^(1 / rho) along a line."""
+def vp_power(beta_min: Positive = 0.1, beta_max: Positive = 20.0, rho: Positive = 5.0, horizon: Positive = 1.0) -> VP:
+    """VP whose beta^(1 / rho) is linear in t.
+
+    Args:
+      beta_min: Value of beta at t = 0, the rate at which the variance is replaced by noise.
+      beta_max: Value of beta at t = 1.
+      rho: Exponent of the line; 1 makes beta linear, and a larger one lets it grow later.
+      horizon: Time T at which the path ends.
+    """
     base = beta_min ** (1.0 / rho)
     return VP(PowerRate(base, beta_max ** (1.0 / rho) - base, rho), horizon)
 
 
-def vp_exponential(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 30.0, horizon: ArrayLike = 1.0) -> VP:
-    """VP with log beta from log beta_min to log beta_max along a line."""
+def vp_exponential(beta_min: Positive = 0.1, beta_max: Positive = 30.0, horizon: Positive = 1.0) -> VP:
+    """VP whose log beta is linear in t.
+
+    Args:
+      beta_min: Value of beta at t = 0, the rate at which the variance is replaced by noise.
+      beta_max: Value of beta at t = 1.
+      horizon: Time T at which the path ends.
+    """
     return VP(ExponentialRate(beta_min, _log(beta_max) - _log(beta_min)), horizon)
 
 
-def vp_cosine(offset: ArrayLike = 0.008, horizon: ArrayLike = 0.995) -> VP:
-    """VP with alpha = cos(w (t + offset)) / cos(w offset), 0 at t = 1 (Nichol, Dhariwal 2021): a horizon below 1."""
+def vp_cosine(offset: Positive = 0.008, horizon: BelowOne = 0.995) -> VP:
+    """VP with alpha = cos(w (t + offset)) / cos(w offset), which is 0 at t = 1 (Nichol, Dhariwal 2021).
+
+    Args:
+      offset: Shift in t that keeps the noise from growing too slowly near t = 0.
+      horizon: Time T at which the path ends; alpha is 0 at t = 1.
+    """
     return VP(CosineRate(offset), horizon)
 
 
-def vp_geometric(variance_min: ArrayLike = 3e-5, variance_max: ArrayLike = 0.999, horizon: ArrayLike = 1.0) -> VP:
-    """VP with sigma^2 from variance_min, at t = 0, to variance_max in geometric progression (Vahdat et al. 2021)."""
+def vp_geometric(variance_min: Inside = 3e-5, variance_max: Inside = 0.999, horizon: Positive = 1.0) -> VP:
+    """VP whose sigma^2 grows in geometric progression (Vahdat et al. 2021).
+
+    Args:
+      variance_min: Variance of the noise at t = 0.
+      variance_max: Variance of the noise at t = 1.
+      horizon: Time T at which the path ends.
+    """
     growth = _log(variance_max) - _log(variance_min)
     return VP(GeometricVarianceRate(variance_min, growth, 1.0 - variance_min), horizon, variance_min)
 
 
-def sub_vp_linear(beta_min: ArrayLike = 0.1, beta_max: ArrayLike = 20.0, horizon: ArrayLike = 1.0) -> SubVP:
-    """Sub-VP with beta from beta_min to beta_max along a line (Song et al. 2021)."""
+def sub_vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Positive = 1.0) -> SubVP:
+    """Sub-VP whose beta is linear in t (Song et al. 2021).
+
+    Args:
+      beta_min: Value of beta at t = 0; alpha falls at half this rate.
+      beta_max: Value of beta at t = 1.
+      horizon: Time T at which the path ends.
+    """
     return SubVP(LinearRate(beta_min, beta_max - beta_min), horizon)
 
 
-def ve_geometric(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, horizon: ArrayLike = 1.0) -> VE:
-    """VE with sigma from sigma_min, at t = 0, to sigma_max in geometric progression (Song et al. 2021)."""
+def ve_geometric(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon: Positive = 1.0) -> VE:
+    """VE whose sigma grows in geometric progression (Song et al. 2021).
+
+    Args:
+      sigma_min: Standard deviation of the noise at t = 0, in the units of the data.
+      sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
+      horizon: Time T at which the path ends.
+    """
     growth = 2.0 * (_log(sigma_max) - _log(sigma_min))
     return VE(ExponentialRate(growth * sigma_min**2, growth), horizon, sigma_min**2)
 
 
-def ve_constant(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, horizon: ArrayLike = 1.0) -> VE:
-    """VE with sigma^2 from sigma_min^2 to sigma_max^2 along a line in t: g is constant."""
+def ve_constant(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon: Positive = 1.0) -> VE:
+    """VE whose sigma^2 is linear in t, so that g is constant.
+
+    Args:
+      sigma_min: Standard deviation of the noise at t = 0, in the units of the data.
+      sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
+      horizon: Time T at which the path ends.
+    """
     return VE(LinearRate(sigma_max**2 - sigma_min**2, 0.0), horizon, sigma_min**2)
 
 
-def ve_linear(sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, horizon: ArrayLike = 1.0) -> VE:
-    """VE with sigma^2 from sigma_min^2 to sigma_max^2 along a line in t^2: g^2 is proportional to t."""
+def ve_linear(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon: Positive = 1.0) -> VE:
+    """VE whose sigma^2 is linear in t^2, so that g^2 is proportional to t.
+
+    Args:
+      sigma_min: Standard deviation of the noise at t = 0, in the units of the data.
+      sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
+      horizon: Time T at which the path ends.
+    """
     return VE(LinearRate(0.0, 2.0 * (sigma_max**2 - sigma_min**2)), horizon, sigma_min**2)
 
 
 def ve_power(
-    sigma_min: ArrayLike = 0.01, sigma_max: ArrayLike = 50.0, rho: ArrayLike = 7.0, horizon: ArrayLike = 1.0
+    sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, rho: SigmaPower = 7.0, horizon: Positive = 1.0
 ) -> VE:
-    """VE with sigma^(1 / rho) from sigma_min^(1 / rho) to sigma_max^(1 / rho) along a line."""
+    """VE whose sigma^(1 / rho) is linear in t.
+
+    Args:
+      sigma_min: Standard deviation of the noise at t = 0, in the units of the data.
+      sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
+      rho: Exponent of the line; 1 makes sigma linear, and a larger one lets it grow later.
+      horizon: Time T at which the path ends.
+    """
     base = sigma_min ** (1.0 / rho)
     slope = sigma_max ** (1.0 / rho) - base
     return VE(PowerRate(base, slope, 2.0 * rho - 1.0, 2.0 * rho * slope), horizon, sigma_min**2)
 
 
-def straight(horizon: ArrayLike = 0.999) -> Straight:
-    """The straight path from data to noise (Lipman et al. 2023, Liu et al. 2023; `SP` of Zheng et al. 2023)."""
+def straight(horizon: BelowOne = 0.999) -> Straight:
+    """The straight path from data to noise (Lipman et al. 2023, Liu et al. 2023; `SP` of Zheng et al. 2023).
+
+    Args:
+      horizon: Time T at which the path ends; alpha = 1 - t is 0 at t = 1.
+    """
     return Straight(horizon)
 
 
-def edm(horizon: ArrayLike = 80.0) -> VE:
-    """VE with sigma = t (Karras et al. 2022, arXiv 2206.00364)."""
+def edm(horizon: Positive = 80.0) -> VE:
+    """VE with sigma = t (Karras et al. 2022, arXiv 2206.00364).
+
+    Args:
+      horizon: Time T at which the path ends, which is also the largest sigma, in the units of the data.
+    """
     return VE(LinearRate(0.0, 2.0), horizon)

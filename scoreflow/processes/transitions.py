@@ -2,8 +2,9 @@
 
     x_s = scale x_t + score_weight score(x_t, t) + sqrt(noise_var) xi,   xi ~ N(0, I)                                (1)
 
-A sampler of this kind *is* its triple of coefficients. `samplers` runs them, and the exact laws for Gaussian data
-follow from the same three numbers. a, b, c are those of `Process.reverse_integrals`; h = t - s.
+A sampler of this kind *is* its triple of coefficients. `samplers` runs them, and `theory.exact` computes the exact
+distributions for Gaussian data from the same three numbers. a, b, c are those of `Process.reverse_integrals`, and
+h = t - s.
 
 Every function takes (process, s, t) and returns a `Step` whose fields have the broadcast shape of s and t.
 """
@@ -28,7 +29,7 @@ class Step(NamedTuple):
 
 
 def exponential_sde(process: Process, s: ArrayLike, t: ArrayLike) -> Step:
-    """The reverse SDE solved exactly but for a score frozen at t."""
+    """The reverse SDE solved exactly, except that the score is frozen at t."""
     a, b, c = process.reverse_integrals(s, t)
     return Step(a, b, c)
 
@@ -55,27 +56,27 @@ def conditional_mean(process: Process, s: ArrayLike, t: ArrayLike) -> Step:
 
 
 def ancestral(process: Process, s: ArrayLike, t: ArrayLike) -> Step:
-    """The DDPM posterior q(x_s | x_t, x_0) with x_0 replaced by its estimate; no noise where sigma(s) = 0."""
+    """The DDPM posterior q(x_s | x_t, x_0) with x_0 replaced by its estimate; it adds no noise where sigma(s) = 0."""
     a, _, c = process.reverse_integrals(s, t)
     return Step(a, c / a, c * process.variance(s) / (a**2 * process.variance(t)))
 
 
 def exponential_ode(process: Process, s: ArrayLike, t: ArrayLike) -> Step:
-    """The probability-flow ODE solved exactly but for a score frozen at t."""
+    """The probability-flow ODE solved exactly, except that the score is frozen at t."""
     a, b, _ = process.reverse_integrals(s, t)
     return Step(a, 0.5 * b, jnp.zeros_like(b))
 
 
 def euler_ode(process: Process, s: ArrayLike, t: ArrayLike) -> Step:
-    """The probability-flow ODE by Euler's rule in t."""
+    """The probability-flow ODE by Euler's method in t."""
     h = jnp.asarray(t) - s
     return Step(1.0 - process.drift_coeff(t) * h, 0.5 * process.diffusion_sq(t) * h, jnp.zeros_like(h))
 
 
 def ddim(process: Process, s: ArrayLike, t: ArrayLike) -> Step:
-    """The probability-flow ODE with the noise prediction, not the score, frozen at t (Song, Meng, Ermon 2021).
+    """The probability-flow ODE with the noise prediction instead of the score frozen at t (Song, Meng, Ermon 2021).
 
-    score_weight is a sigma_t^2 - sigma_s sigma_t, written as sigma_t c / (a sigma_t + sigma_s).
+    score_weight is a sigma_t^2 - sigma_s sigma_t, computed as sigma_t c / (a sigma_t + sigma_s).
     """
     a, _, c = process.reverse_integrals(s, t)
     sigma_s, sigma_t = process.sigma(s), process.sigma(t)

@@ -1,18 +1,32 @@
-"""What is assumed about x_T: a law with `sample(key, shape)` and `log_prob(x)`.
+"""The terminal distribution, the assumed distribution of x_T: objects with `sample(key, shape)` and `log_prob(x)`.
 
-Samplers start from a draw of it, likelihoods end at its density. `mixture` and `flow` have laws that are fitted to x_T,
-and `families` says how each is fitted.
+Samplers start from a draw of it, and likelihoods end with its log-density. `mixture` and `flow` hold distributions that
+are fitted to x_T, and `families` how each of them is fitted.
 """
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
+from scoreflow.processes.rates import Scalar
 from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
+from scoreflow.types import Key
+
+
+class Terminal(Protocol):
+    """The interface of every terminal distribution."""
+
+    def sample(self, key: Key, shape: tuple[int, ...]) -> jax.Array:
+        """Draws of the given shape [B, ...]."""
+        ...
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """Log-density of x [B, ...] in nats, [B]."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -20,9 +34,9 @@ from scoreflow.runs.errors import UserError
 class Gaussian:
     """N(0, std^2 I)."""
 
-    std: ArrayLike
+    std: Scalar
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...]) -> jax.Array:
         """Draws of the given shape [B, ...]."""
         return self.std * jax.random.normal(key, shape)
 
@@ -41,20 +55,25 @@ def prior(process: Process) -> Gaussian:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pushforward:
-    """alpha x + sigma noise, x drawn from a `pool` [N, ...] of what any generator made: no density."""
+    """The distribution of alpha x + sigma noise, where x is drawn from a pool of samples; it has no density.
+
+    Attributes:
+      pool: samples of any generator, [N, ...].
+      alpha, sigma: the scales of the signal and of the noise.
+    """
 
     pool: jax.Array
-    alpha: ArrayLike
-    sigma: ArrayLike
+    alpha: Scalar
+    sigma: Scalar
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...]) -> jax.Array:
         """Draws of the given shape [B, ...]."""
         key_x, key_noise = jax.random.split(key)
         x = self.pool[jax.random.randint(key_x, shape[:1], 0, len(self.pool))]
         return self.alpha * x.reshape(shape) + self.sigma * jax.random.normal(key_noise, shape)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """There is none.
+        """Always fails, because there is no density.
 
         Raises:
           UserError: always.

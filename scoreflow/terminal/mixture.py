@@ -1,16 +1,16 @@
-"""Gaussian mixtures as terminal laws: densities, draws, transport by the forward process, and their fit.
+"""Gaussian mixtures as terminal distributions: densities, draws, transport by the forward process, and fits.
 
-One form holds all covariances. Component k has r directions U_k [d, r], orthonormal, with variances of their own, and
-what is left has a diagonal:
+One form serves all covariances. Component k has r orthonormal directions U_k [d, r] with variances of their own, and
+the rest of the space has a diagonal covariance:
 
     cov_k = U_k diag(along_k) U_k^T + (I - U_k U_k^T) diag(rest_k)                                                  (1)
 
     isotropic   r = 0, rest_k constant           low rank   0 < r < d, rest_k constant
-    diagonal    r = 0                            full       r = d (rest_k counts nothing)
+    diagonal    r = 0                            full       r = d (rest_k has no effect)
 
-The forward kernel takes a mixture to a mixture: means alpha mean, variances alpha^2 variance + sigma^2, and in (1) that
-touches `along` and `rest` alone. So one fit on clean data serves every T, and KL(p_T || nu_T) cannot grow with T
-(derived here; Franzese et al. 2022, arXiv 2206.05173, fit a density at each T).
+The forward process maps a mixture to a mixture with the means alpha mean and the variances alpha^2 variance + sigma^2.
+In (1) this changes `along` and `rest` alone. One fit to clean data therefore serves every T, and KL(p_T || nu_T) cannot
+grow with T (derived for this library; Franzese et al. 2022, arXiv 2206.05173, fit a density at each T).
 """
 
 import dataclasses
@@ -20,20 +20,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.types import Key
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A Gaussian mixture with K components in d dimensions, see (1). Examples [B, ...] of d numbers in all.
+    """A Gaussian mixture with K components in d dimensions, see (1). Examples [B, ...] have d numbers each.
 
     Attributes:
       log_weights: [K], normalized.
       means: [K, d].
       basis: U, [K, d, r].
       along: variances in the directions of U, [K, r].
-      rest: variances beside them, [K, d]; constant along d unless r = 0.
+      rest: variances in all other directions, [K, d]; constant along d unless r = 0.
     """
 
     log_weights: jax.Array
@@ -42,14 +44,14 @@ class Mixture:
     along: jax.Array
     rest: jax.Array
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...]) -> jax.Array:
         """Draws of the given shape [B, ...]."""
         n, d = shape[0], self.means.shape[1]
         key_k, key_x = jax.random.split(key)
         k = jax.random.categorical(key_k, self.log_weights, shape=(n,))
         noise = jax.random.normal(key_x, (n, d), self.means.dtype)
 
-        def one(k, noise):  # cov^(1/2) noise
+        def one(k: jax.Array, noise: jax.Array) -> jax.Array:  # mean + cov^(1/2) noise
             basis, along, rest = self.basis[k], self.along[k], self.rest[k]
             inside = jnp.matmul(noise, basis, precision=HIGHEST)
             outside = noise - jnp.matmul(basis, inside, precision=HIGHEST)
@@ -64,11 +66,11 @@ class Mixture:
         return jax.nn.logsumexp(self.log_weights[None] + component_log_prob(self, flat), axis=1)
 
 
-def component_log_prob(law: Mixture, x: jax.Array) -> jax.Array:
-    """Log-density of x [B, d] under each component, [B, K]."""
-    d, r = law.basis.shape[1:]
+def component_log_prob(mixture: Mixture, x: jax.Array) -> jax.Array:
+    """Log-density of x [B, d] under each component in nats, [B, K]."""
+    d, r = mixture.basis.shape[1:]
 
-    def one(mean, basis, along, rest):
+    def one(mean: jax.Array, basis: jax.Array, along: jax.Array, rest: jax.Array) -> jax.Array:
         apart = x - mean[None]
         inside = jnp.matmul(apart, basis, precision=HIGHEST)
         square = jnp.sum(inside**2 / along[None], axis=1)
@@ -79,17 +81,22 @@ def component_log_prob(law: Mixture, x: jax.Array) -> jax.Array:
             log_det += (1 - r / d) * jnp.sum(jnp.log(rest))
         return -0.5 * (square + log_det + d * np.log(2 * np.pi))
 
-    return jax.vmap(one, out_axes=1)(law.means, law.basis, law.along, law.rest)
+    return jax.vmap(one, out_axes=1)(mixture.means, mixture.basis, mixture.along, mixture.rest)
 
 
-def transported(law: Mixture, alpha: jax.Array, variance: jax.Array) -> Mixture:
-    """The law of alpha x + noise with that variance, for x of `law`: the same mixture later."""
-    spread = {name: alpha**2 * getattr(law, name) + variance for name in ("along", "rest")}
-    return dataclasses.replace(law, means=alpha * law.means, **spread)
+def transported(mixture: Mixture, alpha: jax.Array, variance: jax.Array) -> Mixture:
+    """The distribution of alpha x + noise of the given variance, for x from `mixture`."""
+    spread = {name: alpha**2 * getattr(mixture, name) + variance for name in ("along", "rest")}
+    return dataclasses.replace(mixture, means=alpha * mixture.means, **spread)
 
 
 class Covariance(NamedTuple):
-    """What (1) may be: `rank` directions (-1 for all d), and whether what is left may vary among dimensions."""
+    """A restriction of (1).
+
+    Attributes:
+      rank: number r of directions with variances of their own; -1 for all d.
+      diagonal: whether the variances of the rest may differ between dimensions.
+    """
 
     rank: int
     diagonal: bool
@@ -99,12 +106,12 @@ ISOTROPIC, DIAGONAL, FULL = Covariance(0, False), Covariance(0, True), Covarianc
 
 
 def low_rank(rank: int) -> Covariance:
-    """`rank` directions and one variance for the rest: probabilistic principal components."""
+    """`rank` directions and one variance for the rest, as in probabilistic principal components."""
     return Covariance(rank, False)
 
 
 def empty(components: int, d: int, covariance: Covariance) -> Mixture:
-    """A mixture of that form, standard normal; what a fit replaces."""
+    """A mixture of the given form whose components are all standard normal; a fit replaces it."""
     r = d if covariance.rank < 0 else min(covariance.rank, d)
     basis = jnp.broadcast_to(jnp.eye(d, r), (components, d, r))
     weights = jnp.full(components, -np.log(components))
@@ -112,17 +119,17 @@ def empty(components: int, d: int, covariance: Covariance) -> Mixture:
 
 
 def of_covariances(weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> Mixture:
-    """A mixture of full covariances [K, d, d], means [K, d] and weights [K]."""
+    """The mixture with weights [K], means [K, d] and full covariances [K, d, d]."""
     along, basis = jnp.linalg.eigh(jnp.asarray(covariances))
     return Mixture(jnp.log(jnp.asarray(weights)), jnp.asarray(means), basis, along, jnp.ones_like(along))
 
 
 def _maximize(x: jax.Array, shares: jax.Array, covariance: Covariance, floor: float) -> Mixture:
-    """The most likely mixture of responsibilities `shares` [N, K], with no variance below `floor`."""
+    """The most likely mixture given the responsibilities `shares` [N, K], with no variance below `floor`."""
     n, d = x.shape
     r = d if covariance.rank < 0 else min(covariance.rank, d)
 
-    def one(share):
+    def one(share: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
         mass = jnp.maximum(share.sum(), 1e-12)
         mean = jnp.matmul(share, x, precision=HIGHEST) / mass
         apart = x - mean[None]
@@ -141,22 +148,28 @@ def _maximize(x: jax.Array, shares: jax.Array, covariance: Covariance, floor: fl
     return Mixture(jnp.log(weights / weights.sum()), means, basis, along, rest)
 
 
-def _moved(law: Mixture, lost: np.ndarray, x: jax.Array, whole: Mixture) -> Mixture:
-    """The mixture with its components `lost` [L] at x [L, d], as wide as all of the data, one Gaussian `whole`."""
-    weights = law.log_weights.at[lost].set(-np.log(len(law.log_weights)))
-    spread = {name: getattr(law, name).at[lost].set(getattr(whole, name)[0]) for name in ("basis", "along", "rest")}
-    return Mixture(jax.nn.log_softmax(weights), law.means.at[lost].set(x), **spread)
+def _moved(mixture: Mixture, lost: np.ndarray, x: jax.Array, whole: Mixture) -> Mixture:
+    """The mixture with its components `lost` [L] moved to x [L, d] and made as wide as `whole`, a fit to all data."""
+    weights = mixture.log_weights.at[lost].set(-np.log(len(mixture.log_weights)))
+    spread = {name: getattr(mixture, name).at[lost].set(getattr(whole, name)[0]) for name in ("basis", "along", "rest")}
+    return Mixture(jax.nn.log_softmax(weights), mixture.means.at[lost].set(x), **spread)
 
 
 class Fit(NamedTuple):
-    """A fitted `law`, its mean `log_prob` on the data at each iteration (nats), and whether it stopped moving."""
+    """The result of a fit.
 
-    law: Mixture
+    Attributes:
+      mixture: the fitted mixture.
+      log_prob: its mean log-density on the data at each iteration, in nats.
+      converged: whether the last iteration gained less than the tolerance.
+    """
+
+    mixture: Mixture
     log_prob: list[float]
     converged: bool
 
 
-_EMPTY = 1.5  # examples: a component with less than that is put elsewhere
+_EMPTY = 1.5  # a component with fewer examples than this is moved
 
 
 def fit(
@@ -169,18 +182,19 @@ def fit(
     max_iter: int = 200,
     tol: float = 1e-5,
 ) -> Fit:
-    """Maximum likelihood by expectation maximization; of one component in closed form.
+    """Maximum likelihood by expectation maximization, or in closed form for one component.
 
-    Starts from k-means. A component that has lost its examples is put on the one that is explained worst.
+    The fit starts from k-means. A component that has lost its examples is moved to the example with the lowest density.
 
     Args:
-      x: [N, ...] float.
-      components: K.
-      covariance: the form.
-      floor: below which no eigenvalue of a covariance may fall. For draws of x_T the exact bound is sigma(T)^2: a
-        covariance of x_T cannot have less. For clean data it is what keeps a component from shrinking onto an example.
-      seed: of k-means.
-      max_iter, tol: it stops where an iteration gains less than `tol` nats per example.
+      x: data [N, ...] float.
+      components: number of components K.
+      covariance: the form of their covariances.
+      floor: lower bound of the eigenvalues of the covariances. For draws of x_T it should be sigma(T)^2, since no
+        covariance of x_T has a smaller eigenvalue. For clean data it keeps components from shrinking onto an example.
+      seed: seed of k-means.
+      max_iter: the largest number of iterations.
+      tol: the fit stops where an iteration gains less than this, in nats per example.
 
     Raises:
       ValueError: if there are fewer examples than components.
@@ -193,49 +207,51 @@ def fit(
     if components == 1:
         start = np.zeros(len(x), int)
     else:
-        start = KMeans(components, n_init=1, random_state=seed).fit(x).labels_
+        start = KMeans(components, n_init=1, random_state=seed).fit(x).labels_  # pyright: ignore[reportArgumentType]
     data = jnp.asarray(x)
 
     @jax.jit
-    def expect(law):
-        joint = law.log_weights[None] + component_log_prob(law, data)
+    def expect(mixture: Mixture) -> tuple[jax.Array, jax.Array]:
+        joint = mixture.log_weights[None] + component_log_prob(mixture, data)
         total = jax.nn.logsumexp(joint, axis=1)
         return jnp.exp(joint - total[:, None]), total
 
     @jax.jit
-    def maximize(shares):
+    def maximize(shares: jax.Array) -> Mixture:
         return _maximize(data, shares, covariance, floor)
 
     whole = maximize(jnp.ones((len(x), 1), data.dtype))
-    law, history = maximize(jax.nn.one_hot(start, components, dtype=data.dtype)), []
+    mixture, history = maximize(jax.nn.one_hot(start, components, dtype=data.dtype)), []
     for _ in range(max_iter):
-        shares, total = expect(law)
+        shares, total = expect(mixture)
         history.append(float(total.mean()))
         lost = np.flatnonzero(np.asarray(shares.sum(0)) < _EMPTY)
         if components == 1 or (len(history) > 1 and not len(lost) and history[-1] - history[-2] < tol):
-            return Fit(law, history, True)
-        law = _moved(law, lost, data[np.argsort(total)[: len(lost)]], whole) if len(lost) else maximize(shares)
-    return Fit(law, history, False)
+            return Fit(mixture, history, True)
+        worst = data[np.argsort(total)[: len(lost)]]
+        mixture = _moved(mixture, lost, worst, whole) if len(lost) else maximize(shares)
+    return Fit(mixture, history, False)
 
 
 def fit_dirichlet(x: np.ndarray, *, components: int = 20, seed: int = 0, max_iter: int = 500) -> Mixture:
-    """scikit-learn's variational Dirichlet-process mixture, full covariances, as the mixture of its point estimates.
+    """The point estimates of scikit-learn's variational Dirichlet-process mixture with full covariances.
 
-    Its own predictive `score_samples` is not a normalized density (it integrates to 0.95 for 50 points); this is.
+    The density of the result is normalized. scikit-learn's own `score_samples` is not: it integrates to 0.95 for 50
+    points.
     """
     from sklearn.mixture import BayesianGaussianMixture
 
     x = np.asarray(x, np.float64).reshape(len(x), -1)
-    found = BayesianGaussianMixture(
+    estimate = BayesianGaussianMixture(
         n_components=components,
         covariance_type="full",
         weight_concentration_prior_type="dirichlet_process",
         max_iter=max_iter,
         random_state=seed,
     ).fit(x)
-    return of_covariances(found.weights_, found.means_, found.covariances_)
+    return of_covariances(estimate.weights_, estimate.means_, estimate.covariances_)
 
 
-def active(law: Mixture, least: float = 0.01) -> int:
-    """Components with a weight above `least`: how complex the fit found the data to be."""
-    return int(np.sum(np.exp(np.asarray(law.log_weights)) > least))
+def active(mixture: Mixture, least: float = 0.01) -> int:
+    """The number of components with a weight above `least`."""
+    return int(np.sum(np.exp(np.asarray(mixture.log_weights)) > least))

@@ -1,8 +1,9 @@
-"""What is known exactly about forward processes and samplers: laws for Gaussian data and mixtures, bounds, planning.
+"""Exact results on forward processes and samplers: distributions for Gaussian data and mixtures, bounds, planning.
 
-Everything is a scan over scalars in JAX, so it can be jitted and differentiated, also by a schedule's parameters. Use
-it in double precision (`jax.enable_x64(True)`): differences of laws that nearly agree are what it is for.
+Every computation is a scan over scalars in JAX, so it can be jitted and differentiated, also with respect to the
+parameters of a schedule. Use double precision (`jax.enable_x64(True)`), because the results are often differences of
+distributions that nearly agree.
 
-What is a published result and what was derived for this library is said where it stands; "derived" means worked out and
-checked numerically here, and not to be quoted as anybody's theorem.
+Each docstring says whether a result is published or was derived for this library. "Derived" means that it was worked
+out and checked numerically for scoreflow; it should not be quoted as anybody's theorem.
 """

@@ -1,9 +1,10 @@
-"""How many steps each process needs for a given accuracy, in orders: the complexity table.
+"""The complexity table: the order of the number of steps that each process needs for a given accuracy.
 
-Up to constants, with the accuracy eps in W2 and d dimensions, for smooth and strongly log-concave data. The columns
-`steps`, `score_error` and `step` are the published ones (Gao, Nguyen, Zhu, arXiv 2311.11003, as shown with its code).
-`horizon` and `steps_orthogonal` were derived here, the latter from `wasserstein.bound`; steps = horizon / step in every
-row. Asymptotic: at a fixed accuracy the order of two processes may be the other way round.
+The orders leave out constants. eps is the accuracy in W2, d the number of dimensions, and the data are smooth and
+strongly log-concave. The columns `steps`, `score_error` and `step` are the published ones (Gao, Nguyen, Zhu, arXiv
+2311.11003, as shown with its code). `horizon` and `steps_orthogonal` were derived for this library, the latter from
+`wasserstein.bound`; steps = horizon / step in every row. The table is asymptotic: at a fixed accuracy two processes may
+come in the opposite order.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 
 
 class Order(NamedTuple):
-    """d^d (1/eps)^inverse_eps log(d/eps)^log log(1/eps)^log_eps loglog(d/eps)^loglog, by its exponents."""
+    """The exponents of d^d (1/eps)^inverse_eps log(d/eps)^log log(1/eps)^log_eps loglog(d/eps)^loglog."""
 
     d: float = 0.0
     inverse_eps: float = 0.0
@@ -23,10 +24,10 @@ class Order(NamedTuple):
     loglog: float = 0.0
 
     def __str__(self) -> str:
-        """In words, such as d^1.5 log(d/eps) / eps^3."""
+        """A formula such as d^1.5 log(d/eps) / eps^3."""
 
-        def power(base, exponent):
-            exponent = Fraction(exponent).limit_denominator(100)
+        def power(base: str, value: float) -> str:
+            exponent = Fraction(value).limit_denominator(100)
             bare = exponent.denominator == 1
             return base if exponent == 1 else f"{base}^{exponent}" if bare else f"{base}^({exponent})"
 
@@ -39,7 +40,7 @@ class Order(NamedTuple):
         return (" ".join(above) or "1") + (f" / {denominator}" if below else "")
 
     def __call__(self, d: float, eps: float) -> float:
-        """Its value, without the constant; eps < 1 / e and d >= 1, so that every logarithm is above 0."""
+        """The value without its constant, for eps < 1 / e and d >= 1, so that every logarithm is above 0."""
         values = (d, 1 / eps, np.log(d / eps), np.log(1 / eps), np.log(np.log(d / eps)))
         return float(np.prod([value**exponent for value, exponent in zip(values, self)]))
 
@@ -49,7 +50,15 @@ class Order(NamedTuple):
 
 
 class Complexity(NamedTuple):
-    """A row: `steps` K, `score_error` M and `step` size as published; `horizon` T and `steps_orthogonal` derived."""
+    """A row of the table.
+
+    Attributes:
+      steps: the number of steps K, as published.
+      score_error: the error M of the score that may remain, as published.
+      step: the step size, as published.
+      horizon: the horizon T, derived.
+      steps_orthogonal: the number of steps where errors add up as orthogonal, derived.
+    """
 
     steps: Order
     score_error: Order
@@ -63,7 +72,7 @@ _RATE = Order(d=0.5, inverse_eps=1)
 
 
 def _row(horizon: Order, score_error: Order = _EPS) -> Complexity:
-    """Where the step is eps^2 / d: K = T d / eps^2, and T sqrt(d) / eps with orthogonal errors."""
+    """A row whose step is eps^2 / d, so that K = T d / eps^2, or T sqrt(d) / eps with orthogonal errors."""
     return Complexity(horizon.times(Order(1, 2)), score_error, _STEP, horizon, horizon.times(_RATE))
 
 
@@ -73,7 +82,7 @@ def ve_exp() -> Complexity:
 
 
 def ve_const() -> Complexity:
-    """f = 0, g = a: the one row whose step is smaller by a logarithm."""
+    """f = 0, g = a. This is the one row whose step is smaller by a logarithm."""
     step = Order(d=-1, inverse_eps=-2, log=-1)
     score_error = Order(inverse_eps=-1, log=-0.5)
     return Complexity(Order(1.5, 3, 1), score_error, step, _RATE, Order(1, 2))
@@ -91,7 +100,7 @@ def ve_poly(c: float) -> Complexity:
 
 
 def ou() -> Complexity:
-    """f = al, g = si: also VP with a constant beta."""
+    """f = al, g = si, which includes VP with a constant beta."""
     return _row(Order(log=1))
 
 
@@ -120,4 +129,4 @@ TABLE: dict[str, Callable[..., Complexity]] = {
     "vp_poly": vp_poly,
     "vp_exp": vp_exp,
 }
-"""By the names of `theory.processes`; `ve_poly` takes c, `vp_poly` takes rho."""
+"""The rows by the names of `theory.processes`; `ve_poly` takes c and `vp_poly` takes rho."""

@@ -1,4 +1,4 @@
-"""Exact laws: what a sampler makes of Gaussian data, and scores of Gaussian mixtures to third order.
+"""Exact distributions: what a sampler generates for Gaussian data, and scores of Gaussian mixtures to third order.
 
 Gaussian data N(mu, diag(lam)), the exact score and a sampler that is affine in (x, score) (`transitions`) give a
 Gaussian at every step. With S = alpha^2 lam + sigma^2, and scale, weight, noise the triple of the step from t to s,
@@ -8,10 +8,10 @@ Gaussian at every step. With S = alpha^2 lam + sigma^2, and scale, weight, noise
     var_s  = A^2 var_t + noise                                                                                      (2)
 
 coordinate by coordinate, so the 2-Wasserstein distance to the data is exact too. `bias` is a constant error of the
-score. A full covariance goes by its eigenvectors (`principal_axes`).
+score. A full covariance is reduced to independent coordinates by its eigenvectors (`principal_axes`).
 
-Derived here, and checked against Monte Carlo and quadrature; the published result that it mirrors is a lower bound of
-order sqrt(d) times the step for Gaussian data (Gao, Nguyen, Zhu, arXiv 2311.11003, by its abstract).
+These results were derived for this library and checked against Monte Carlo and quadrature. The published counterpart is
+a lower bound of order sqrt(d) times the step for Gaussian data (Gao, Nguyen, Zhu, arXiv 2311.11003, from its abstract).
 """
 
 from collections.abc import Callable
@@ -20,19 +20,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from scoreflow.processes import transitions
 from scoreflow.processes.rates import quadrature
 from scoreflow.processes.sdes import Process
 
 Rule = Callable[..., transitions.Step]
-"""A function of `transitions`."""
+"""A function of `transitions`: (process, s, t) -> Step."""
 
-_PANELS = 32  # of the time axis, in integrals from 0 to T; each has 32 Gauss-Legendre nodes
+LogDensity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(x [d], alpha, sigma) -> the log-density of alpha x_0 + sigma noise at one x, in nats."""
+
+_PANELS = 32  # an integral from 0 to T is split into so many intervals of 32 Gauss-Legendre nodes each
 
 
-class Law(NamedTuple):
-    """Independent Gaussian coordinates: `mean` [d] and `variance` [d]."""
+class Gaussian(NamedTuple):
+    """A Gaussian with independent coordinates: `mean` [d] and `variance` [d]."""
 
     mean: jax.Array
     variance: jax.Array
@@ -42,52 +46,61 @@ class Law(NamedTuple):
 # Gaussian data.
 
 
-def marginal(process: Process, data: Law, t: jax.Array) -> Law:
-    """The law of x_t for x_0 from `data`; t is a scalar."""
+def marginal(process: Process, data: Gaussian, t: ArrayLike) -> Gaussian:
+    """The distribution of x_t for x_0 from `data`; t is a scalar."""
     alpha = process.alpha(t)
-    return Law(alpha * data.mean, alpha**2 * data.variance + process.variance(t))
+    return Gaussian(alpha * data.mean, alpha**2 * data.variance + process.variance(t))
 
 
 @jax.jit
-def _run(start: Law, data: Law, bias: jax.Array, steps: transitions.Step, alpha: jax.Array, added: jax.Array) -> Law:
+def _run(
+    start: Gaussian, data: Gaussian, bias: ArrayLike, steps: transitions.Step, alpha: jax.Array, added: jax.Array
+) -> Gaussian:
     """Iterates (1) and (2) over coefficients [K]; compiled by itself, so that one program serves every process."""
 
-    def step(law, inputs):
+    def step(x: Gaussian, inputs) -> tuple[Gaussian, None]:
         (scale, weight, noise), alpha, added = inputs
         spread = alpha**2 * data.variance + added
         factor = scale - weight / spread
         push = weight * (alpha * data.mean / spread + bias)
-        return Law(factor * law.mean + push, factor**2 * law.variance + noise), None
+        return Gaussian(factor * x.mean + push, factor**2 * x.variance + noise), None
 
     return jax.lax.scan(step, start, (steps, alpha, added))[0]
 
 
 def gaussian_law(
-    process: Process, grid: jax.Array, rule: Rule, data: Law, *, bias: float = 0.0, start: Law | None = None
-) -> Law:
-    """The exact law of a sampler's last state, (1) and (2).
+    process: Process,
+    grid: jax.Array,
+    rule: Rule,
+    data: Gaussian,
+    *,
+    bias: ArrayLike = 0.0,
+    start: Gaussian | None = None,
+) -> Gaussian:
+    """The exact distribution of a sampler's last state, by (1) and (2).
 
     Args:
       process: the forward SDE.
       grid: times [K + 1], decreasing.
       rule: the sampler's step, a function of `transitions`.
       data: mean and variance of the data.
-      bias: error that the score makes in every coordinate, everywhere.
-      start: the law at grid[0]; N(0, sigma(T)^2) where it is not given. `marginal` leaves the discretization alone.
+      bias: constant error of the score in every coordinate.
+      start: the distribution at grid[0], by default N(0, sigma(T)^2). With that of `marginal`, the only error left is
+        that of the discretization.
 
     Returns:
-      The law at grid[-1], without the denoising step.
+      The distribution at grid[-1], without the denoising step.
     """
     mean, lam = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in data))
     if start is None:
-        start = Law(jnp.zeros_like(mean), jnp.full_like(lam, process.variance(grid[0])))
-    start = Law(*(jnp.broadcast_to(jnp.asarray(a, lam.dtype), lam.shape) for a in start))
+        start = Gaussian(jnp.zeros_like(mean), jnp.full_like(lam, process.variance(grid[0])))
+    start = Gaussian(*(jnp.broadcast_to(jnp.asarray(a, lam.dtype), lam.shape) for a in start))
     t, s = grid[:-1], grid[1:]
-    return _run(start, Law(mean, lam), bias, rule(process, s, t), process.alpha(t), process.variance(t))
+    return _run(start, Gaussian(mean, lam), bias, rule(process, s, t), process.alpha(t), process.variance(t))
 
 
-def w2(first: Law, second: Law) -> jax.Array:
-    """2-Wasserstein distance of two laws with independent coordinates; a scalar."""
+def w2(first: Gaussian, second: Gaussian) -> jax.Array:
+    """2-Wasserstein distance of two Gaussians with independent coordinates; a scalar."""
     spread = jnp.sqrt(first.variance) - jnp.sqrt(second.variance)
     return jnp.sqrt(jnp.sum((first.mean - second.mean) ** 2 + spread**2))
 
@@ -95,7 +108,7 @@ def w2(first: Law, second: Law) -> jax.Array:
 def bures_w2(mean1: jax.Array, cov1: jax.Array, mean2: jax.Array, cov2: jax.Array) -> jax.Array:
     """2-Wasserstein distance of N(mean1, cov1) and N(mean2, cov2), [d] and [d, d] each; a scalar."""
 
-    def root(matrix):
+    def root(matrix: jax.Array) -> jax.Array:
         values, vectors = jnp.linalg.eigh(matrix)
         return (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None]) @ vectors.T
 
@@ -105,34 +118,36 @@ def bures_w2(mean1: jax.Array, cov1: jax.Array, mean2: jax.Array, cov2: jax.Arra
     return jnp.sqrt(jnp.maximum(square, 0.0))
 
 
-def principal_axes(mean: jax.Array, covariance: jax.Array) -> tuple[Law, jax.Array]:
+def principal_axes(mean: jax.Array, covariance: jax.Array) -> tuple[Gaussian, jax.Array]:
     """N(mean [d], covariance [d, d]) in its own axes, and the axes, the columns of an orthogonal matrix [d, d].
 
-    The samplers' laws commute with the covariance, so their covariance is axes @ diag(variance) @ axes.T.
+    The covariance of what a sampler generates commutes with that of the data, so it is
+    axes @ diag(variance) @ axes.T.
     """
     values, axes = jnp.linalg.eigh(covariance)
-    return Law(axes.T @ mean, jnp.maximum(values, 0.0)), axes
+    return Gaussian(axes.T @ mean, jnp.maximum(values, 0.0)), axes
 
 
-def continuous_limit(process: Process, data: Law, *, stochastic: bool) -> Law:
-    """What (1) and (2) tend to as the steps become short, from N(0, sigma(T)^2): the error of the start alone.
+def continuous_limit(process: Process, data: Gaussian, *, stochastic: bool) -> Gaussian:
+    """The limit of (1) and (2) for short steps from N(0, sigma(T)^2), where only the error of the start is left.
 
-    With r = alpha(T)^2 S(0) / S(T): mean mu (1 - r), variance S(0) - lam r^2 for the reverse SDE; mean mu (1 - sqrt r),
-    variance S(0) sigma(T)^2 / S(T) for the probability-flow ODE. S(0) = lam + sigma(0)^2 is what is recovered at t = 0.
+    With r = alpha(T)^2 S(0) / S(T), the reverse SDE yields the mean mu (1 - r) and the variance S(0) - lam r^2, and the
+    probability-flow ODE the mean mu (1 - sqrt r) and the variance S(0) sigma(T)^2 / S(T). S(0) = lam + sigma(0)^2 is
+    the variance of the data with the noise at t = 0.
     """
     first, last = marginal(process, data, 0.0).variance, marginal(process, data, process.horizon).variance
     r = process.alpha(process.horizon) ** 2 * first / last
     if stochastic:
-        return Law(data.mean * (1.0 - r), first - data.variance * r**2)
-    return Law(data.mean * (1.0 - jnp.sqrt(r)), first * process.variance(process.horizon) / last)
+        return Gaussian(data.mean * (1.0 - r), first - data.variance * r**2)
+    return Gaussian(data.mean * (1.0 - jnp.sqrt(r)), first * process.variance(process.horizon) / last)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The first order in the step: how fast (2) tends to its limit on a uniform grid.
+# The first order in the step: how fast (2) approaches its limit on a uniform grid.
 
 
 class _Local(NamedTuple):
-    """f (> 0 where the signal shrinks), g^2, S, the variance P of the exact reverse SDE, and derivatives by t."""
+    """f (> 0 where the signal shrinks), g^2, S, the variance P of the exact reverse SDE, and time derivatives."""
 
     f: jax.Array
     g2: jax.Array
@@ -157,16 +172,16 @@ _DEFECTS = {
 
 
 def _time_integral(process: Process, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """int_0^T of a function of times [...] to [...]; a scalar."""
-    boundary_terms = jnp.linspace(0.0, process.horizon, _PANELS + 1)
-    return quadrature(function, boundary_terms[:-1], boundary_terms[1:]).sum()
+    """int_0^T of a function from times [...] to [...]; a scalar."""
+    edges = jnp.linspace(0.0, process.horizon, _PANELS + 1)
+    return quadrature(function, edges[:-1], edges[1:]).sum()
 
 
 def variance_slope(process: Process, rule: Rule, lam: float) -> jax.Array:
     """The limit of (variance - its limit) / step as the step tends to 0, on a uniform grid from T to 0; a scalar.
 
     Args:
-      process: with smooth rates on [0, T].
+      process: a forward SDE whose rates are smooth on [0, T].
       rule: `exponential_sde`, `conditional_mean`, `euler_maruyama` or `exponential_ode`.
       lam: variance of the data.
 
@@ -178,7 +193,7 @@ def variance_slope(process: Process, rule: Rule, lam: float) -> jax.Array:
     spread = lambda t: process.alpha(t) ** 2 * lam + process.variance(t)
     end, start = process.horizon, spread(0.0)
 
-    def local(t):
+    def local(t: jax.Array) -> _Local:
         s = spread(t)
         missing = lam * (s * process.alpha(end) ** 2 / (spread(end) * process.alpha(t))) ** 2
         return _Local(f(t), g2(t), s, s - missing, slope(f)(t), slope(g2)(t), g2(t) - 2.0 * f(t) * s)
@@ -188,10 +203,10 @@ def variance_slope(process: Process, rule: Rule, lam: float) -> jax.Array:
         relative = lambda p: 0.25 * p.g2 * p.dspread / p.spread**2
         return limit * _time_integral(process, lambda t: relative(local(t)))
     if rule not in _DEFECTS:
-        known = ", ".join(known.__name__ for known in (*_DEFECTS, transitions.exponential_ode))
-        raise ValueError(f"no first-order coefficient is known for {rule.__name__}; known: {known}")
+        names = ", ".join(known.__name__ for known in (*_DEFECTS, transitions.exponential_ode))
+        raise ValueError(f"no first-order coefficient is known for {rule.__name__}; known: {names}")
 
-    def integrand(t):
+    def integrand(t: jax.Array) -> jax.Array:
         p = local(t)
         return _DEFECTS[rule](p) * (start * process.alpha(t) / p.spread) ** 2
 
@@ -217,7 +232,7 @@ class Mixture(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """Of log q at x [d]: its value, the score [d], the Hessian [d, d], and the gradient of the Hessian's trace [d]."""
+    """log q at x [d], the score [d], the Hessian [d, d], and the gradient of the Hessian's trace [d]."""
 
     log_density: jax.Array
     score: jax.Array
@@ -225,15 +240,18 @@ class Derivatives(NamedTuple):
     trace_gradient: jax.Array
 
 
-def mixture_marginal(process: Process, mixture: Mixture, t: jax.Array) -> Mixture:
-    """The law of x_t for x_0 from a mixture, which is a mixture too; t is a scalar."""
+def mixture_marginal(process: Process, mixture: Mixture, t: ArrayLike) -> Mixture:
+    """The distribution of x_t for x_0 from a mixture, which is a mixture too; t is a scalar."""
     alpha, identity = process.alpha(t), jnp.eye(mixture.means.shape[1])[None]
     covariances = alpha**2 * mixture.covariances + process.variance(t) * identity
     return Mixture(mixture.weights, alpha * mixture.means, covariances)
 
 
 class _Components(NamedTuple):
-    """At one x: log-density; per component its posterior weight, its score less the mixture's, its Hessian."""
+    """At one x, the log-density and score of the mixture, and for each of its components:
+
+    the posterior weight, the score less that of the mixture, and the Hessian.
+    """
 
     log_density: jax.Array
     score: jax.Array
@@ -274,10 +292,10 @@ def mixture_third(mixture: Mixture, x: jax.Array, v: jax.Array) -> jax.Array:
     return weight @ ((along**2 + pull @ v)[:, None] * c + 2.0 * along[:, None] * pull)
 
 
-def mixture_log_density(mixture: Mixture) -> Callable[..., jax.Array]:
+def mixture_log_density(mixture: Mixture) -> LogDensity:
     """(x [d], alpha, sigma) -> log-density of alpha x_0 + sigma noise for x_0 from a mixture."""
 
-    def log_density(x, alpha, sigma):
+    def log_density(x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
         weights, means, covariances = (jnp.asarray(leaf, x.dtype) for leaf in mixture)
         noise = sigma**2 * jnp.eye(x.shape[0], dtype=x.dtype)[None]
         return _components(Mixture(weights, alpha * means, alpha**2 * covariances + noise), x).log_density
@@ -288,7 +306,7 @@ def mixture_log_density(mixture: Mixture) -> Callable[..., jax.Array]:
 def mixture_score(process: Process, mixture: Mixture) -> Callable[..., jax.Array]:
     """The exact score function of a process on mixture data: (x [B, d], t [B], cond=None) -> [B, d]."""
 
-    def score(x, t, cond=None):
+    def score(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
         return jax.vmap(lambda x, t: _components(mixture_marginal(process, mixture, t), x).score)(x, t)
 
     return score
@@ -299,7 +317,7 @@ def mixture_score(process: Process, mixture: Mixture) -> Callable[..., jax.Array
 
 
 def _log_mass(low: jax.Array, high: jax.Array) -> jax.Array:
-    """log(Phi(high) - Phi(low)) for low < high, taken in the tail where it does not cancel."""
+    """log(Phi(high) - Phi(low)) for low < high, computed in the tail where the difference does not cancel."""
     upper = low > 0
     low, high = jnp.where(upper, -high, low), jnp.where(upper, -low, high)
     top = jax.scipy.special.log_ndtr(high)
@@ -307,19 +325,19 @@ def _log_mass(low: jax.Array, high: jax.Array) -> jax.Array:
 
 
 def checkerboard_log_density(x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """log-density of alpha x_0 + sigma noise at one x [2], x_0 uniform on 8 squares of side 2 in [-4, 4)^2."""
-    boundary_terms = jnp.arange(-4.0, 5.0, 2.0, dtype=x.dtype)
-    z = (x[:, None] - alpha * boundary_terms[None]) / sigma
+    """Log-density of alpha x_0 + sigma noise at one x [2], for x_0 uniform on 8 squares of side 2 in [-4, 4)^2."""
+    edges = jnp.arange(-4.0, 5.0, 2.0, dtype=x.dtype)
+    z = (x[:, None] - alpha * edges[None]) / sigma
     along = _log_mass(z[:, 1:], z[:, :-1])  # [2, 4]: of columns, of rows
     both = along[0][:, None] + along[1][None, :]
     dark = jnp.add.outer(jnp.arange(4), jnp.arange(4)) % 2 == 0
     return jax.nn.logsumexp(both, where=dark) - np.log(32.0) - 2.0 * jnp.log(alpha)
 
 
-def score_of(process: Process, log_density: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def score_of(process: Process, log_density: LogDensity) -> Callable[..., jax.Array]:
     """The score function of a process on data whose noised log-density (x [d], alpha, sigma) is known."""
 
-    def score(x, t, cond=None):
+    def score(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
         return jax.vmap(jax.grad(log_density))(x, process.alpha(t), process.sigma(t))
 
     return score

@@ -1,8 +1,8 @@
-"""The processes of the theory table, by its letters, and the same families as experiments set them.
+"""The processes of the theory's table in its notation, matched with the same families as experiments set them.
 
-Gao, Nguyen, Zhu (arXiv 2311.11003) write dx = -f x dt + g dB. With F = int f, the pairs of f and g are here:
+Gao, Nguyen, Zhu (arXiv 2311.11003) write dx = -f x dt + g dB. With F = int f, the pairs of f and g are
 
-    f, g                                     by the theory's letters   by the ends of beta or sigma (`sdes`)
+    f, g                                     in the theory's notation  by the ends of beta or sigma (`sdes`)
     0, a exp(b t)                            ve_exp(a, b)              ve_geometric(sigma_min, sigma_max)
     0, a                                     ve_const(a)               ve_constant(sigma_min, sigma_max)
     0, sqrt(2 a t)                           ve_sqrt(a)                ve_linear(sigma_min, sigma_max); edm has a = 1
@@ -13,64 +13,123 @@ Gao, Nguyen, Zhu (arXiv 2311.11003) write dx = -f x dt + g dB. With F = int f, t
     a exp(b t)/2, sqrt(a) exp(b t/2)         vp_exp(a, b)              vp_exponential(beta_min, beta_max)
     (b + a t)/2, g^2 = 2 f (1 - exp(-4 F))   sub_vp(a, b)              sub_vp_linear(beta_min, beta_max)
 
-The letters clash between the paper's table and its figures: here a exp(b t) throughout, never a b^t; c is an exponent.
-The prefactor k is an addition, and so is the last row, which is Song et al.'s and not in the table. Every
-variance-exploding process takes an offset v0 = sigma(0)^2, 0 in the theory; the experiments have sigma_min^2 there.
+The paper's table and its figures use the letters differently. This module always writes a exp(b t), never a b^t, and c
+is an exponent. The prefactor k is an addition, and so is the last row, which is from Song et al. and not in the table.
+Every variance-exploding process takes an offset v0 = sigma(0)^2, which is 0 in the theory; the experiments have
+sigma_min^2 there.
 """
-
-from jax.typing import ArrayLike
 
 from scoreflow.processes.rates import ExponentialRate, LinearRate, PowerRate
 from scoreflow.processes.sdes import VE, VP, SubVP
+from scoreflow.types import NonNegative, Number, Positive
 
 
-def ve_exp(a: ArrayLike = 1.0, b: ArrayLike = 1.0, v0: ArrayLike = 0.0, horizon: ArrayLike = 1.0) -> VE:
-    """f = 0, g = a exp(b t)."""
+def ve_exp(a: Positive = 1.0, b: Positive = 1.0, v0: NonNegative = 0.0, horizon: Positive = 1.0) -> VE:
+    """f = 0, g = a exp(b t).
+
+    Args:
+      a: Value of g at t = 0.
+      b: Growth rate of g.
+      v0: Variance of the noise at t = 0, sigma(0)^2, in squared units of the data.
+      horizon: Time T at which the path ends.
+    """
     return VE(ExponentialRate(a**2, 2.0 * b), horizon, v0)
 
 
-def ve_const(a: ArrayLike = 1.0, v0: ArrayLike = 0.0, horizon: ArrayLike = 1.0) -> VE:
-    """f = 0, g = a."""
+def ve_const(a: Positive = 1.0, v0: NonNegative = 0.0, horizon: Positive = 1.0) -> VE:
+    """f = 0, g = a.
+
+    Args:
+      a: Constant g.
+      v0: Variance of the noise at t = 0, sigma(0)^2, in squared units of the data.
+      horizon: Time T at which the path ends.
+    """
     return VE(LinearRate(a**2, 0.0), horizon, v0)
 
 
-def ve_sqrt(a: ArrayLike = 1.0, v0: ArrayLike = 0.0, horizon: ArrayLike = 1.0) -> VE:
-    """f = 0, g = sqrt(2 a t)."""
+def ve_sqrt(a: Positive = 1.0, v0: NonNegative = 0.0, horizon: Positive = 1.0) -> VE:
+    """f = 0, g = sqrt(2 a t).
+
+    Args:
+      a: Half the slope of g^2 in t.
+      v0: Variance of the noise at t = 0, sigma(0)^2, in squared units of the data.
+      horizon: Time T at which the path ends.
+    """
     return VE(LinearRate(0.0, 2.0 * a), horizon, v0)
 
 
 def ve_poly(
-    a: ArrayLike = 1.0,
-    b: ArrayLike = 1.0,
-    c: ArrayLike = 1.0,
-    k: ArrayLike = 1.0,
-    v0: ArrayLike = 0.0,
-    horizon: ArrayLike = 1.0,
+    a: Positive = 1.0,
+    b: NonNegative = 1.0,
+    c: NonNegative = 1.0,
+    k: Positive = 1.0,
+    v0: NonNegative = 0.0,
+    horizon: Positive = 1.0,
 ) -> VE:
-    """f = 0, g = k (b + a t)^c."""
+    """f = 0, g = k (b + a t)^c.
+
+    Args:
+      a: Slope of the base b + a t.
+      b: Base at t = 0.
+      c: Exponent of the base in g.
+      k: Prefactor of g.
+      v0: Variance of the noise at t = 0, sigma(0)^2, in squared units of the data.
+      horizon: Time T at which the path ends.
+    """
     return VE(PowerRate(b, a, 2.0 * c, k**2), horizon, v0)
 
 
-def ou(al: ArrayLike = 1.0, si: ArrayLike = 2.0**0.5, horizon: ArrayLike = 1.0) -> VP:
-    """f = al, g = si: Ornstein-Uhlenbeck, with the stationary variance si^2 / (2 al)."""
+def ou(al: Positive = 1.0, si: Positive = 2.0**0.5, horizon: Positive = 1.0) -> VP:
+    """f = al, g = si: the Ornstein-Uhlenbeck process, whose stationary variance is si^2 / (2 al).
+
+    Args:
+      al: Constant rate f at which the signal decays.
+      si: Constant scale g of the noise.
+      horizon: Time T at which the path ends.
+    """
     return VP(LinearRate(2.0 * al, 0.0), horizon, stationary_variance=si**2 / (2.0 * al))
 
 
-def vp_linear(a: ArrayLike = 1.0, b: ArrayLike = 1.0, horizon: ArrayLike = 1.0) -> VP:
-    """beta = b + a t."""
+def vp_linear(a: NonNegative = 1.0, b: Positive = 1.0, horizon: Positive = 1.0) -> VP:
+    """beta = b + a t.
+
+    Args:
+      a: Slope of beta.
+      b: Value of beta at t = 0.
+      horizon: Time T at which the path ends.
+    """
     return VP(LinearRate(b, a), horizon)
 
 
-def vp_poly(a: ArrayLike = 1.0, b: ArrayLike = 1.0, rho: ArrayLike = 3.0, horizon: ArrayLike = 1.0) -> VP:
-    """beta = (b + a t)^rho."""
+def vp_poly(a: NonNegative = 1.0, b: Positive = 1.0, rho: NonNegative = 3.0, horizon: Positive = 1.0) -> VP:
+    """beta = (b + a t)^rho.
+
+    Args:
+      a: Slope of the base b + a t.
+      b: Base at t = 0.
+      rho: Exponent of the base in beta.
+      horizon: Time T at which the path ends.
+    """
     return VP(PowerRate(b, a, rho), horizon)
 
 
-def vp_exp(a: ArrayLike = 1.0, b: ArrayLike = 1.0, horizon: ArrayLike = 1.0) -> VP:
-    """beta = a exp(b t)."""
+def vp_exp(a: Positive = 1.0, b: Number = 1.0, horizon: Positive = 1.0) -> VP:
+    """beta = a exp(b t).
+
+    Args:
+      a: Value of beta at t = 0.
+      b: Growth rate of beta.
+      horizon: Time T at which the path ends.
+    """
     return VP(ExponentialRate(a, b), horizon)
 
 
-def sub_vp(a: ArrayLike = 1.0, b: ArrayLike = 1.0, horizon: ArrayLike = 1.0) -> SubVP:
-    """The drift of beta = b + a t, and g^2 = beta (1 - exp(-2 int beta))."""
+def sub_vp(a: NonNegative = 1.0, b: Positive = 1.0, horizon: Positive = 1.0) -> SubVP:
+    """The drift of beta = b + a t, and g^2 = beta (1 - exp(-2 int beta)).
+
+    Args:
+      a: Slope of beta.
+      b: Value of beta at t = 0.
+      horizon: Time T at which the path ends.
+    """
     return SubVP(LinearRate(b, a), horizon)
