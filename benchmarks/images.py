@@ -29,11 +29,10 @@ sys.path.insert(0, str(ROOT))
 
 import jax
 import numpy as np
+from scoreflow.evaluators.density import make_log_prob
 
 from configs import published_images
-from scoreflow import configure as build
-from scoreflow import data, sample, train
-from scoreflow.evaluators.density import make_log_prob
+from scoreflow import configure, data, train
 from scoreflow.metrics import inception
 from scoreflow.runs import parallel
 
@@ -179,11 +178,11 @@ def product_rate(dtype: str) -> float:
 def bench_train(arguments, dtype: str) -> None:
     """Images a second in training."""
     config = config_of(arguments, dtype)
-    experiment, plan = build.build(config, "cifar10_edm"), build.train_plan(config)
+    experiment, plan = configure.experiment(config, "cifar10_edm"), configure.train_options(config)
     per_call = plan.batch_size * plan.steps_per_dispatch
-    state = train.init_state(experiment, plan.optimizer)
+    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    parts = (part for _, part in data.prefetch(train.batches(experiment, plan, 0)))
+    parts = (part for _, part in data.prefetch(train.batches_of(experiment, plan, 0)))
     first = next(parts)
     one = plan._replace(steps_per_dispatch=1)
     counted = train.dispatch_of(experiment, one).lower(state, jax.tree.map(lambda leaf: leaf[:1], first))
@@ -218,9 +217,9 @@ def bench_train(arguments, dtype: str) -> None:
 def bench_sample(arguments, dtype: str) -> None:
     """Images a second of Heun's rule."""
     config = config_of(arguments, dtype)
-    experiment = build.build(config, "cifar10_edm")
-    params = train.init_state(experiment, build.train_plan(config).optimizer).params
-    draw = sample.make_draw(experiment, arguments.batch)
+    experiment = configure.experiment(config, "cifar10_edm")
+    params = init_state(experiment.init, configure.train_options(config, experiment.key(INIT)).optimizer).params
+    draw = draw.make_draw(experiment, arguments.batch)
     found = draw(params, jax.random.key(0), arguments.batch)
     ours = arguments.batch / median(lambda: draw(params, jax.random.key(0), arguments.batch).x, 3, warm=0)
     theirs = arguments.batch / median(torch_heun(config), 3, warm=1) if torch else None
@@ -231,9 +230,9 @@ def bench_sample(arguments, dtype: str) -> None:
 def bench_likelihood(arguments, dtype: str) -> None:
     """Evaluations of drift and divergence a second."""
     config = config_of(arguments, dtype)
-    experiment = build.build(config, "cifar10_edm")
-    plan = build.eval_plan(config, experiment.data, Path("unused"))
-    params = train.init_state(experiment, build.train_plan(config).optimizer).params
+    experiment = configure.experiment(config, "cifar10_edm")
+    plan = configure.evaluation(config, Path("unused"))
+    params = init_state(experiment.init, configure.train_options(config, experiment.key(INIT)).optimizer).params
     solve = make_log_prob(experiment, plan, params)
     keys = jax.random.split(jax.random.key(0), arguments.batch)
     x = np.asarray(plan.dequantise(params, jax.random.key(1), np.asarray(experiment.data.test.x[: arguments.batch])).x)

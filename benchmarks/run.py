@@ -28,12 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
+from scoreflow.evaluators.density import make_log_prob
 
 from configs import digits_orders, vp_digits
 from experiments.common import step_cost
-from scoreflow import configure as build
-from scoreflow import data, sample, train
-from scoreflow.evaluators.density import make_log_prob
+from scoreflow import configure, data
 from scoreflow.runs import parallel, workdir
 from scoreflow.samplers.adaptive import adaptive
 from scoreflow.score import probability_flow
@@ -60,10 +59,10 @@ def _row(name: str, ours: float, theirs: float, unit: str, remark: str = "") -> 
 def jax_step_seconds(repeats: int = 15) -> tuple[float, int]:
     """Seconds of one training step of vp_digits, optimizer and EMA included, and its number of parameters."""
     config = vp_digits.get_config()
-    experiment, plan = build.build(config, "vp_digits"), build.train_plan(config)
-    step = train.make_train_step(experiment.objective, plan.optimizer, experiment.key(1), ema_decay=plan.ema_decay)
-    dispatch = train.compile_dispatch(step, 1)
-    state = train.init_state(experiment, plan.optimizer)
+    experiment, plan = configure.experiment(config, "vp_digits"), configure.train_options(config)
+    step = step.make_train_step(experiment.objective, plan.optimizer, experiment.key(1), ema_decay=plan.ema_decay)
+    dispatch = step.compile_dispatch(step, 1)
+    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     batch = data.batch(experiment.data.train, 0, 0, plan.batch_size)
     batch = parallel.shard(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
@@ -130,14 +129,14 @@ def bench_train() -> None:
 
 def _trained(folder: Path):
     config = vp_digits.get_config()
-    experiment = build.build(config, "vp_digits")
-    params = sample.load_ema(experiment, folder, workdir.newest(folder))
+    experiment = configure.experiment(config, "vp_digits")
+    params = load_params(experiment, folder, workdir.newest(folder))
     return config, experiment, params
 
 
 def _host_log_prob(experiment, params, x, probe):
     """score_sde's likelihood: one joint RK45 solve of the whole batch on the host."""
-    drift = probability_flow(experiment.process, experiment.score(params))
+    drift = probability_flow(experiment.model.process, experiment.model.score(params))
 
     @parallel.jit
     def augmented(t, x):
@@ -155,17 +154,17 @@ def _host_log_prob(experiment, params, x, probe):
     field(0.5, np.concatenate([np.ravel(x), np.zeros(len(x))]))  # compiles
     calls, begin = 0, time.perf_counter()
     solution = solve_ivp(
-        field, (experiment.t_min, 1.0), np.concatenate([np.ravel(x), np.zeros(len(x))]).astype(np.float64),
+        field, (experiment.model.t_min, 1.0), np.concatenate([np.ravel(x), np.zeros(len(x))]).astype(np.float64),
         method="RK45", rtol=1e-5, atol=1e-5,
     )  # fmt: skip
     last = solution.y[:, -1]
-    prior = np.asarray(experiment.terminal(params).log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32)))
+    prior = np.asarray(experiment.model.terminal(params).log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32)))
     return prior + last[x.size :], time.perf_counter() - begin, calls
 
 
 def bench_likelihood(folder: Path, n: int = 120) -> None:
     config, experiment, params = _trained(folder)
-    plan = build.eval_plan(config, experiment.data, Path("/nonexistent"))._replace(batch_size=n)
+    plan = configure.evaluation(config, Path("/nonexistent"))._replace(batch_size=n)
     keys = jax.random.split(jax.random.key(0), n)
     x = np.asarray(plan.dequantise(params, jax.random.key(1), experiment.data.test.x[:n]).x)
     probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
@@ -183,9 +182,9 @@ def bench_likelihood(folder: Path, n: int = 120) -> None:
 
 def bench_sampler(folder: Path, n: int = 100) -> None:
     _, experiment, params = _trained(folder)
-    score = experiment.score(params)
-    drift = probability_flow(experiment.process, score)
-    x_init = experiment.terminal(params).sample(jax.random.key(0), (n, *experiment.shape))
+    score = experiment.model.score(params)
+    drift = probability_flow(experiment.model.process, score)
+    x_init = experiment.model.terminal(params).sample(jax.random.key(0), (n, *experiment.space.shape))
     calls = 0
     compiled = parallel.jit(lambda t, x: drift(jnp.full(n, t), x))
 
@@ -201,11 +200,11 @@ def bench_sampler(folder: Path, n: int = 100) -> None:
     theirs = solve_ivp(field, (1.0, 1e-3), np.ravel(x_init).astype(np.float64), method="RK45", rtol=1e-5, atol=1e-5).y[
         :, -1
     ]
-    host_seconds, ends = time.perf_counter() - begin, jnp.array([experiment.process.horizon, 1e-3])
+    host_seconds, ends = time.perf_counter() - begin, jnp.array([experiment.model.process.horizon, 1e-3])
     for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at tolerance 1e-3", 1e-3)):
         solve = parallel.map_devices(
             lambda x, tol=tolerance: adaptive(
-                experiment.process, score, jax.random.key(0), x, ends, rtol=tol, atol=tol, denoise=False
+                experiment.model.process, score, jax.random.key(0), x, ends, rtol=tol, atol=tol, denoise=False
             )
         )
         seconds = _seconds(lambda solve=solve: solve(x_init), 2)
@@ -240,7 +239,7 @@ def bench_orders() -> None:
         for order in (1, 2, 3):
             config = digits_orders.get_config(str(order))
             config.init_from, config.model.remat = "", remat
-            costs[order, remat] = step_cost(build.build(config, "digits_orders"), build.train_plan(config), repeats=12)
+            costs[order, remat] = step_cost(configure.experiment(config, "digits_orders"), configure.train_options(config), repeats=12)
     one = costs[1, False]
     for (order, remat), cost in costs.items():
         operations, memory, seconds = (this / first for this, first in zip(cost, one))

@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scoreflow.evaluators.density import dequantised, in_batches, units
 
 from configs import digits_bridge, vp_digits
 from experiments import common
-from scoreflow import configure as build
-from scoreflow import likelihood, terminal
+from scoreflow import configure, likelihood, terminal
 from scoreflow.evaluators import sample_metrics
-from scoreflow.evaluators.density import dequantised, in_batches, units
 from scoreflow.evaluators.horizons import horizon_metrics
 from scoreflow.experiment import INIT
 from scoreflow.metrics import mean_estimate
@@ -59,17 +58,17 @@ def make(law: str, t: float, *, fast: bool, alone: bool = True, scale_steps: boo
             config.terminal.update({"steps": 1, "width": 4})
     if alone:
         config.init_from = "in memory"
-    experiment = build.build(config, "bridge_on_digits")
-    return experiment, build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
+    experiment = configure.experiment(config, "bridge_on_digits")
+    return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
 
 
 def with_law(law: str, t: float, score, fast: bool):
     """(parameters of the score with the fitted law's, experiment, evaluation plan, seconds of the fit)."""
     experiment, plan, how = make(law, t, fast=fast)
-    if not experiment.fits:
+    if not experiment.model.fits:
         return score, experiment, how, 0.0
     began = time.monotonic()
-    fitted = experiment.fits[TERMINAL](None, jax.random.fold_in(experiment.key(INIT), 1))
+    fitted = experiment.model.fits[TERMINAL](None, jax.random.fold_in(experiment.key(INIT), 1))
     params = {MAIN: score, TERMINAL: jax.block_until_ready(fitted)}
     if plan.steps:
         params = common.fit(experiment, plan, params=jax.tree.map(jnp.copy, params))
@@ -82,9 +81,9 @@ def densities(models: dict) -> dict[str, dict]:
     data = dequantised(experiment, how, params, 0)
 
     def solve(everything, keys, x, cond):
-        options = {"t_min": experiment.t_min, "rtol": how.rtol, "atol": how.atol, "max_steps": how.max_steps}
-        law = terminal.prior(experiment.process)
-        found = likelihood.log_prob(experiment.process, experiment.score(everything["prior"]), law, keys, x, **options)
+        options = {"t_min": experiment.model.t_min, "rtol": how.rtol, "atol": how.atol, "max_steps": how.max_steps}
+        law = terminal.prior(experiment.model.process)
+        found = likelihood.log_prob(experiment.model.process, experiment.model.score(everything["prior"]), law, keys, x, **options)
         ends = {name: models[name][1].terminal(everything[name]).log_prob(found.last) for name in models}
         return found.integral, found.nfe, ends
 
@@ -120,14 +119,14 @@ def reused(t: float, score, laws, fast: bool, out: Path) -> dict[str, dict]:
         found[law] |= bound(model) | samples(model, out / f"{law}_{t:g}")
     if "dirichlet" in models:
         params, experiment, _, _ = models["dirichlet"]
-        found["dirichlet"]["active"] = mixture.active(experiment.terminal(params))
+        found["dirichlet"]["active"] = mixture.active(experiment.model.terminal(params))
     if "mixture" in models:
         params, experiment, how, _ = models["mixture"]
-        drawn = experiment.terminal_at(params, 0.0).sample(jax.random.key(7), (2000, *experiment.shape))
+        drawn = experiment.model.terminal(params, 0.0).sample(jax.random.key(7), (2000, *experiment.space.shape))
         law = terminal.Pushforward(
-            experiment.encode(params, jax.random.key(8), experiment.decode(params, jax.random.key(9), drawn)),
-            experiment.process.alpha(t),
-            experiment.process.sigma(t),
+            experiment.space.encode(params, jax.random.key(8), experiment.space.decode(params, jax.random.key(9), drawn)),
+            experiment.model.process.alpha(t),
+            experiment.model.process.sigma(t),
         )
         pushed = experiment._replace(terminal=lambda params: law)
         found["pushforward"] = samples((params, pushed, how, 0.0), out / f"pushforward_{t:g}")

@@ -28,13 +28,13 @@ def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Names
 
 def fit(experiment: Experiment, plan: train.TrainPlan, params=None):
     """Trains to `plan.steps` in memory, from `params` or from scratch; the averaged parameters. Writes nothing."""
-    state = train.init_state(experiment, plan.optimizer)
+    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     if params is not None:
         state = state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
     dispatch, skipped = train.dispatch_of(experiment, plan), 0
-    for first, batches in train.batches(experiment, plan, 0):
+    for first, batches in train.batches_of(experiment, plan, 0):
         state, metrics = dispatch(state, batches)
-        skipped = train.check_finite(parallel.gather(metrics), first, allowed=plan.skip, before=skipped)
+        skipped = step.check_finite(parallel.gather(metrics), first, allowed=plan.skip, before=skipped)
     return state.ema_params
 
 
@@ -49,8 +49,8 @@ class StepCost(NamedTuple):
 def step_cost(experiment: Experiment, plan: train.TrainPlan, repeats: int = 10) -> StepCost:
     """Compiles and times the step: gradient, optimizer and average."""
     plan = plan._replace(steps=repeats + 2, steps_per_dispatch=1)
-    batches = (batch for _, batch in train.batches(experiment, plan, 0))
-    state, seconds = train.init_state(experiment, plan.optimizer), []
+    batches = (batch for _, batch in train.batches_of(experiment, plan, 0))
+    state, seconds = init_state(experiment.init, plan.optimizer, experiment.key(INIT)), []
     compiled = train.dispatch_of(experiment, plan).lower(state, next(batches)).compile()
     for batch in batches:
         began = time.perf_counter()
@@ -83,7 +83,7 @@ def memo(path: Path, key: str, compute):
 
 def kept(path: Path, experiment: Experiment, compute):
     """compute(), parameters of `experiment`, or what it returned when it was first asked for with this .npz file."""
-    template = jax.eval_shape(lambda: experiment.network.init(jax.random.key(0), (1, *experiment.shape)))
+    template = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(template)
     if not path.exists():
         found = jax.tree.leaves(compute())

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scoreflow.evaluators.field import symmetry_metrics, tolerance_metrics
 
 from configs import digits_conservative, vp_digits
 from experiments import common
-from scoreflow import configure as build
+from scoreflow import configure
 from scoreflow.evaluators import likelihood_metrics, sample_metrics
-from scoreflow.evaluators.field import symmetry_metrics, tolerance_metrics
 from scoreflow.runs import caches, report
 
 # variant of the config, and lambda
@@ -54,8 +54,8 @@ def make(recipe: str | None, seed: int, *, fast: bool):
         config.eval.update({"draws": 1, "num_test": 24, "batch_size": 24, "check": 24, "num_samples": 100})
         config.eval.update({"rtol": 1e-2, "atol": 1e-2, "symmetry": 24, "symmetry_times": 3, "tolerances": 4})
         config.eval.update({"rtols": (1e-2, 1e-3), "atols": (1e-3,)})
-    experiment = build.build(config, "conservative_on_digits")
-    return experiment, build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
+    experiment = configure.experiment(config, "conservative_on_digits")
+    return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
 
 
 def run(recipe: str, seed: int, base, fast: bool, out: Path) -> dict:

@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scoreflow.evaluators.field import tolerance_metrics
 
 from configs import digits_latent, digits_vae, vp_digits
 from experiments import common
-from scoreflow import configure as build
-from scoreflow import sample
+from scoreflow import configure
 from scoreflow.evaluators import latent_metrics, likelihood_metrics, sample_metrics
-from scoreflow.evaluators.field import tolerance_metrics
 from scoreflow.experiment import SAMPLE
 from scoreflow.models import LATENT
 from scoreflow.runs import caches, report
@@ -54,11 +53,11 @@ def configure(data: str, recipe: str, *, fast: bool) -> ConfigDict:
     if change == "not mixed":
         config.score.mixed = False
     elif change == "uniform t":
-        config.times.name = "uniform"
+        config.sample_times.name = "uniform"
     elif change == "geometric":
         config.process = ConfigDict({"name": "vp_geometric", "variance_min": 3e-5, "variance_max": 0.999})
         config.process.horizon = 1.0
-        config.times.name, config.t_min, config.eval.t_min = "uniform", 1e-5, 1e-5
+        config.sample_times.name, config.t_min, config.eval.t_min = "uniform", 1e-5, 1e-5
     config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
     config.eval.update({"baseline": False, "draws": 5, "tolerances": 20, "rtols": TOLERANCES, "atols": TOLERANCES})
     if fast:
@@ -73,13 +72,13 @@ def configure(data: str, recipe: str, *, fast: bool) -> ConfigDict:
 def run(data: str, recipe: str, fast: bool, out: Path) -> dict:
     """Trains, or takes what was trained, and measures; plain numbers and their standard errors."""
     config = configure(data, recipe, fast=fast)
-    experiment = build.build(config, recipe)
-    plan, how = build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
+    experiment = configure.experiment(config, recipe)
+    plan, how = configure.train_options(config), configure.evaluation(config, caches.folder())
     params = params_of(data, recipe, fast, out)
     found = likelihood_metrics(experiment, how, params)
-    unit = "bits_per_dim" if experiment.bins else "nats"
+    unit = "bits_per_dim" if experiment.space.bins else "nats"
     values = {"bound": [found[unit].value, found[unit].stderr]}
-    if experiment.latent is not None:
+    if experiment.space.latent is not None:
         terms = latent_metrics(experiment, how, params, out / data / recipe)
         values |= {name: [terms[name].value, terms[name].stderr] for name in ("reconstruction", "negative_entropy")}
     model = sample_metrics(experiment, how, params, out / data / recipe)["model"]
@@ -96,13 +95,13 @@ def run(data: str, recipe: str, fast: bool, out: Path) -> dict:
 def params_of(data: str, recipe: str, fast: bool, out: Path):
     """Trained parameters; stage two begins with the VAE of stage one."""
     config = configure(data, recipe, fast=fast)
-    experiment, plan = build.build(config, recipe), build.train_plan(config)
+    experiment, plan = configure.experiment(config, recipe), configure.train_options(config)
 
     def train():
         start = None
         if recipe not in ("VAE alone", "x"):
             first = params_of(data, "VAE alone", fast, out)
-            fresh = experiment.network.init(jax.random.key(config.seed), (1, *experiment.shape))
+            fresh = experiment.init(jax.random.key(config.seed))
             start = {**fresh, LATENT: jax.tree.map(jnp.copy, first[LATENT])}
         return common.fit(experiment, plan, params=start)
 
@@ -141,9 +140,9 @@ def draw_samples(path: Path, fast: bool, out: Path, columns: int = 20) -> None:
     rows = []
     for data in DATA:
         for recipe in SHOWN:
-            experiment = build.build(configure(data, recipe, fast=fast), recipe)
+            experiment = configure.experiment(configure(data, recipe, fast=fast), recipe)
             params = params_of(data, recipe, fast, out)
-            rows.append(sample.make_draw(experiment, columns)(params, experiment.key(SAMPLE), columns).x)
+            rows.append(draw.make_draw(experiment, columns)(params, experiment.key(SAMPLE), columns).x)
     report.save_png(path, report.grid(np.concatenate(rows), 17, columns=columns))
 
 

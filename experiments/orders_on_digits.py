@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import digits_orders, vp_digits
 from experiments import common
-from scoreflow import configure as build
+from scoreflow import configure
 from scoreflow.evaluators import likelihood_metrics, sample_metrics
 from scoreflow.runs import caches, report
 
@@ -52,8 +52,8 @@ def configure(order: int, seed: int, steps: int, *, fast: bool) -> ConfigDict:
 def make(order: int, seed: int, steps: int, *, fast: bool):
     """The experiment, its training plan and its evaluation plan."""
     config = configure(order, seed, steps, fast=fast)
-    experiment = build.build(config, "orders_on_digits")
-    return experiment, build.train_plan(config), build.eval_plan(config, experiment.data, caches.folder())
+    experiment = configure.experiment(config, "orders_on_digits")
+    return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
 
 
 def cost(order: int, fast: bool) -> common.StepCost:

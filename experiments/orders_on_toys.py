@@ -25,8 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import vp_checkerboard
 from experiments import common
-from scoreflow import configure as build
-from scoreflow import divergence, likelihood
+from scoreflow import configure, divergence, likelihood
 from scoreflow.data import toy
 from scoreflow.experiment import Experiment
 from scoreflow.objectives import times
@@ -52,7 +51,7 @@ def configure(data: str, process: str, order: int, seed: int, steps: int, *, fir
     config.seed, config.data.name, config.process = seed, data, ConfigDict(PROCESSES[process])
     config.score.update({"prediction": "noise", "sigma_data": DATA[data]})
     config.model = ConfigDict({"name": "mlp", "width": 64, "depth": 3, "dropout": 0.0, "dtype": "float32"})
-    config.weight, config.times = ConfigDict({"name": "noise"}), ConfigDict({"name": "stratified"})
+    config.weight, config.sample_times = ConfigDict({"name": "noise"}), ConfigDict({"name": "stratified"})
     config.training.update({"steps": steps, "batch_size": 256, "steps_per_dispatch": CHUNK, "learning_rate": 1e-3})
     config.training.update({"warmup": 50 if first else 0, "schedule": "constant" if first else "cosine", "skip": 10})
     config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
@@ -64,8 +63,8 @@ def configure(data: str, process: str, order: int, seed: int, steps: int, *, fir
 def make(data: str, process: str, order: int, seed: int, steps: int, *, first: bool = False):
     """The experiment and its training plan."""
     config = configure(data, process, order, seed, steps, first=first)
-    experiment = build.build(config, "orders_on_toys")
-    return experiment, build.train_plan(config)
+    experiment = configure.experiment(config, "orders_on_toys")
+    return experiment, configure.train_options(config)
 
 
 @functools.cache
@@ -74,7 +73,7 @@ def cost(data: str, order: int) -> float:
 
     def count(order):
         experiment, plan = make(data, "VP", order, 0, CHUNK)
-        params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+        params = experiment.init(jax.random.key(0))
         batch = {"x": jnp.asarray(experiment.data.train.x[: plan.batch_size])}
         loss = lambda params: experiment.objective(params, jax.random.key(0), batch, train=True)[0]
         return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
@@ -102,16 +101,16 @@ class Judge(NamedTuple):
 def judge(data: str, process: str, points: int) -> Judge:
     """The judge of all networks that learn `data` under `process`: the same points, times and noise for all."""
     experiment, _ = make(data, process, 1, 0, CHUNK)
-    forward, law, t_min = experiment.process, experiment.terminal(None), experiment.t_min
+    forward, law, t_min = experiment.model.process, experiment.model.terminal(None), experiment.model.t_min
     x0 = jnp.asarray(experiment.data.test.x[:points])
-    log_q = experiment.log_density
+    log_q = experiment.data.log_density
 
     def log_density(params, x):
         options = {"t_min": t_min, "divergence": divergence.exact, "rtol": 1e-5, "atol": 1e-5}
-        return likelihood.log_prob(forward, experiment.score(params), law, jax.random.key(0), x, **options).logp
+        return likelihood.log_prob(forward, experiment.model.score(params), law, jax.random.key(0), x, **options).logp
 
     def errors(params):
-        score, found = experiment.score(params), []
+        score, found = experiment.model.score(params), []
         for i, rule in enumerate((times.importance, times.stratified)):
             t, inv_density = rule(forward, jax.random.key(i), len(x0), t_min=t_min)
             xt, _, sigma = forward.perturb(jax.random.key(2 + i), x0, t)
@@ -137,8 +136,8 @@ def judge(data: str, process: str, points: int) -> Judge:
 def score_run(params, data: str, process: str, points: int, *, picture: bool) -> dict:
     """KL and what is behind it, of one network; plain numbers."""
     experiment, log_density, errors, kl_end = judge(data, process, points)
-    forward, t_min = experiment.process, experiment.t_min
-    noised = jax.vmap(lambda x: experiment.log_density(x, forward.alpha(t_min), forward.sigma(t_min)))
+    forward, t_min = experiment.model.process, experiment.model.t_min
+    noised = jax.vmap(lambda x: experiment.data.log_density(x, forward.alpha(t_min), forward.sigma(t_min)))
     if data == "mixture_1d":
         log_p, log_q = (
             np.asarray(f(LINE[:, None]), np.float64) for f in (functools.partial(log_density, params), noised)

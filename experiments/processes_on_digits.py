@@ -23,9 +23,7 @@ from scipy.stats import spearmanr
 
 from configs import digits_processes
 from experiments import common
-from scoreflow import configure as build
-from scoreflow import planner as plan
-from scoreflow import score
+from scoreflow import configure, score
 from scoreflow.configure import tables
 from scoreflow.data import load
 from scoreflow.experiment import SAMPLE, Experiment
@@ -54,7 +52,7 @@ def configure(variant: str, seed: int, training: str, steps: int) -> ConfigDict:
     )
     config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
     if training == "published":
-        config.weight, config.times = ConfigDict({"name": "noise"}), ConfigDict({"name": "uniform"})
+        config.weight, config.sample_times = ConfigDict({"name": "noise"}), ConfigDict({"name": "uniform"})
     return config
 
 
@@ -88,7 +86,7 @@ def sampler(apply, kind: str):
 
 def times_of(experiment: Experiment, grid: str, steps: int) -> jax.Array:
     """The grid on which an experiment is sampled."""
-    return GRIDS[grid](experiment.process, steps, t_min=experiment.config["sampling"]["t_min"])
+    return GRIDS[grid](experiment.model.process, steps, t_min=experiment.config["sampling"]["t_min"])
 
 
 def measure(
@@ -96,13 +94,13 @@ def measure(
 ) -> dict[str, list[float]]:
     """Trains once; the distance at each number of steps, by grid."""
     params, how_scored = common.fit(experiment, how), experiment.config["score"]
-    draw = sampler(experiment.network.apply, how_scored["kind"])
+    draw = sampler(experiment.model.network.apply, how_scored["kind"])
     key_init, key_path = jax.random.split(experiment.key(SAMPLE))
-    x_init = experiment.terminal(params).sample(key_init, (samples, *experiment.shape))
+    x_init = experiment.model.terminal(params).sample(key_init, (samples, *experiment.space.shape))
 
     def distance(times):
-        x = draw(experiment.process, params, how_scored["sigma_data"], key_path, x_init, times)
-        return judge(np.asarray(experiment.decode(params, jax.random.key(1), x)))
+        x = draw(experiment.model.process, params, how_scored["sigma_data"], key_path, x_init, times)
+        return judge(np.asarray(experiment.space.decode(params, jax.random.key(1), x)))
 
     return {grid: [distance(times_of(experiment, grid, k)) for k in counts] for grid, counts in steps.items()}
 
@@ -111,11 +109,11 @@ def theory(experiment: Experiment, steps: dict[str, tuple[int, ...]]) -> dict[st
     """Exact W2 of the same sampler, from the same start, for the digits' Gaussian."""
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, 10_000))
-        variance = experiment.process.prior_std() ** 2
+        variance = experiment.model.process.prior_std() ** 2
         start = exact.Gaussian(jnp.zeros_like(data.mean), jnp.full_like(data.variance, variance))
 
         def distance(times):
-            return float(exact.w2(exact.gaussian_law(experiment.process, times, RULE, data, start=start), data))
+            return float(exact.w2(exact.gaussian_law(experiment.model.process, times, RULE, data, start=start), data))
 
         return {grid: [distance(times_of(experiment, grid, k)) for k in counts] for grid, counts in steps.items()}
 
@@ -158,7 +156,7 @@ def main() -> None:
         runs = []
         for seed in seeds:
             config = configure(variant, seed, args.training, training)
-            experiment, how = build.build(config, f"configs/digits_processes.py:{variant}"), build.train_plan(config)
+            experiment, how = configure.experiment(config, f"configs/digits_processes.py:{variant}"), configure.train_options(config)
             key = f"{args.training} {variant} seed {seed}, {training} steps, {samples} samples at {steps}"
             compute = functools.partial(measure, experiment, how, judge, steps, samples)
             runs.append(common.memo(args.out / "runs.json", key, compute))

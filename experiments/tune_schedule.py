@@ -15,8 +15,7 @@ import optax
 
 from configs import vp_digits
 from experiments import common
-from scoreflow import configure as build
-from scoreflow import planner as plan
+from scoreflow import configure
 from scoreflow.processes import sdes, transitions
 from scoreflow.runs import report
 from scoreflow.samplers import grids
@@ -51,7 +50,7 @@ def main() -> None:
     args = common.arguments(__doc__, "tune_schedule")
     iterations, counts = (20, (10,)) if args.fast else (400, (10, 20, 50))
     with jax.enable_x64(True):
-        experiment = build.build(vp_digits.get_config(), "configs/vp_digits.py")
+        experiment = configure.experiment(vp_digits.get_config(), "configs/vp_digits.py")
         data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, 10_000))
         spread = float(jnp.sqrt(data.variance.sum()))
         linear, ladder = jnp.log(jnp.array([0.1, 20.0, 1.0])), [5, 10, 20, 50, 100, 200]

@@ -9,7 +9,7 @@ import jax
 
 from scoreflow import score as scores
 from scoreflow.data import Dataset
-from scoreflow.models import MIXING, TERMINAL, Network
+from scoreflow.models import MIXING, TERMINAL, Network, ParamsOnly
 from scoreflow.objectives.protocols import Objective
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import workdir
@@ -87,7 +87,7 @@ class Model(NamedTuple):
     """
 
     process: Process
-    network: Network
+    network: Network | ParamsOnly
     t_min: float = 1e-5
     options: ScoreOptions = _SCORE
     family: families.Family = _PRIOR
@@ -112,8 +112,9 @@ class Model(NamedTuple):
         return scores.energy_fn(self.process, free, self.options.energy_power)
 
     def _unconstrained(self, params: Params, *, train: bool, key: Key | None) -> Score:
-        network, options = self.network, self.options
-        apply = functools.partial(network.apply, train=True, key=key) if train else network.apply
+        options, network = self.options, self.network.apply
+        assert network is not None
+        apply = functools.partial(network, train=True, key=key) if train else network
         make = functools.partial(scores.score_fn, self.process, sigma_data=options.sigma_data)
         if not options.mixed:
             return make(apply, params, options.prediction)

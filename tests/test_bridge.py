@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from scoreflow import configure as build
+from scoreflow import configure, terminal, train
 from scoreflow import evaluators as evaluate
-from scoreflow import sample, terminal, train
 from scoreflow.experiment import INIT
 from scoreflow.models import MAIN, TERMINAL
 from scoreflow.runs import checkpoint, workdir
@@ -28,10 +27,10 @@ def _allow_rank_promotion():
 def run(folder, **changes):
     """Trains; (experiment, config, averaged parameters)."""
     config = tiny.digits(**SMALL, **changes)
-    experiment = build.build(config, "configs/tiny.py")
+    experiment = configure.experiment(config, "configs/tiny.py")
     workdir.claim(folder, experiment.config, resume=True)
-    train.train(experiment, build.train_plan(config), folder)
-    return experiment, config, sample.load_ema(experiment, folder, workdir.newest(folder))
+    train.train(experiment, configure.train_options(config), folder)
+    return experiment, config, load_params(experiment, folder, workdir.newest(folder))
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +54,15 @@ def test_a_law_fitted_to_a_finished_score(finished, tmp_path, capsys):
     """The score is that of the first run to the last bit, at a shorter T; evaluation compares the laws and names T*."""
     law = {"name": "mixture", "components": 2, "covariance": "low_rank", "rank": 4}
     experiment, config, params = run(tmp_path, terminal=law, init_from=str(finished), **ALONE)
-    first = build.build(tiny.digits(process__horizon=0.5), "first")
-    same(params[MAIN], sample.load_ema(first, finished, workdir.newest(finished)))
+    first = configure.experiment(tiny.digits(process__horizon=0.5), "first")
+    same(params[MAIN], load_params(first, finished, workdir.newest(finished)))
     assert config.training.steps == 0 and workdir.newest(tmp_path) == 0
     assert "raise training.steps" not in capsys.readouterr().out
     again = run(tmp_path, terminal=law, init_from=str(finished), **ALONE)[2]  # the same command again
     same(again, params)
     assert "step 0 is there already" in capsys.readouterr().out
     config.eval.update({"horizons": (0.05, 0.2), "bound_times": 10})
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    plan = configure.evaluation(config, tmp_path)
     found = evaluate.evaluate(experiment, plan, tmp_path)
     short, last = found["horizons"]
     assert "slope_fitted" in short and short["T"] == pytest.approx(0.05)
@@ -80,9 +79,9 @@ def test_a_law_fitted_to_a_finished_score(finished, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_fitted_law_does_not_move_while_the_score_is_trained(tmp_path):
     experiment, _, params = run(tmp_path, terminal={"name": "mixture", "fitted_to": "end"}, process__horizon=0.3)
-    fitted = experiment.fits[TERMINAL](None, jax.random.fold_in(experiment.key(INIT), 1))
+    fitted = experiment.model.fits[TERMINAL](None, jax.random.fold_in(experiment.key(INIT), 1))
     same(params[TERMINAL], fitted)
-    assert float(fitted["along"].min()) >= float(experiment.process.variance(0.3)) * (1 - 1e-6)
+    assert float(fitted["along"].min()) >= float(experiment.model.process.variance(0.3)) * (1 - 1e-6)
 
 
 @pytest.mark.slow
@@ -92,14 +91,14 @@ def test_a_flow_is_trained_on_the_end_of_the_path_and_the_score_is_not_touched(f
     changes = ALONE | {"training__steps": 60, "training__warmup": 0, "training__log_every": 20}
     changes |= {"training__checkpoint_every": 60, "training__validate_every": 60, "training__batch_size": 64}
     experiment, config, params = run(tmp_path, terminal=law, init_from=str(finished), **changes)
-    first = build.build(tiny.digits(process__horizon=0.5), "first")
-    same(params[MAIN], sample.load_ema(first, finished, workdir.newest(finished)))
+    first = configure.experiment(tiny.digits(process__horizon=0.5), "first")
+    same(params[MAIN], load_params(first, finished, workdir.newest(finished)))
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     nats = [record["terminal"] for record in records if "terminal" in record]
     assert nats[-1] < nats[0]
     assert experiment.terminal_at is None
     config.eval.update({"horizons": (0.1, 0.2), "bound_times": 5})
-    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path)
+    found = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
     assert "fitted" not in found["horizons"][0] and "fitted" in found["horizons"][1]
 
 
@@ -132,19 +131,19 @@ def test_samples_of_any_generator_start_the_path(tmp_path):
     np.save(tmp_path / "made.npy", images)
     law = {"name": "pushforward", "path": str(tmp_path / "made.npy")}
     experiment, config, params = run(tmp_path / "run", terminal=law, process__horizon=0.1, eval__likelihood=False)
-    start = experiment.terminal(params)
+    start = experiment.model.terminal(params)
     assert isinstance(start, terminal.Pushforward)
     x = np.asarray(start.sample(jax.random.key(0), (4000, 8, 8, 1)))
-    alpha, sigma = float(experiment.process.alpha(0.1)), float(experiment.process.sigma(0.1))
+    alpha, sigma = float(experiment.model.process.alpha(0.1)), float(experiment.model.process.sigma(0.1))
     assert x.mean() == pytest.approx(alpha * (1 - 1 / 17), abs=4 * sigma / np.sqrt(x.size) + 2e-3)
-    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path / "run")
+    found = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path / "run")
     assert found["samples"]["model"]["samples"] == 100
     with pytest.raises(UserError, match="eval.likelihood = False"):
-        build.build(tiny.digits(terminal=law), "likelihood")
+        configure.experiment(tiny.digits(terminal=law), "likelihood")
     for array, words in ((images[..., :4, :], "8, 8, 1"), (images.astype(np.float32), "uint8")):
         np.save(tmp_path / "made.npy", array)
         with pytest.raises(UserError, match=words):
-            build.build(tiny.digits(terminal=law, eval__likelihood=False), "wrong")
+            configure.experiment(tiny.digits(terminal=law, eval__likelihood=False), "wrong")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,7 @@ def test_samples_of_any_generator_start_the_path(tmp_path):
 )  # fmt: skip
 def test_what_cannot_work_is_one_line(changes, words):
     with pytest.raises(UserError, match=words) as caught:
-        build.build(tiny.digits(**changes), "wrong")
+        configure.experiment(tiny.digits(**changes), "wrong")
     assert "\n" not in str(caught.value)
 
 

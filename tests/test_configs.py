@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from scoreflow import configure as build
+from scoreflow import configure, likelihood, sample, train
 from scoreflow import evaluators as evaluate
-from scoreflow import likelihood, sample, train
 from scoreflow.data import archives
 from scoreflow.runs import workdir
 from scoreflow.runs.errors import UserError
@@ -100,19 +99,19 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     if config.data.name in archives.ARCHIVES:
         config.data.dir = str(request.getfixturevalue("made")(config.data.name)[0])
     config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
-    experiment = build.build(config, name)
-    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    experiment = configure.experiment(config, name)
+    params = experiment.init(jax.random.key(0))
     batch = {"x": experiment.data.train.x[:8]}
-    x_init = experiment.terminal(params).sample(jax.random.key(2), (2, *experiment.shape))
+    x_init = experiment.model.terminal(params).sample(jax.random.key(2), (2, *experiment.space.shape))
 
     @jax.jit
     def everything(params):
         loss = lambda params: experiment.objective(params, jax.random.key(1), batch, train=True)[0]
-        score, x = experiment.score(params), experiment.encode(params, jax.random.key(4), batch["x"][:2])
-        draw = experiment.sampler(score, jax.random.key(3), x_init, None).x
-        options = {"t_min": experiment.t_min, "rtol": 1e-2, "atol": 1e-2}
-        law = experiment.terminal(params)
-        density = likelihood.log_prob(experiment.process, score, law, jax.random.key(5), x, **options).logp
+        score, x = experiment.model.score(params), experiment.space.encode(params, jax.random.key(4), batch["x"][:2])
+        draw = experiment.sampler.draw(score, jax.random.key(3), x_init, None).x
+        options = {"t_min": experiment.model.t_min, "rtol": 1e-2, "atol": 1e-2}
+        law = experiment.model.terminal(params)
+        density = likelihood.log_prob(experiment.model.process, score, law, jax.random.key(5), x, **options).logp
         return jax.value_and_grad(loss)(params), draw, density
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(params)))
@@ -127,21 +126,21 @@ def test_a_variant_works_from_end_to_end(tmp_path):
 
 @pytest.mark.slow
 def test_a_constrained_score_works_from_end_to_end(tmp_path):
-    config = tiny.digits(score__energy="noise", eval__draws=1, eval__rtol=1e-2, eval__atol=1e-2)
+    config = tiny.digits(score__energy_power=2, eval__draws=1, eval__rtol=1e-2, eval__atol=1e-2)
     _end_to_end(config, "configs/vp_digits.py", tmp_path)
-    experiment = build.build(config, "energy")
-    params = sample.load_ema(experiment, tmp_path / "run", 8)
+    experiment = configure.experiment(config, "energy")
+    params = load_params(experiment, tmp_path / "run", 8)
     x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jax.numpy.array([0.1, 0.5, 0.9])
-    slope = jax.jit(jax.grad(lambda x: experiment.energy(params)(x, t).sum()))(x)
-    np.testing.assert_allclose(experiment.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
+    slope = jax.jit(jax.grad(lambda x: experiment.model.energy(params)(x, t).sum()))(x)
+    np.testing.assert_allclose(experiment.model.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
 
 
 def _end_to_end(config, name, tmp_path):
-    experiment = build.build(config, name)
+    experiment = configure.experiment(config, name)
     workdir.claim(tmp_path / "run", experiment.config, resume=True)
-    train.train(experiment, build.train_plan(config), tmp_path / "run")
-    sample.sample(experiment, build.sample_plan(config, experiment.data), tmp_path / "run")
-    results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path / "run")
+    train.train(experiment, configure.train_options(config), tmp_path / "run")
+    sample.sample(experiment, configure.sample_options(config), tmp_path / "run")
+    results = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path / "run")
     unit = "bits_per_dim" if experiment.data.num_levels else "nats"
     assert np.isfinite(results["likelihood"][unit].value)
     assert results["likelihood"]["likelihood_failed"] == 0
@@ -151,7 +150,7 @@ def _end_to_end(config, name, tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_complete_and_has_its_command(name):
     path = tiny.ROOT / "configs" / f"{name}.py"
-    build.check(tiny.load(path))
+    configure.check(tiny.load(path))
     assert f"python main.py --config=configs/{name}.py" in path.read_text()
 
 
@@ -160,8 +159,8 @@ def test_every_variant_is_complete_and_is_named(name):
     stem, variant = name.split(":")
     path = tiny.ROOT / "configs" / f"{stem}.py"
     config = tiny.load(path, variant)
-    build.check(config)
-    process = build.process(config)
+    configure.check(config)
+    process = configure.process(config)
     if config.latent.name != "none":  # latents have no levels
         return
     # grids and training begin where the process has as little noise as it starts with, or less than a level
@@ -241,7 +240,7 @@ BAD = [
     ({"model__dropout": 1.0}, "model.dropout = 1.0 must be a number from 0 to below 1"),
     ({"model__dtype": "float16"}, "model.dtype = 'float16' must be one of float32, bfloat16"),
     ({"weight__name": "vdm"}, "weight.name = 'vdm' must be one of"),
-    ({"times": ConfigDict({"name": "log_normal", "std": 0.0})}, "times.std = 0.0 must be a number above 0"),
+    ({"sample_times": ConfigDict({"name": "log_normal", "std": 0.0})}, "times.std = 0.0 must be a number above 0"),
     ({"training": ConfigDict({"learn": "all", "steps": 3})}, "training.batch_size is missing: it must be a whole number"),
     ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
     ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
@@ -287,7 +286,7 @@ BAD = [
 @pytest.mark.parametrize("change, words", BAD, ids=[words[:40] for _, words in BAD])
 def test_bad_settings_get_one_clear_line(change, words):
     with pytest.raises(UserError) as caught:
-        build.build(tiny.digits(**change), "bad")
+        configure.experiment(tiny.digits(**change), "bad")
     message = str(caught.value)
     assert words in message and "\n" not in message
 
@@ -296,10 +295,10 @@ def test_a_unet_needs_sides_it_can_halve():
     unet = {"name": "unet", "channels": 8, "multipliers": (1, 1, 1, 1, 1), "blocks": 1, "attention": (), "num_heads": 1}
     unet["remat"] = False
     with pytest.raises(UserError, match="needs images whose sides 16 divides; digits has examples of shape"):
-        build.build(tiny.digits(model=ConfigDict({**unet, "dropout": 0.0, "dtype": "float32"})), "bad")
+        configure.experiment(tiny.digits(model=ConfigDict({**unet, "dropout": 0.0, "dtype": "float32"})), "bad")
     odd_heads = ConfigDict({**unet, "multipliers": (1, 2), "num_heads": 3, "dropout": 0.0, "dtype": "float32"})
     with pytest.raises(UserError, match="model.num_heads = 3 must divide"):
-        build.build(tiny.digits(model=odd_heads), "bad")
+        configure.experiment(tiny.digits(model=odd_heads), "bad")
 
 
 @pytest.mark.slow
@@ -321,19 +320,19 @@ def test_every_row_of_every_table_builds():
         "sigma_max": 50.0,
         "sigma_data": 1.0,
     }
-    for section in ("process", "weight", "times", "grid", "sampler"):
+    for section in ("process", "weight", "sample_times", "grid", "sampler"):
         for name, parameters in sections.NAMED[section].items():
             chosen = ConfigDict({"name": name, **{p: values[p] for p in parameters}})
             if name in ("vp_cosine", "straight"):
                 chosen.horizon = 0.9
-            experiment = build.build(tiny.digits(**{section: chosen}), "row")
+            experiment = configure.experiment(tiny.digits(**{section: chosen}), "row")
             if section != "process":  # by its name alone, with the defaults
-                build.build(tiny.digits(**{section: ConfigDict({"name": name})}), "row")
-            params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
+                configure.experiment(tiny.digits(**{section: ConfigDict({"name": name})}), "row")
+            params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
             batch = {"x": experiment.data.train.x[:4]}
-            if section in ("process", "weight", "times"):
+            if section in ("process", "weight", "sample_times"):
                 assert np.isfinite(experiment.objective(params, jax.random.key(0), batch, train=True)[0])
             if section in ("process", "grid", "sampler"):
-                x = experiment.terminal(params).sample(jax.random.key(1), (2, 8, 8, 1))
+                x = experiment.model.terminal(params).sample(jax.random.key(1), (2, 8, 8, 1))
                 result = jax.jit(lambda x, e=experiment, p=params: e.sampler(e.score(p), jax.random.key(2), x, None))(x)
                 assert np.isfinite(result.x).all()

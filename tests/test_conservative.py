@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import configure as build
-from scoreflow import divergence, models
+from scoreflow import configure, divergence, models
 from scoreflow import score as scores
 from scoreflow.evaluators import field as field_metrics
 from scoreflow.likelihood import diagnostics
@@ -237,9 +236,9 @@ def test_the_penalty_at_every_third_step_is_three_times_as_large(x64):
 
 
 def objective_of(**changes):
-    experiment = build.build(tiny.digits(model__dropout=0.3, **changes), "penalty")
+    experiment = configure.experiment(tiny.digits(model__dropout=0.3, **changes), "penalty")
     with jax.numpy_rank_promotion("allow"):
-        params = jax.jit(lambda: experiment.network.init(jax.random.key(0), (1, 8, 8, 1)))()
+        params = jax.jit(lambda: experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1)))()
         leaves, tree = jax.tree.flatten(params)  # away from the zeros of its last layer
         params = tree.unflatten(
             [leaf + 0.05 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
@@ -284,7 +283,7 @@ def test_it_comes_every_kth_step_with_k_times_the_weight():
 def test_a_constrained_score_pays_no_penalty(kind):
     penalty = {"name": "quasi_conservative", "coefficient": 1.0}
     free, params, data = objective_of(penalty=penalty, score__prediction=kind)
-    bound, _, _ = objective_of(penalty=penalty, score__prediction=kind, score__energy="noise")
+    bound, _, _ = objective_of(penalty=penalty, score__prediction=kind, score__energy_power=2)
     with jax.numpy_rank_promotion("allow"):
         run = lambda e: float(jax.jit(lambda p: e.objective(p, jax.random.key(1), data, train=True)[1]["asym"])(params))
         assert run(bound) < 1e-6 * run(free)
@@ -355,11 +354,11 @@ def test_asymmetry_over_time_of_a_linear_score(x64, num):
 def test_evaluation_prints_and_draws_the_asymmetry(tmp_path):
     config = tiny.load(tiny.ROOT / "configs" / "vp_checkerboard.py")
     config.eval.update({"symmetry": 40, "symmetry_times": 5, "symmetry_probes": 0, "num_test": 40, "batch_size": 20})
-    experiment = build.build(config, "skew")
-    process = experiment.process
+    experiment = configure.experiment(config, "skew")
+    process = experiment.model.process
     score = lambda x, t, cond=None: linear(SKEW)(x) / process.sigma(t)[:, None]
     experiment = experiment._replace(score=lambda params, **_: score)
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    plan = configure.evaluation(config, tmp_path)
     found, curves = field_metrics.symmetry_metrics(experiment, plan, None)
     assert found["weighted"].value == pytest.approx(6.25, rel=1e-5)
     assert found["nasym"].value == pytest.approx(0.1470588, rel=1e-5)

@@ -9,8 +9,7 @@ import optax
 import pytest
 from scipy.stats import logistic
 
-from scoreflow import configure as build
-from scoreflow import dequantise, train
+from scoreflow import configure, dequantise, train
 from scoreflow import evaluators as evaluate
 from scoreflow.models import DEQUANTISER, MAIN, dequantiser
 from scoreflow.runs import checkpoint, workdir
@@ -95,30 +94,30 @@ def trained(tmp_path_factory):
     """The folder of a tiny score model."""
     folder = tmp_path_factory.mktemp("score")
     config = tiny.digits()
-    experiment = build.build(config, "score")
+    experiment = configure.experiment(config, "score")
     workdir.claim(folder, experiment.config, resume=True)
-    train.train(experiment, build.train_plan(config), folder)
+    train.train(experiment, configure.train_options(config), folder)
     return folder
 
 
 def on_top(folder, **changes):
     config = tiny.digits(dequantiser=SMALL, init_from=str(folder), eval__dequantization="variational", **changes)
-    return config, build.build(config, "flow")
+    return config, configure.experiment(config, "flow")
 
 
 @pytest.mark.slow
 def test_training_moves_the_flow_alone_and_evaluation_uses_it(trained, tmp_path):
     config, experiment = on_top(trained, training__optimizer="adamw", training__weight_decay=0.5)
-    plan = build.train_plan(config)
+    plan = configure.train_options(config)
     train.train(experiment, plan, tmp_path)
-    state = train.init_state(experiment, plan.optimizer)
+    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, state)
     before = workdir.averaged(trained, 8, state.params[MAIN])
     jax.tree.map(np.testing.assert_array_equal, found.params[MAIN], before)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params[MAIN], before)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), found.params[DEQUANTISER], state.params[DEQUANTISER])
     assert any(jax.tree.leaves(moved))
-    metrics = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path)
+    metrics = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
     assert np.isfinite(metrics["likelihood"]["bits_per_dim"].value)
     # training goes on from a checkpoint of its own, not from the score model again
     longer = plan._replace(steps=12)
@@ -130,7 +129,7 @@ def test_training_moves_the_flow_alone_and_evaluation_uses_it(trained, tmp_path)
 def test_a_flow_on_a_score_model_of_another_process_is_refused(trained, tmp_path):
     config, experiment = on_top(trained, process__beta_max=10.0)
     with pytest.raises(UserError, match="was trained with process.beta_max = 20.0, not 10.0"):
-        train.train(experiment, build.train_plan(config), tmp_path)
+        train.train(experiment, configure.train_options(config), tmp_path)
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import configure as build
-from scoreflow import divergence, likelihood, terminal
+from scoreflow import configure, divergence, likelihood, terminal
 from scoreflow.data import toy
 from scoreflow.evaluators import density
 from scoreflow.likelihood import diagnostics
@@ -182,10 +181,10 @@ def test_evaluation_prints_the_terms_of_the_divergence(tmp_path):
     config = tiny.load(tiny.ROOT / "configs" / "vp_checkerboard.py")
     config.data.name = "mixture_1d"
     config.eval.update({"diagnose": 2000, "num_test": 2000, "batch_size": 2000, "rtol": 1e-4, "atol": 1e-4})
-    experiment = build.build(config, "mixture")
-    true = exact.score_of(experiment.process, experiment.log_density)
+    experiment = configure.experiment(config, "mixture")
+    true = exact.score_of(experiment.model.process, experiment.data.log_density)
     experiment = experiment._replace(score=lambda params, **_: scaled(true, 0.95))
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    plan = configure.evaluation(config, tmp_path)
     found = density.diagnostic_metrics(experiment, plan, None)
     assert set(found) == {"j_sm", "j_diff", "j_ode", "j_f", "j_gap", "kl_end", "kl_from_parts"}
     for name, wanted in (("j_sm", 0.0164316), ("kl_from_parts", 0.0788595)):
@@ -198,9 +197,9 @@ def test_evaluation_prints_the_terms_of_the_divergence(tmp_path):
 @pytest.mark.slow
 def test_images_have_the_gap_alone(tmp_path):
     config = tiny.digits(eval__diagnose=4, eval__num_test=8, eval__batch_size=4)
-    experiment = build.build(config, "digits")
+    experiment = configure.experiment(config, "digits")
     # the exact score of N(0, c^2) is that of its own ODE model but for the start, so that the gap is nearly 0
-    experiment = experiment._replace(score=lambda params, **_: gaussian_score(experiment.process, 0.0, 0.6))
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    experiment = experiment._replace(score=lambda params, **_: gaussian_score(experiment.model.process, 0.0, 0.6))
+    plan = configure.evaluation(config, tmp_path)
     found = density.diagnostic_metrics(experiment, plan._replace(rtol=1e-5, atol=1e-5), None)
     assert set(found) == {"j_gap"} and abs(found["j_gap"].value) < 1e-4

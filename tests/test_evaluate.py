@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from scoreflow import configure as build
+from scoreflow import configure, train
 from scoreflow import evaluators as evaluate
-from scoreflow import train
 from scoreflow.evaluators import density, samples
 from scoreflow.metrics import Estimate, frechet
 from scoreflow.runs import checkpoint, workdir
@@ -34,13 +33,13 @@ def gaussian(tmp_path_factory):
         eval__batch_size=1000, eval__check=1000, eval__draws=1, eval__num_samples=4000, sampling__batch_size=4000,
         sampling__steps=60, eval__baseline=True, grid__name="log_snr",
     )  # fmt: skip
-    experiment = build.build(config, "gaussian")
-    exact = gaussian_score(experiment.process, np.zeros(2), STD**2)
+    experiment = configure.experiment(config, "gaussian")
+    exact = gaussian_score(experiment.model.process, np.zeros(2), STD**2)
     source = experiment.data._replace(
         log_prob=lambda x: -0.5 * ((x / STD) ** 2).sum(1) - np.log(STD).sum() - np.log(2 * np.pi)
     )
     experiment = experiment._replace(source=source, score=lambda params, **_: exact)
-    return experiment, build.eval_plan(config, source, folder)
+    return experiment, configure.evaluation(config, folder)
 
 
 def test_likelihood_of_the_exact_model_is_the_entropy(gaussian):
@@ -71,16 +70,16 @@ def test_the_bound_and_the_importance_weighted_estimate_of_the_exact_model(gauss
 def test_draws_are_weighed_only_where_the_density_is_exact(rule, draws, wanted):
     """exp of an unbiased log-density is biased upwards, so with a probe the estimate would look better than the model."""
     config = tiny.digits(eval__divergence=rule, eval__draws=draws)
-    assert build.eval_plan(config, build.source(config), None).weigh_draws == wanted
+    assert build.eval_plan(config, configure.dataset(config), None).weigh_draws == wanted
 
 
 def test_truncated_normal_noise_is_that_of_the_time_where_the_likelihood_begins():
     config = tiny.digits(eval__dequantization="truncated_normal", t_min=0.01)
-    experiment = build.build(config, "digits")
-    plan = build.eval_plan(config, experiment.data, None)
+    experiment = configure.experiment(config, "digits")
+    plan = configure.evaluation(config, None)
     levels = experiment.data.test.x[:50]
     found = plan.dequantise(None, jax.random.key(0), levels)
-    alpha, sigma = float(experiment.process.alpha(0.01)), float(experiment.process.sigma(0.01))
+    alpha, sigma = float(experiment.model.process.alpha(0.01)), float(experiment.model.process.sigma(0.01))
     offset = np.asarray(found.x) - alpha * (2 * (levels + 0.5) / 17 - 1)
     assert np.abs(offset).max() <= alpha / 17 + 1e-6
     cut = alpha / (17 * sigma)
@@ -92,7 +91,7 @@ def test_failed_solves_are_counted_and_left_out(gaussian):
     experiment, plan = gaussian
 
     def score(x, t, cond=None):  # NaN wherever the trajectory of an example passes right of 1
-        return gaussian_score(experiment.process, np.zeros(2), STD**2)(x, t) + 0.0 * jnp.log(1.0 - x[:, :1])
+        return gaussian_score(experiment.model.process, np.zeros(2), STD**2)(x, t) + 0.0 * jnp.log(1.0 - x[:, :1])
 
     found = evaluate.likelihood_metrics(experiment._replace(score=lambda params, **_: score), plan, None)
     share = (experiment.data.test.x[:, 0] > 1).mean()
@@ -145,10 +144,10 @@ def test_noise_error_by_level_is_rho(gaussian):
 def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, capsys):
     """One line says which file to put where; samples are drawn, counted and pictured."""
     config = tiny.digits(eval__features="inception", data__dir=str(tmp_path))
-    experiment = build.build(config, "vp_digits")
+    experiment = configure.experiment(config, "vp_digits")
     with jax.numpy_rank_promotion("allow"):
-        params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-        plan = build.eval_plan(config, experiment.data, tmp_path)
+        params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
+        plan = configure.evaluation(config, tmp_path)
         found = evaluate.sample_metrics(experiment, plan, params, tmp_path)
     assert found["features"] == "none" and found["model"]["samples"] == 100 and "frechet" not in found["model"]
     said = capsys.readouterr().err
@@ -160,13 +159,13 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
 def test_truncated_noise_is_that_of_the_time_at_which_the_likelihood_begins():
     """With eval.t_min, not t_min: x - alpha center has that deviation, and stays in alpha times half a bin."""
     config = tiny.digits(eval__dequantization="truncated_normal", eval__t_min=4e-3, t_min=1e-5)
-    experiment = build.build(config, "vp_digits")
-    plan = build.eval_plan(config, experiment.data, None)
+    experiment = configure.experiment(config, "vp_digits")
+    plan = configure.evaluation(config, None)
     image = np.full((400, 8, 8, 1), 5, np.uint8)
     found = plan.dequantise(None, jax.random.key(0), image)
-    alpha, sigma = (float(at(4e-3)) for at in (experiment.process.alpha, experiment.process.sigma))
-    rest = np.asarray(found.x) - alpha * float(experiment.bins.place(jnp.asarray(5.0), 0.5))
-    cut = 0.5 * alpha * experiment.bins.size
+    alpha, sigma = (float(at(4e-3)) for at in (experiment.model.process.alpha, experiment.model.process.sigma))
+    rest = np.asarray(found.x) - alpha * float(experiment.space.bins.place(jnp.asarray(5.0), 0.5))
+    cut = 0.5 * alpha * experiment.space.bins.size
     law = stats.truncnorm(-cut / sigma, cut / sigma, scale=sigma)
     assert plan.start == 4e-3 and np.abs(rest).max() <= cut * (1 + 1e-4)
     assert rest.std() == pytest.approx(law.std(), rel=0.02)
@@ -175,8 +174,8 @@ def test_truncated_noise_is_that_of_the_time_at_which_the_likelihood_begins():
 def test_features_of_the_training_data_are_taken_once(tmp_path, capsys):
     """--mode=stats and evaluation find the same file; other data or another feature function have files of their own."""
     config = tiny.digits(eval__features="pixels")
-    experiment = build.build(config, "vp_digits")
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    experiment = configure.experiment(config, "vp_digits")
+    plan = configure.evaluation(config, tmp_path)
     evaluate.prepare(experiment, plan)
     assert "features of 1437 training examples" in capsys.readouterr().out
     extractor, x = plan.extractor(), experiment.data.train.x
@@ -210,9 +209,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
     """Stopped before its sixth piece: the five before are not made again, but for one whose file was damaged."""
     config = tiny.digits(training__steps=2, training__warmup=1, eval__num_samples=100, sampling__batch_size=40)
     config.eval.update({"draws": 2, "num_test": 12, "batch_size": 4, "bound_times": 2})
-    experiment, folder = build.build(config, "digits"), tmp_path / "run"
+    experiment, folder = configure.experiment(config, "digits"), tmp_path / "run"
     workdir.claim(folder, experiment.config, resume=True)
-    train.train(experiment, build.train_plan(config), folder)
+    train.train(experiment, configure.train_options(config), folder)
 
     made, get = [], PartialResults.get
 
@@ -231,7 +230,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
         monkeypatch.setattr(PartialResults, "get", wrapped)
 
     def run(cache):
-        results = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path / cache), folder)
+        results = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path / cache), folder)
         return {name: value for name, value in results.items() if name != "step"}
 
     counting()
@@ -261,5 +260,5 @@ def test_pieces_of_other_settings_are_not_taken(tmp_path):
         if len(names) == 3:  # trained anew
             shutil.rmtree(kept)
             checkpoint.save(kept, 2, {"ema_params": jnp.ones(3)})
-        names.append(workdir.fingerprint(tmp_path, 2, build.build(tiny.digits(**changes), "digits").config))
+        names.append(workdir.fingerprint(tmp_path, 2, configure.experiment(tiny.digits(**changes), "digits").config))
     assert names[0] == names[2] and len(set(names)) == 3

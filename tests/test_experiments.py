@@ -113,7 +113,7 @@ def test_the_judge_of_the_orders_knows_a_scaled_score(monkeypatch):
 
     def with_known_score(*args, **options):
         experiment, plan = make(*args, **options)
-        true = exact.score_of(experiment.process, experiment.log_density)
+        true = exact.score_of(experiment.model.process, experiment.data.log_density)
         return experiment._replace(score=lambda params, **_: lambda x, t, cond=None: 0.95 * true(x, t)), plan
 
     monkeypatch.setattr(orders_on_toys, "make", with_known_score)

@@ -9,8 +9,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from experiments import conservative_in_the_plane as plane
-from scoreflow import configure as build
-from scoreflow import divergence, likelihood, terminal, train
+from scoreflow import configure, divergence, likelihood, terminal, train
 from scoreflow import evaluators as evaluate
 from scoreflow.evaluators import field
 from scoreflow.likelihood import diagnostics
@@ -54,10 +53,10 @@ def test_evaluations_over_tolerances(tmp_path):
     """Of a Gaussian's exact score: a looser tolerance costs less and ends further from the tightest."""
     config = tiny.load(tiny.ROOT / "configs" / "vp_checkerboard.py")
     config.eval.update({"tolerances": 64, "rtols": (1e-2, 1e-3, 1e-5), "atols": (1e-5,)})
-    experiment = build.build(config, "gaussian")
-    process, var = experiment.process, np.array([0.25, 4.0])
+    experiment = configure.experiment(config, "gaussian")
+    process, var = experiment.model.process, np.array([0.25, 4.0])
     experiment = experiment._replace(score=lambda params, **_: gaussian_score(process, np.zeros(2), var))
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    plan = configure.evaluation(config, tmp_path)
     rows = field.tolerance_metrics(experiment, plan, None)
     assert [row["rtol"] for row in rows] == [1e-5, 1e-3, 1e-2]
     cost = [row["nfe"].value for row in rows]
@@ -109,10 +108,10 @@ def test_evaluation_asks_all_of_a_field(tmp_path, capsys):
     config.eval.update({"num_test": 20, "batch_size": 20, "check": 20, "num_samples": 0, "baseline": False})
     config.eval.update({"symmetry": 20, "symmetry_times": 3, "symmetry_probes": 0, "score_error": 20})
     config.eval.update({"tolerances": 8, "rtols": (1e-2, 1e-3), "atols": (1e-3,)})
-    experiment = build.build(config, "plane")
+    experiment = configure.experiment(config, "plane")
     with jax.numpy_rank_promotion("allow"):
-        train.train(experiment, build.train_plan(config), tmp_path)
-        evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path)
+        train.train(experiment, configure.train_options(config), tmp_path)
+        evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
     printed = capsys.readouterr().out
     for word in ("nasym", "matched", "legacy", "rtol", "apart"):
         assert word in printed

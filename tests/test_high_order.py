@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import configure as build
-from scoreflow import divergence, models, score
+from scoreflow import configure, divergence, models, score
 from scoreflow.models.unet import UNet
 from scoreflow.objectives import dsm, high_order, times, weights
 from scoreflow.processes import sdes
@@ -285,9 +284,9 @@ def test_terms_above_the_first_are_switched_on_gradually():
     config = tiny.digits(
         loss={"name": "high_order", "order": 3, "begin": 10, "ramp": 4, "coefficient3": 0.5}, score__prediction="noise"
     )
-    experiment = build.build(config, "ramp")
+    experiment = configure.experiment(config, "ramp")
     with jax.numpy_rank_promotion("allow"):
-        params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+        params = experiment.init(jax.random.key(0))
         batch = {"x": experiment.data.train.x[:16]}
         run = jax.jit(lambda step: experiment.objective(params, jax.random.key(1), batch, train=False, step=step)[1])
         whole = experiment.objective(params, jax.random.key(1), batch, train=False)[1]

@@ -165,7 +165,9 @@ def test_gaussians_of_restricted_covariance(x64):
     values = np.linalg.eigvalsh(field())
     noise = {0.1: 39.01653, 0.2: 13.94188, 0.4: 1.21147, 0.6: 0.05441}
     for t, kl in noise.items():
-        law = Gaussian(jnp.zeros(64).at[0].set(abs(mean) * 8), jnp.asarray(values))  # the mean's length is all that counts
+        law = Gaussian(
+            jnp.zeros(64).at[0].set(abs(mean) * 8), jnp.asarray(values)
+        )  # the mean's length is all that counts
         assert hz.gaussian_kl(process, law, t, 1.0) == pytest.approx(kl, abs=6e-6)
     for t, wanted in CLASSES.items():
         cov = float(process.alpha(t)) ** 2 * field() + float(process.variance(t)) * np.eye(64)

@@ -7,9 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.spatial.distance import pdist
 
-from scoreflow import configure as build
+from scoreflow import configure, sample, train
 from scoreflow import evaluators as evaluate
-from scoreflow import sample, train
 from scoreflow.evaluators import density
 from scoreflow.experiment import EVALUATE, READ
 from scoreflow.models import LATENT, MAIN, MIXING, vae
@@ -48,8 +47,8 @@ def configure(stem: str, variant: str, **changes):
 
 def made(stem, variant, **changes):
     """(experiment, parameters before training, a batch)."""
-    experiment = build.build(configure(stem, variant, **changes), variant)
-    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    experiment = configure.experiment(configure(stem, variant, **changes), variant)
+    params = experiment.init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(1), leaf.shape), params)
     return experiment, params, {"x": experiment.data.train.x[:8], "label": experiment.data.train.label[:8]}
 
@@ -71,7 +70,7 @@ def test_what_a_vae_alone_is_validated_by_is_its_bound(variant):
     key = jax.random.key(3)
     loss, terms = experiment.objective(params, key, batch, train=False)
     key_read, key_infer = jax.random.split(key)
-    view = experiment.latent.infer(params[LATENT], key_infer, experiment.latent.levels.read(key_read, batch["x"]))
+    view = experiment.space.latent.infer(params[LATENT], key_infer, experiment.space.latent.levels.read(key_read, batch["x"]))
     by_hand = view.reconstruction + (view.top.log_q - normal_log_prob(view.top.z)).sum(1)
     assert float(loss) == pytest.approx(float(by_hand.mean()), rel=1e-5)
     assert set(params) == {LATENT}
@@ -83,18 +82,18 @@ def test_groups_and_scales_share_the_divergence(tmp_path):
     deep = {"name": "hierarchical", "channels": 4, "multipliers": (1, 1), "scales": 2, "per_scale": 2, "latents": 2}
     deep |= {"cells": 1, "outer_cells": 1, "inverted": False, "pad": 0, "dtype": "float32"}
     config = configure("digits_vae", "levels", vae=deep)
-    experiment = build.build(config, "deep")
-    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
+    experiment = configure.experiment(config, "deep")
+    params = experiment.init(jax.random.key(0))
     batch = {"x": experiment.data.train.x[:8]}
     run = jax.jit(lambda step: experiment.objective(params, jax.random.key(0), batch, train=True, step=step))
     loss, terms = run(jnp.asarray(0))
     shares = [float(terms[f"divergence_{g}"]) for g in (1, 2, 3, 4)]
     assert sum(shares) == pytest.approx(float(terms["divergence"]), rel=1e-4)
     kl = jnp.asarray(shares)[None]
-    factors = losses.balance(kl, jnp.asarray(experiment.latent.sizes))
+    factors = losses.balance(kl, jnp.asarray(experiment.space.latent.sizes))
     weighted = float(loss - terms["reconstruction"]) / 0.01
     assert weighted == pytest.approx(float((kl @ factors)[0]), rel=0.02)
-    plan = build.eval_plan(config, experiment.data, None)
+    plan = configure.evaluation(config, None)
     found = evaluate.latent_metrics(experiment, plan, params, tmp_path)
     total = sum(found[f"divergence_of_group_{g}"].value for g in (1, 2, 3, 4))
     assert total == pytest.approx(found["normal_divergence"].value, rel=1e-4)
@@ -160,7 +159,7 @@ def test_on_frozen_latents_the_vae_has_no_gradient_and_the_loss_is_that_of_any_d
     assert size_of(grads[LATENT]) == 0.0 < size_of(grads[MAIN])
     _, terms = experiment.objective(params, jax.random.key(5), batch, train=True)
     assert {"order1", "order2", "asym"} <= terms.keys() and all(np.isfinite(term) for term in terms.values())
-    energetic, params, _ = made("digits_latent", "levels_frozen", score__mixed=False, score__energy="noise")
+    energetic, params, _ = made("digits_latent", "levels_frozen", score__mixed=False, score__energy_power=2)
     x, t = jax.random.normal(jax.random.key(0), (3, 6)), jnp.array([0.1, 0.5, 0.9])
     slope = jax.jit(jax.grad(lambda x: energetic.energy(params)(x, t).sum()))(x)
     np.testing.assert_allclose(energetic.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
@@ -173,12 +172,12 @@ def test_the_bound_in_evaluation_is_that_of_its_terms():
     Both draws are of one reading of the binary digits.
     """
     config = configure("digits_latent", "binary_1")
-    experiment = build.build(config, "latent")
-    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-    plan = build.eval_plan(config, experiment.data, None)
-    levels = experiment.latent.levels.read(experiment.key(READ), experiment.data.test.x[:12])
+    experiment = configure.experiment(config, "latent")
+    params = experiment.init(jax.random.key(0))
+    plan = configure.evaluation(config, None)
+    levels = experiment.space.latent.levels.read(experiment.key(READ), experiment.data.test.x[:12])
     made = vae.vae(vae.MLPVAE(outputs=1, shape=(8, 8, 1), width=16, depth=1, latents=6))
-    assert experiment.bins is None
+    assert experiment.space.bins is None
     for draw in (0, 1):
         found = density.dequantised(experiment, plan, params, draw)
         key, _ = jax.random.split(jax.random.fold_in(experiment.key(EVALUATE), draw))
@@ -198,11 +197,11 @@ def test_the_bound_in_evaluation_is_that_of_its_terms():
 def run(folder, stem, variant, **changes):
     """Trains in a folder; (experiment, config, state as saved)."""
     config = configure(stem, variant, **changes)
-    experiment = build.build(config, f"configs/{stem}.py:{variant}")
+    experiment = configure.experiment(config, f"configs/{stem}.py:{variant}")
     workdir.claim(folder, experiment.config, resume=True)
-    plan = build.train_plan(config)
+    plan = configure.train_options(config)
     train.train(experiment, plan, folder)
-    template = train.init_state(experiment, plan.optimizer)
+    template = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     state = checkpoint.restore(workdir.checkpoints(folder), workdir.newest(folder), template)
     return experiment, config, state
 
@@ -231,16 +230,16 @@ def test_stage_two_begins_with_the_vae_of_stage_one(first_stage, tmp_path, capsy
     _, _, again = run(tmp_path / "again", "digits_latent", "levels_frozen", init_from=str(tmp_path / "joint"))
     same(again.params[LATENT], joint.ema_params[LATENT])
     config.eval.update({"bound_times": 5, "symmetry": 4, "symmetry_times": 3, "tolerances": 4, "rtols": (1e-2,)})
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    plan = configure.evaluation(config, tmp_path)
     found = evaluate.evaluate(experiment, plan, tmp_path / "frozen")
     terms, bits = found["latent"], found["likelihood"]["bits_per_dim"]
     assert 0 < bits.value < 20 and found["likelihood"]["likelihood_failed"] == 0
-    z = experiment.encode(joint.params | {LATENT: vae}, experiment.key(5), experiment.data.train.x[:1000])
+    z = experiment.space.encode(joint.params | {LATENT: vae}, experiment.key(5), experiment.data.train.x[:1000])
     assert terms["channels"] == 6 and terms["largest_distance"] == pytest.approx(pdist(z).max(), rel=1e-4)
     # the process ends at N(0, I), so the SDE's bound is no better than the VAE's reconstruction less the entropy allows
     assert np.isfinite(found["likelihood"]["bound"].value) and "symmetry" in found
     assert (tmp_path / "frozen" / "eval" / "8" / "reconstructions.png").exists()
-    sample.sample(experiment, build.sample_plan(config, experiment.data), tmp_path / "frozen")
+    sample.sample(experiment, configure.sample_options(config), tmp_path / "frozen")
     drawn = np.load(tmp_path / "frozen" / "samples" / "8-8.npy")
     assert drawn.dtype == np.uint8 and drawn.shape == (8, 8, 8, 1) and drawn.max() <= 16
 
@@ -256,8 +255,8 @@ def test_a_vae_models_vectors_of_levels_without_order(tmp_path):
     changes |= {"training__steps": 600, "training__checkpoint_every": 600, "training__validate_every": 600}
     changes |= {"eval__features": "pixels", "eval__num_test": 40, "training__learning_rate": 0.02}
     experiment, config, _ = run(tmp_path / "run", "digits_vae", "levels", **data, **changes)
-    assert experiment.shape == (6,)
-    found = evaluate.evaluate(experiment, build.eval_plan(config, experiment.data, tmp_path), tmp_path / "run")
+    assert experiment.space.shape == (6,)
+    found = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path / "run")
     bits = found["likelihood"]["bits_per_dim"]
     assert found["likelihood"]["uniform_bits_per_dim"] == pytest.approx(np.log2(5))
     # the truth is log2(5) / 2 = 1.161 for each of the two
@@ -275,10 +274,10 @@ def test_a_finished_latent_model_can_have_a_terminal_law(first_stage, tmp_path):
     for part in (MAIN, MIXING, LATENT):
         same(bridged.ema_params[part], state.ema_params[part])
     law, z = (
-        experiment.terminal(bridged.ema_params),
-        experiment.encode(bridged.ema_params, jax.random.key(0), experiment.data.train.x),
+        experiment.model.terminal(bridged.ema_params),
+        experiment.space.encode(bridged.ema_params, jax.random.key(0), experiment.data.train.x),
     )
-    xt = experiment.process.perturb(jax.random.key(1), z, jnp.full(len(z), 0.5)).xt
+    xt = experiment.model.process.perturb(jax.random.key(1), z, jnp.full(len(z), 0.5)).xt
     wide = law.log_prob(xt + 3.0).mean()
     assert float(law.log_prob(xt).mean()) > float(wide)
 
@@ -297,7 +296,7 @@ def test_silent_channels_are_found_once_and_kept_in_the_checkpoint(first_stage, 
     assert int(state.step) == 10
     np.testing.assert_array_equal(state.ema_params[MIXING]["active"], [1, 0, 1, 0, 1, 0])
     x, t = jax.random.normal(jax.random.key(0), (3, 6)), jnp.full(3, 0.5)
-    score = experiment.score(state.ema_params)
+    score = experiment.model.score(state.ema_params)
     moved = score(x.at[:, 1].add(2.0), t) - score(x, t)
     np.testing.assert_allclose(moved[:, 1], -2.0, rtol=1e-4)
     np.testing.assert_allclose(moved[:, 2:], 0.0, atol=1e-5)
@@ -319,7 +318,7 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
     experiment, config, _ = run(tmp_path, "digits_vae", "levels", **changes)
     assert [workdir.newest(tmp_path, best) for best in ("", "validation", "frechet")] == [8, 4, 6]
     config.checkpoint = "validation"
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    plan = configure.evaluation(config, tmp_path)
     found = evaluate.evaluate(experiment, plan._replace(num_samples=0), tmp_path)
     assert found["step"] == 4 and (tmp_path / "eval" / "4-validation" / "metrics.json").exists()
     # a run that resumes at step 5 knows of what was best until then: of frechet the one before, kept for a kill
@@ -336,9 +335,9 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path, monkeypatch):
 def test_the_frechet_measure_is_that_of_evaluation(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = configure("digits_vae", "levels", training__best=("frechet",))
-    experiment = build.build(config, "vae")
-    params = experiment.network.init(jax.random.key(0), (1, *experiment.shape))
-    plan = build.eval_plan(config, experiment.data, tmp_path)
+    experiment = configure.experiment(config, "vae")
+    params = experiment.init(jax.random.key(0))
+    plan = configure.evaluation(config, tmp_path)
     wanted = evaluate.sample_metrics(experiment, plan, params, tmp_path)["model"]["frechet"].value
-    measure = build.train_plan(config).best["frechet"](experiment)
+    measure = configure.train_options(config).best["frechet"](experiment)
     assert measure(params) == pytest.approx(wanted, rel=1e-6)

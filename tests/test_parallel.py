@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import configure as build
-from scoreflow import data, sample, samplers
+from scoreflow import configure, data, samplers
 from scoreflow.evaluators import density
 from scoreflow.runs import parallel
 from tests import tiny
@@ -100,11 +99,11 @@ def test_gather_and_replicate_round_trip():
 def test_padding_of_the_last_evaluation_batch_changes_nothing():
     """10 examples in batches of 4 against batches of 20: the same log-densities."""
     config = tiny.digits()
-    experiment = build.build(config, "vp_digits")
-    params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-    x = np.asarray(experiment.encode(params, jax.random.key(1), experiment.data.test.x[:10]))
+    experiment = configure.experiment(config, "vp_digits")
+    params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
+    x = np.asarray(experiment.space.encode(params, jax.random.key(1), experiment.data.test.x[:10]))
     keys = jax.random.split(jax.random.key(2), 10)
-    plan = build.eval_plan(config, experiment.data, None)
+    plan = configure.evaluation(config, None)
     found = [
         density.make_log_prob(experiment, plan._replace(batch_size=size), params)("some", keys, x).logp
         for size in (4, 20)
@@ -115,11 +114,11 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
 def test_samples_do_not_depend_on_the_number_of_devices(monkeypatch):
     from jax.sharding import Mesh
 
-    experiment = build.build(tiny.digits(), "vp_digits")
-    params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-    four = sample.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
+    experiment = configure.experiment(tiny.digits(), "vp_digits")
+    params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
+    four = draw.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
-    one = sample.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
+    one = draw.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
     assert (four == one).mean() > 0.99  # a pixel on the edge of a level may round either way
 
 
@@ -131,10 +130,10 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(name):
         "adaptive": {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "denoise": True},
     }
     config = tiny.digits(sampler={"name": name, **rows.get(name, {"denoise": True})})
-    experiment = build.build(config, "vp_digits")._replace(decode=lambda params, key, x: x)
-    params = experiment.network.init(jax.random.key(0), (1, 8, 8, 1))
-    found = [sample.make_draw(experiment, size)(params, jax.random.key(1), 10).x for size in (4, 8, 12)]
-    found.append(np.concatenate([sample.make_draw(experiment, 4)(params, jax.random.key(1), 3).x, found[0][3:]]))
+    experiment = configure.experiment(config, "vp_digits")._replace(decode=lambda params, key, x: x)
+    params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
+    found = [draw.make_draw(experiment, size)(params, jax.random.key(1), 10).x for size in (4, 8, 12)]
+    found.append(np.concatenate([draw.make_draw(experiment, 4)(params, jax.random.key(1), 3).x, found[0][3:]]))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-4)
     assert np.abs(found[0][1:] - found[0][:-1]).reshape(9, -1).max(1).min() > 0.1  # no two are the same

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import configure as build
-from scoreflow import planner as plan
+from scoreflow import configure
 from scoreflow.processes import sdes, transitions
 from scoreflow.samplers import grids
 from scoreflow.theory import exact, wasserstein
@@ -27,8 +26,8 @@ def planned(tmp_path_factory):
         data__name="arrays", data__path=str(folder / "gaussian.npy"), sampler__name="ancestral", plan__steps=(50, 10),
         plan__num=3000,
     )  # fmt: skip
-    experiment = build.build(config, "gaussian")
-    how = build.planning(config)
+    experiment = configure.experiment(config, "gaussian")
+    how = configure.planner_options(config)
     kept = ("vp_linear", "vp_cosine", "vp_constant", "ve_geometric")
     how = how._replace(processes={name: how.processes[name] for name in kept})
     return experiment, how, plan.plan(experiment, how, folder), folder
@@ -111,7 +110,7 @@ def test_an_accuracy_that_nothing_reaches(planned, monkeypatch):
 
 def test_every_named_process_is_compared_by_default():
     config = tiny.digits(process__beta_max=7.0)
-    how = build.planning(config)
+    how = configure.planner_options(config)
     assert {"vp_linear", "vp_cosine", "vp_geometric", "sub_vp_linear", "ve_power", "edm"} <= how.processes.keys()
     assert not any(name.startswith("theory") for name in how.processes)
     assert float(how.processes["vp_linear"].beta(1.0)) == pytest.approx(7.0)  # the configured one as configured

@@ -8,9 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scoreflow import configure as build
+from scoreflow import configure, train
 from scoreflow import evaluators as evaluate
-from scoreflow import sample, train
 from scoreflow.configure import parts
 from scoreflow.data import Dataset, Split
 from tests import tiny
@@ -26,18 +25,18 @@ def _allow_rank_promotion():
 
 def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
     """Two steps that move parameters, one sample as the data are stored, and a finite likelihood of test data."""
-    experiment, plan = build.build(config, name), build.train_plan(config)
-    state = train.init_state(experiment, plan.optimizer)
+    experiment, plan = configure.experiment(config, name), configure.train_options(config)
+    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     before, dispatch = jax.device_get(state.params), train.dispatch_of(experiment, plan)
-    for _, part in train.batches(experiment, plan, 0):
+    for _, part in train.batches_of(experiment, plan, 0):
         state, metrics = dispatch(state, part)
         assert np.isfinite(metrics["loss"]).all()
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
     assert state.step == 2 and max(jax.tree.leaves(moved)) > 0
-    drawn = sample.make_draw(experiment, 4)(state.ema_params, jax.random.key(0), 1)
+    drawn = draw.make_draw(experiment, 4)(state.ema_params, jax.random.key(0), 1)
     assert drawn.x.dtype == np.uint8 and drawn.x.shape == (1, *experiment.data.shape)
-    found = evaluate.likelihood_metrics(experiment, build.eval_plan(config, experiment.data, None), state.ema_params)
-    assert np.isfinite(found["bits_per_dim" if experiment.bins else "nats"].value) and not found["likelihood_failed"]
+    found = evaluate.likelihood_metrics(experiment, configure.evaluation(config, None), state.ema_params)
+    assert np.isfinite(found["bits_per_dim" if experiment.space.bins else "nats"].value) and not found["likelihood_failed"]
 
 
 def _archive(config: ConfigDict, request) -> None:

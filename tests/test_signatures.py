@@ -69,7 +69,7 @@ def test_every_process_gives_every_quantity():
 LAYERS = [
     {"errors", "experiment", "caches", "rates"},
     {"sdes", "divergence", "models", "parallel", "metrics", "data", "dequantise", "decoders"},
-    {"score", "times", "terminal", "transitions", "report", "checkpoint", "latent", "pieces"},
+    {"score", "sample_times", "terminal", "transitions", "report", "checkpoint", "latent", "pieces"},
     {"losses", "samplers", "theory", "best", "workdir"},
     {"likelihood", "diagnostics", "horizon"},
     {"sample"},
@@ -95,7 +95,7 @@ def test_imports_point_one_way():
             for name in names:
                 allowed = name == here or level[name] < level[here]
                 same_layer = level[name] == level[here] and {name, here} <= {
-                    "score", "times", "terminal", "transitions", "report", "checkpoint", "best", "workdir", "metrics", "data", "parallel",
+                    "score", "sample_times", "terminal", "transitions", "report", "checkpoint", "best", "workdir", "metrics", "data", "parallel",
                 }  # fmt: skip
                 assert allowed or same_layer, f"{path.name} imports {name}"
                 assert {here, name} != {"losses", "samplers"}

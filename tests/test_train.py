@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from scoreflow import configure as build
+from scoreflow import configure
 from scoreflow import train
 from scoreflow.runs import checkpoint, parallel, report, workdir
 from scoreflow.runs.errors import RunError, UserError
@@ -26,13 +26,13 @@ def _allow_rank_promotion():
 @functools.cache
 def _experiment():
     config = tiny.digits()
-    return build.build(config, "vp_digits"), build.train_plan(config)
+    return configure.experiment(config, "vp_digits"), configure.train_options(config)
 
 
 def _run(folder: Path, **changes):
     experiment, plan = _experiment()
     train.train(experiment, plan._replace(**changes), folder)
-    template = train.init_state(experiment, plan.optimizer)
+    template = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     step = checkpoint.latest(workdir.checkpoints(folder))
     return step, checkpoint.restore(workdir.checkpoints(folder), step, template)
 
@@ -83,7 +83,7 @@ def _half(folder, **changes):
     """(experiment, plan) of a wider network, whose larger kernels can be split."""
     model = {"name": "mlp", "width": 64, "depth": 2, "dropout": 0.1, "dtype": "float32"}
     config = tiny.digits(model=model, training__split_state=True, **changes)
-    return build.build(config, "vp_digits"), build.train_plan(config)
+    return configure.experiment(config, "vp_digits"), configure.train_options(config)
 
 
 def test_a_divided_state_is_the_same_run(tmp_path):
@@ -94,7 +94,7 @@ def test_a_divided_state_is_the_same_run(tmp_path):
         folder = tmp_path / name
         workdir.claim(folder, experiment.config, resume=True)
         train.train(experiment, plan._replace(fsdp=divided), folder)
-        template = train.init_state(experiment, plan.optimizer, divided=not divided)  # and comes back the other way
+        template = init_state(experiment.init, plan.optimizer, divided=not divided, experiment.key(INIT))  # and comes back the other way
         ends[name] = checkpoint.restore(workdir.checkpoints(folder), 8, template)
     whole, divided = ({r["step"]: r["loss"] for r in report.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
     assert whole.keys() == divided.keys() and list(divided.values()) == pytest.approx(list(whole.values()), rel=1e-5)
@@ -122,7 +122,7 @@ def test_what_a_program_needs_is_counted_for_each_device():
 def test_a_checkpoint_of_four_devices_restores_on_one(whole, monkeypatch):
     experiment, plan = _experiment()
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
-    template = train.init_state(experiment, plan.optimizer)
+    template = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
     found = checkpoint.restore(workdir.checkpoints(whole[0]), 8, template)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {1}
     assert _same(found, whole[1])
@@ -161,8 +161,8 @@ def test_accumulation_is_the_mean_gradient_of_the_parts():
     batch = {"x": jax.random.normal(jax.random.key(0), (12, 3))}
     params = {"w": jnp.arange(3.0)}
     key, optimizer = jax.random.key(5), optax.sgd(1.0)
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-    step = train.make_train_step(_linear_objective, optimizer, key, ema_decay=0.9, grad_accum=3)
+    state = step.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    step = step.make_train_step(_linear_objective, optimizer, key, ema_decay=0.9, grad_accum=3)
     found, metrics = step(state, batch)
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
     grad = jax.grad(lambda p, k, x: _linear_objective(p, k, {"x": x}, train=True)[0])
@@ -173,8 +173,8 @@ def test_accumulation_is_the_mean_gradient_of_the_parts():
 
 def test_ema_is_the_running_average_with_its_warm_up():
     optimizer, params = optax.sgd(0.1), {"w": jnp.ones(3)}
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-    step = train.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.3)
+    state = step.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    step = step.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.3)
     average = np.ones(3)
     for i in range(6):
         state, _ = step(state, {"x": jnp.eye(3)})
@@ -191,10 +191,10 @@ def test_the_dispatch_is_traced_once():
         return _linear_objective(params, key, batch, train=train)
 
     optimizer, params = optax.adam(0.1), {"w": jnp.ones(3)}
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    state = step.TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
     state = parallel.replicate(state)
-    step = train.make_train_step(objective, optimizer, jax.random.key(0), ema_decay=0.9)
-    dispatch = train.compile_dispatch(step, 1)
+    step = step.make_train_step(objective, optimizer, jax.random.key(0), ema_decay=0.9)
+    dispatch = step.compile_dispatch(step, 1)
     for i in range(3):
         state, _ = dispatch(state, parallel.shard({"x": np.full((1, 4, 3), i, np.float32)}, axis=1))
     assert len(traces) == 1
@@ -225,8 +225,8 @@ def _sometimes_nan(params, key, batch, *, train, step):
 def test_a_skipped_step_changes_nothing_but_the_count():
     """NaN in steps 1 and 2 of 5: parameters, average and moments are those of the finite steps alone."""
     optimizer, params = optax.adam(0.1), {"w": jnp.ones(3)}
-    fresh = train.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-    step = train.make_train_step(_sometimes_nan, optimizer, jax.random.key(0), ema_decay=0.9, skip=2)
+    fresh = step.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    step = step.make_train_step(_sometimes_nan, optimizer, jax.random.key(0), ema_decay=0.9, skip=2)
     x, state, seen = jax.random.normal(jax.random.key(1), (5, 4, 3)), fresh, []
     for i in range(5):
         before = state
@@ -235,7 +235,7 @@ def test_a_skipped_step_changes_nothing_but_the_count():
         if i in (1, 2):
             assert _same(state[1:], before[1:]) and int(state.step) == int(before.step) + 1
     assert seen == [0.0, 1.0, 1.0, 0.0, 0.0]
-    wanted, plain = fresh, train.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.9)
+    wanted, plain = fresh, step.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.9)
     for i in (0, 3, 4):
         wanted, _ = plain(wanted._replace(step=jnp.asarray(i)), {"x": x[i]})
     assert _same(state[1:], wanted[1:])
@@ -243,10 +243,10 @@ def test_a_skipped_step_changes_nothing_but_the_count():
 
 def test_more_skipped_steps_in_a_row_than_allowed_stop_the_run():
     nan = np.nan
-    assert train.check_finite({"loss": np.array([1.0, nan, nan])}, 0, allowed=2) == 2
-    assert train.check_finite({"loss": np.array([nan, 1.0, nan])}, 3, allowed=3, before=2) == 1
+    assert step.check_finite({"loss": np.array([1.0, nan, nan])}, 0, allowed=2) == 2
+    assert step.check_finite({"loss": np.array([nan, 1.0, nan])}, 3, allowed=3, before=2) == 1
     with pytest.raises(RunError, match="step 7: loss = nan"):
-        train.check_finite({"loss": np.array([nan, nan])}, 6, allowed=3, before=2)
+        step.check_finite({"loss": np.array([nan, nan])}, 6, allowed=3, before=2)
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole
     _, other = whole
     frozen = plan._replace(init_from=whole[0], optimizer=optax.sgd(0.0))
     train.train(experiment, frozen, tmp_path)
-    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, train.init_state(experiment, frozen.optimizer))
+    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, init_state(experiment.init, frozen.optimizer, experiment.key(INIT)))
     assert _same(found.params, other.ema_params) and not _same(found.params, other.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params, other.ema_params)
 
@@ -279,7 +279,7 @@ def test_a_warm_start_from_nothing_or_from_another_network_is_refused(whole, tmp
     experiment, plan = _experiment()
     with pytest.raises(UserError, match="nowhere holds no usable checkpoint"):
         train.train(experiment, plan._replace(init_from=tmp_path / "nowhere"), tmp_path / "a")
-    wide = build.build(tiny.digits(model__width=32), "wide")
+    wide = configure.experiment(tiny.digits(model__width=32), "wide")
     with pytest.raises(UserError, match="does not fit this config"):
         train.train(wide, plan._replace(init_from=whole[0]), tmp_path / "b")
 
@@ -290,12 +290,12 @@ def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "gaussian.npy", rng.standard_normal((20_000, 2)).astype(np.float32))
     config = tiny.digits(
-        data__name="arrays", data__path=str(tmp_path / "gaussian.npy"), weight__name="noise", times__name="stratified",
+        data__name="arrays", data__path=str(tmp_path / "gaussian.npy"), weight__name="noise", sample_times__name="stratified",
         training__steps=400, training__batch_size=512, training__learning_rate=3e-3, training__warmup=20,
         training__steps_per_dispatch=20, training__checkpoint_every=400, training__validate_every=400,
         training__log_every=100, model__dropout=0.0, model__width=32, eval__features="pixels", score__prediction="noise",
     )  # fmt: skip
-    experiment, plan = build.build(config, "gaussian"), build.train_plan(config)
+    experiment, plan = configure.experiment(config, "gaussian"), configure.train_options(config)
     train.train(experiment, plan, tmp_path / "run")
     last = [r["validation_loss"] for r in report.read_metrics(tmp_path / "run") if "validation_loss" in r][-1]
     floor = 0.2759881506  # E rho for unit Gaussian data under VP, t ~ U[1e-5, 1]

@@ -37,7 +37,7 @@ OLD = """
     "seed": 0,
     "t_min": 1e-05,
     "terminal": {"name": "prior"},
-    "times": {"name": "importance"},
+    "sample_times": {"name": "importance"},
     "training": {"accumulate": 1, "batch_size": 64, "best": [], "beta1": 0.9, "beta2": 0.999, "checkpoint_every": 500,
       "clip": 1.0, "ema_decay": 0.999, "eps": 1e-08, "keep": 3, "label_dropout": 0.0, "learn": "all",
       "learning_rate": 0.002, "learning_rate_end": 0.0, "log_every": 20, "optimiser": "adamw", "sample_every": 0,
@@ -75,7 +75,7 @@ TODAY = {
     "seed": 0,
     "t_min": 1e-5,
     "terminal": {"name": "prior"},
-    "times": {"name": "importance"},
+    "sample_times": {"name": "importance"},
     "training": {
         "grad_accum": 1, "batch_size": 64, "best": (), "beta1": 0.9, "beta2": 0.999, "clip": 1.0, "ema_decay": 0.999,
         "eps": 1e-8, "fsdp": True, "label_dropout": 0.0, "learn": "all", "learning_rate": 0.002,

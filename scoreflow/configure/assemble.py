@@ -31,7 +31,7 @@ from scoreflow.models import (
     network,
     with_parts,
 )
-from scoreflow.models.dequantiser import dequantiser
+from scoreflow.models.dequantiser import NoiseFlow, dequantiser
 from scoreflow.models.vae import vae
 from scoreflow.objectives import score_matching
 from scoreflow.objectives.dequantiser import variational_bound
@@ -120,29 +120,30 @@ def _space(config: Config, data: Dataset) -> space.Space:
 def _family(config: Config, data: Dataset, where: space.Space) -> Family:
     def read(path: str) -> jax.Array:
         pool = load.samples(path, data.shape, data.num_levels)
-        return where.encode(None, jax.random.key(config.seed), pool)
+        return where.encode(None, jax.random.key(config.seed), jax.numpy.asarray(pool))
 
     return _build(config, "terminal", read=read, **_conv(_loops(config)))
 
 
-def _flow(config: Config) -> Network | None:
+def _flow(config: Config) -> NoiseFlow | None:
     module = _build(config, "dequantizer")
     return None if module is None else dequantiser(module)
 
 
-def _network(config: Config, data: Dataset, where: space.Space, family: Family) -> Network:
+def _network(config: Config, data: Dataset, where: space.Space, family: Family) -> Network | ParamsOnly:
     """The score network together with every other group of parameters."""
     groups: dict[str, Any] = {}
-    if config.latent.name == "alone":
-        return ParamsOnly(lambda key, x_shape: {LATENT: where.latent.init(key)}, None)
+    latent = where.latent
+    if latent is not None and config.latent.name == "alone":
+        return ParamsOnly(lambda key, x_shape: {LATENT: latent.init(key)})
     if (flow := _flow(config)) is not None:
         groups[DEQUANTISER] = flow
     if family.init is not None:
         groups[TERMINAL] = ParamsOnly(family.init)
     if config.score.mixed:
         groups[MIXING] = mixing(config.score.mixed_logit)
-    if where.latent is not None:
-        groups[LATENT] = ParamsOnly(lambda key, x_shape: where.latent.init(key))
+    if latent is not None:
+        groups[LATENT] = ParamsOnly(lambda key, x_shape: latent.init(key))
     num_classes = data.num_classes if config.data.conditional else 0
     conv = _conv(_loops(config) or config.score.energy_power != 0)
     net = network(_build(config, "model", num_classes=num_classes, **conv))
@@ -154,7 +155,7 @@ def _objective(config: Config, data: Dataset, where: space.Space, model: Model) 
     if config.data.conditional:
         labels = score_matching.labels(data.num_classes, **values(score_matching.labels, config.training))
     process, t_min = model.process, config.t_min
-    if (flow := _flow(config)) is not None:
+    if (flow := _flow(config)) is not None and where.bins is not None:
         bound = likelihood.one_time_bound(process, terminal.prior(process), t_min)
         return variational_bound(bound, model.score, flow, where.bins, labels=labels)
     offered = {"latent": where.latent, "process": process, "score_of": model.score, "t_min": t_min, "labels": labels}

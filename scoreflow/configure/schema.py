@@ -1,7 +1,7 @@
 """Settings, read from their one source: a signature with names, defaults and conditions, and a docstring's meanings.
 
-A *source* is a function, a Linen module or a NamedTuple. Those of its parameters whose annotation carries a `Check` or a
-`OneOf` (`scoreflow.types`), or is a `Literal`, are settings; all others are given by the code that calls it.
+A *source* is a function, a Linen module or a NamedTuple. Those of its parameters whose annotation carries a `Check` or
+a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that calls it gives all others.
 """
 
 import functools

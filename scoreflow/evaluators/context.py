@@ -19,7 +19,7 @@ from scoreflow.divergence import Estimator
 from scoreflow.evaluators.examples import Rule, rule_of
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.metrics import Estimate
-from scoreflow.models import Network
+from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.runs import parallel
 from scoreflow.runs.partial import NONE, PartialResults
 from scoreflow.types import Check, Count, CountOrZero, Flag, Key, NonNegative, Params, Positive
@@ -52,7 +52,7 @@ class EvalOptions(NamedTuple):
     atol: Positive = 1e-3
     max_steps: Count = 1000
     clock: Literal["time", "log_snr"] = "time"
-    flow: Network | None = None
+    flow: NoiseFlow | None = None
 
 
 class Table(NamedTuple):

@@ -9,7 +9,8 @@ from scoreflow import dequantise
 from scoreflow.dequantise import Dequantised
 from scoreflow.experiment import READ, Experiment
 from scoreflow.latent import kl
-from scoreflow.models import DEQUANTISER, LATENT, Network
+from scoreflow.models import DEQUANTISER, LATENT
+from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.runs import parallel
 from scoreflow.types import Key, Params
 
@@ -17,7 +18,7 @@ Rule = Callable[[Params, Key, jax.Array], Dequantised]
 """(params, key, data [N, ...] as stored) -> Dequantised."""
 
 
-def rule_of(experiment: Experiment, name: str, start: float, flow: Network | None, size: int) -> Rule | None:
+def rule_of(experiment: Experiment, name: str, start: float, flow: NoiseFlow | None, size: int) -> Rule | None:
     """How test data become continuous; None where they are.
 
     Args:
@@ -51,7 +52,7 @@ def _encoded(experiment: Experiment, size: int) -> Rule:
     return lambda params, key, data: run(params, key, latent.quantiser.quantise(key_quantise, data))
 
 
-def _dequantised(experiment: Experiment, name: str, start: float, flow: Network | None, size: int) -> Rule:
+def _dequantised(experiment: Experiment, name: str, start: float, flow: NoiseFlow | None, size: int) -> Rule:
     """Dequantization by name: uniform, truncated_normal at the time `start`, variational by a flow, or none."""
     rule, bins = dequantise.RULES[name], experiment.space.bins
     assert bins is not None

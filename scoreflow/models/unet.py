@@ -66,12 +66,12 @@ class UNet(nn.Module):
       remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
     """
 
-    channels: Count = 64
+    channels: Count = 32
     multipliers: Counts = (1, 2)
-    blocks: Count = 2
+    blocks: Count = 1
     attention: Counts = ()
     num_heads: Count = 1
-    dropout: Fraction = 0.0
+    dropout: Fraction = 0.1
     num_classes: int = 0
     dtype: Dtype = None
     conv: Conv = conv3x3_direct

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import dequantise
-from scoreflow.models import DEQUANTISER, Network
+from scoreflow.models import DEQUANTISER
+from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.objectives.protocols import Objective
 from scoreflow.objectives.score_matching import UNLABELED, Labels
 from scoreflow.score import Score
@@ -17,7 +18,7 @@ from scoreflow.score import Score
 def variational_bound(
     bound: Callable[..., jax.Array],
     score_of: Callable[..., Score],
-    flow: Network,
+    flow: NoiseFlow,
     bins: dequantise.Bins,
     *,
     labels: Labels = UNLABELED,
