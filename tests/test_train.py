@@ -94,7 +94,7 @@ def test_a_divided_state_is_the_same_run(tmp_path):
         folder = tmp_path / name
         workdir.claim(folder, experiment.config, resume=True)
         train.train(experiment, plan._replace(fsdp=divided), folder)
-        template = init_state(experiment.init, plan.optimizer, divided=not divided, experiment.key(INIT))  # and comes back the other way
+        template = init_state(experiment.init, plan.optimizer, experiment.key(INIT), fsdp=not divided)  # and comes back the other way
         ends[name] = checkpoint.restore(workdir.checkpoints(folder), 8, template)
     whole, divided = ({r["step"]: r["loss"] for r in report.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
     assert whole.keys() == divided.keys() and list(divided.values()) == pytest.approx(list(whole.values()), rel=1e-5)
