@@ -6,7 +6,7 @@ python docs/generate_settings.py
 from pathlib import Path
 
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
-from scoreflow.configure.schema import Setting, settings
+from scoreflow.settings import Setting, settings
 
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings

@@ -1,6 +1,7 @@
 """Parameters that are fitted to the training data before training begins, each as (params, key) -> parameters."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,20 @@ from scoreflow.processes.sdes import Process
 from scoreflow.runs import parallel
 from scoreflow.space import Space, infer
 from scoreflow.terminal.families import Family
-from scoreflow.types import Key, Params
+from scoreflow.types import Flag, Key, Params
 
 MOST_EXAMPLES = 50_000  # that a terminal distribution is fitted to
 _INACTIVE = -15.0  # logit of a channel that is left out of the prior
+
+
+class InactiveOptions(NamedTuple):
+    """What a score prior does with channels of a finished VAE.
+
+    Attributes:
+      drop_inactive: Leave channels that carry no information out of the prior; needs score.mixed.
+    """
+
+    drop_inactive: Flag = False
 
 
 def in_batches(function: Callable, params: Params, key: Key, data: np.ndarray, size: int = 500) -> np.ndarray:

@@ -5,10 +5,11 @@ what its default is and which values are allowed, and in its docstring what the 
 
     def vp_constant(beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> VP: ...
 
-`Positive` is a plain `float` for callers and type checkers. `configure.schema` reads the condition inside it, and
+`Positive` is a plain `float` for callers and type checkers. `settings` reads the condition inside it, and
 checks a config before anything is built. The functions themselves also run on traced values, so they check nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -28,6 +29,45 @@ class Check(NamedTuple):
     kind: type
     holds: Callable[[Any], bool]
     words: str
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value has the type and meets the condition; an integer will do for a finite float."""
+        if self.kind is float:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and math.isfinite(value) and self.holds(value)
+        boolean_for_number = self.kind is int and isinstance(value, bool)
+        return isinstance(value, self.kind) and not boolean_for_number and self.holds(value)
+
+    def parse(self, text: str) -> Any:
+        """The value that a word of the command line stands for: (10, 50), 10,50 and bare words are tuples, too.
+
+        Raises:
+          ValueError: if it is no value of the type.
+        """
+        text = text.strip()
+        if self.kind is bool:
+            values = {"true": True, "false": False, "1": True, "0": False}
+            if text.lower() not in values:
+                raise ValueError(text)
+            return values[text.lower()]
+        if self.kind is tuple:
+            return tuple(_number_or_word(word) for word in text.strip("()[]").split(",") if word.strip())
+        return self.kind(text)
+
+
+def _number_or_word(word: str) -> int | float | str:
+    word = word.strip().strip("\"'")
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
+
+
+def one_of(choices: tuple[Any, ...]) -> Check:
+    """One of the given words, or of the given numbers."""
+    return Check(type(choices[0]), lambda value: value in choices, "one of " + ", ".join(map(str, choices)))
 
 
 class OneOf(NamedTuple):

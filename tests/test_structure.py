@@ -19,6 +19,7 @@ PACKAGE = Path(scoreflow.__file__).parent
 LAYERS = [
     {"types"},
     {"runs"},
+    {"settings"},
     {"data"},
     {"metrics"},
     {"processes", "divergence", "dequantise"},

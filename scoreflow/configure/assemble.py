@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 
 from scoreflow import fits, likelihood, planner, sample, space, terminal, train
 from scoreflow.configure import checks
-from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS, LOG_DENSITIES, PROCESSES
+from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS, PROCESSES
 from scoreflow.configure.overrides import Config, flat_defaults, resolve
 from scoreflow.configure.schema import values
 from scoreflow.data import Dataset, load
@@ -41,10 +42,12 @@ from scoreflow.optimizers import OptimizerOptions, VaeRates, grouped, optimizer
 from scoreflow.processes import transitions
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import caches
+from scoreflow.runs.errors import UserError
 from scoreflow.samplers import grids, loop
 from scoreflow.samplers.adaptive import adaptive
 from scoreflow.samplers.sampler import Sampler, sampler
 from scoreflow.terminal.families import Family
+from scoreflow.theory.known import LOG_DENSITIES
 
 # What a part that is learnt on top of a finished score model must have in common with it; but its horizon may be
 # shorter, since the network knows times by their log-SNR.
@@ -72,7 +75,7 @@ def check(config: Config) -> Config:
       UserError: for anything in it that cannot work.
     """
     config = resolve(config)
-    checks.check_together(config)
+    checks.refuse(checks.together(config))
     return config
 
 
@@ -82,8 +85,14 @@ def process(config: Config) -> Process:
     Raises:
       UserError: where its horizon leaves no signal.
     """
-    built = _build(resolve(config), "process")
-    checks.check_process(config, built)
+    config = resolve(config)
+    try:
+        built = _build(config, "process")
+    except UserError as error:
+        raise UserError(f"process.{error}") from None
+    if not math.isfinite(last := float(built.log_snr(built.horizon))):
+        name, words = config.process.name, f"its log-SNR there is {last}; stop earlier"
+        raise UserError(f"process.horizon = {config.process.horizon} leaves {name} no signal: {words}")
     return built
 
 
@@ -95,7 +104,7 @@ def dataset(config: Config) -> Dataset:
     """
     config = resolve(config)
     data = load.load(**values(load.load, config.data))
-    checks.check_data(config, data)
+    checks.refuse(checks.with_data(config, data))
     return data._replace(log_density=LOG_DENSITIES.get(config.data.name))
 
 
@@ -195,7 +204,7 @@ def experiment(config: Config, name: str) -> Experiment:
     config = check(config)
     forward, data = process(config), dataset(config)
     where = _space(config, data)
-    checks.check_shape(config, data, where.shape)
+    checks.refuse(checks.with_shape(config, data, where.shape))
     family = _family(config, data, where)
     rows, fitted = data.train.x, {}
     if family.fit is not None:

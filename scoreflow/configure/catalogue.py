@@ -3,11 +3,11 @@
 A new method is a new row here; its settings, their conditions and their meaning are in its signature and docstring.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from scoreflow import optimizers, planner, sample, space, train
+from scoreflow import fits, optimizers, planner, sample, space, train
 from scoreflow.configure.schema import Catalogue
-from scoreflow.data import load, toy
+from scoreflow.data import load
 from scoreflow.evaluators import context
 from scoreflow.evaluators.baseline import baseline
 from scoreflow.evaluators.bound import bound
@@ -31,20 +31,7 @@ from scoreflow.objectives import conservative, dsm, high_order, latent, score_ma
 from scoreflow.processes import sdes, transitions
 from scoreflow.samplers import adaptive, grids, loop, rules, sampler
 from scoreflow.terminal import families
-from scoreflow.theory import exact
 from scoreflow.theory import processes as theory
-from scoreflow.types import Flag
-
-
-class InactiveOptions(NamedTuple):
-    """What a score prior does with channels of a finished VAE.
-
-    Attributes:
-      drop_inactive: Leave channels that carry no information out of the prior; needs score.mixed.
-    """
-
-    drop_inactive: Flag = False
-
 
 PROCESSES = {
     # by the ends of beta or sigma at t = 0 and t = 1
@@ -122,12 +109,6 @@ SAMPLERS = {
     "dpm_solver_pp_2m": rules.DPM_SOLVER_PP_2M,
     "adaptive": adaptive.adaptive,
 }
-# Data whose density under noise is known: (x [d], alpha, sigma) -> log-density.
-LOG_DENSITIES = {
-    **{name: exact.mixture_log_density(exact.Mixture(*mixture)) for name, mixture in toy.MIXTURES.items()},
-    "checkerboard": exact.checkerboard_log_density,
-}
-
 CATALOGUES = {
     "process": Catalogue(PROCESSES, True, "vp_linear", "The forward SDE."),
     "model": Catalogue(MODELS, True, "unet", "The score network."),
@@ -139,7 +120,7 @@ CATALOGUES = {
         True,
         "none",
         "What is learnt in latent space: the VAE alone, VAE and score prior jointly, or the prior of a frozen VAE.",
-        extra={"joint": (optimizers.VaeRates, InactiveOptions), "frozen": (InactiveOptions,)},
+        extra={"joint": (optimizers.VaeRates, fits.InactiveOptions), "frozen": (fits.InactiveOptions,)},
     ),
     "dequantizer": Catalogue(
         {"none": None, "couplings": DequantisingFlow},

@@ -1,16 +1,17 @@
 """A complete config from a config file and a command line: names first, then defaults, then every other setting."""
 
-import ast
-import difflib
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
-from scoreflow.configure.schema import Catalogue, Setting, checked, one_of, settings
-from scoreflow.runs.errors import UserError
+from scoreflow.configure.schema import Catalogue
+from scoreflow.runs.errors import UserError, nearest
 from scoreflow.runs.renamed import translate
+from scoreflow.settings import Setting, settings
+from scoreflow.types import one_of
 
 Config = Any
 """A complete config: a locked ConfigDict, whose attributes have no types."""
@@ -71,44 +72,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def parse(name: str, text: Any, setting: Setting) -> Any:
-    """The value that a word of the command line stands for.
-
-    Raises:
-      UserError: if it is no value of the setting's type.
-    """
-    if not isinstance(text, str) or setting.check.kind is str:
-        return text
-    try:
-        if setting.check.kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.strip().lower()]
-        if setting.check.kind is tuple:
-            value = ast.literal_eval(text if text.strip() else "()") if "'" in text or '"' in text else _numbers(text)
-            return tuple(value) if isinstance(value, list | tuple) else (value,)
-        return setting.check.kind(text)
-    except (KeyError, ValueError, SyntaxError):
-        raise UserError(f"{name} = {text!r} must be {setting.check.words}") from None
-
-
-def _numbers(text: str) -> tuple:
-    """A tuple of numbers, or of bare words: (10, 50), 10,50 and validation are all understood."""
-    words = [word.strip() for word in text.strip().strip("()[]").split(",") if word.strip()]
-    return tuple(ast.literal_eval(word) if word[0].isdigit() or word[0] in "+-." else word for word in words)
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """The settings that a wrong name may have meant: by their letters, abbreviations included."""
-    section, _, key = name.rpartition(".")
-
-    def likeness(other: str) -> float:
-        group, _, word = other.rpartition(".")
-        initials = "".join(piece[0] for piece in word.split("_") if piece)
-        bonus = 0.5 * (key == initials) + 0.2 * (group == section) + 0.3 * (key in word or word in key)
-        return difflib.SequenceMatcher(None, key, word).ratio() + bonus
-
-    return ", ".join(sorted(names, key=likeness, reverse=True)[:3])
-
-
 def unknown(name: str, names: Mapping[str, str], rows: Mapping[str, Setting]) -> UserError:
     """The error of a setting that does not exist, or does not go with what its section chooses."""
     section, _, key = name.partition(".")
@@ -118,14 +81,14 @@ def unknown(name: str, names: Mapping[str, str], rows: Mapping[str, Setting]) ->
         if owners:
             verb = "have" if owners[1:] else "has"
             return UserError(f'{name}: {row} has no setting "{key}"; {", ".join(owners)} {verb}')
-    return UserError(f"{name} is not a known setting; the nearest are {_nearest(name, list(rows))}")
+    return UserError(f"{name} is not a known setting; the nearest are {', '.join(nearest(name, rows))}")
 
 
 def _chosen(file: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, str]:
     names = {}
     for section, setting in _NAMED.items():
         key = f"{section}.name"
-        names[section] = checked(key, overrides.get(key, file.get(key, setting.default)), setting.check)
+        names[section] = setting.checked(key, overrides.get(key, file.get(key, setting.default)))
     return names
 
 
@@ -162,7 +125,10 @@ def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | No
             raise unknown(name, names, rows)
     tree: dict[str, Any] = {}
     for name, row in rows.items():
-        value = parse(name, said[name], row) if name in said else file.get(name, row.default)
+        value = said[name] if name in said else file.get(name, row.default)
+        if name in said and isinstance(value, str):
+            with contextlib.suppress(ValueError):  # what cannot be read is refused as it is
+                value = row.check.parse(value)
         section, _, key = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[key] = checked(name, value, row.check)
+        (tree.setdefault(section, {}) if section else tree)[key] = row.checked(name, value)
     return ml_collections.ConfigDict(tree).lock()

@@ -1,92 +1,11 @@
-"""Settings, read from their one source: a signature with names, defaults and conditions, and a docstring's meanings.
-
-A *source* is a function, a Linen module or a NamedTuple. Those of its parameters whose annotation carries a `Check` or
-a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that calls it gives all others.
-"""
+"""A catalogue: what a section of a config can choose by name, with the settings that each choice brings."""
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from scoreflow.runs.errors import UserError
-from scoreflow.types import Check, OneOf
-
-
-class Setting(NamedTuple):
-    """One setting.
-
-    Attributes:
-      default: the value it has unless it is set, as a config writes it.
-      check: what its value must be.
-      meaning: one sentence, from the docstring of its source.
-      table: where it is given by name, name -> the value that the source receives; else None.
-    """
-
-    default: Any
-    check: Check
-    meaning: str
-    table: Mapping[str, Any] | None = None
-
-    def value(self, given: Any) -> Any:
-        """What the source receives for a value of the config."""
-        return given if self.table is None else self.table[given]
-
-
-def one_of(words: tuple[str, ...]) -> Check:
-    """One of the given words."""
-    return Check(str, lambda value: value in words, "one of " + ", ".join(words))
-
-
-def _number_in(values: tuple[int, ...]) -> Check:
-    return Check(int, lambda value: value in values, "one of " + ", ".join(map(str, values)))
-
-
-def _name_of(value: Any, table: Mapping[str, Any]) -> str:
-    same = lambda entry: entry is value or (type(entry) is type(value) and entry == value)
-    return next(name for name, entry in table.items() if same(entry))
-
-
-def _meanings(source: Any) -> dict[str, str]:
-    """name -> sentence, from the Args or Attributes of a Google-style docstring."""
-    lines = re.split(r"\n *(?:Args|Attributes):\n", inspect.getdoc(source) or "")
-    meanings: dict[str, str] = {}
-    for block in lines[1:]:
-        names: list[str] = []
-        for line in block.splitlines():
-            if not line.strip() or not line.startswith(" "):
-                break
-            if entry := re.match(r" {2}([\w`, ]+): (.*)", line):
-                names = [name.strip(" `") for name in entry.group(1).split(",")]
-                meanings |= dict.fromkeys(names, entry.group(2))
-            else:
-                meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-    return {name: text[:1].upper() + text[1:].rstrip(".") + "." for name, text in meanings.items()}
-
-
-@functools.cache
-def settings(*sources: Any) -> dict[str, Setting]:
-    """The settings that sources state in their signatures, by name."""
-    out: dict[str, Setting] = {}
-    for source in sources:
-        meanings = _meanings(source)
-        for name, parameter in inspect.signature(source).parameters.items():
-            annotation, default = parameter.annotation, parameter.default
-            if get_origin(annotation) is Literal:
-                words = get_args(annotation)
-                check = one_of(words) if isinstance(words[0], str) else _number_in(words)
-                out[name] = Setting(default, check, meanings.get(name, ""))
-                continue
-            for mark in annotation.__metadata__ if get_origin(annotation) is Annotated else ():
-                if isinstance(mark, Check):
-                    out[name] = Setting(default, mark, meanings.get(name, ""))
-                elif isinstance(mark, OneOf):
-                    check = one_of(tuple(mark.table))
-                    out[name] = Setting(_name_of(default, mark.table), check, meanings.get(name, ""), mark.table)
-    return out
+from scoreflow.settings import Setting, settings
 
 
 class Catalogue(NamedTuple):
@@ -129,18 +48,3 @@ class Catalogue(NamedTuple):
 def values(source: Callable, section: Any) -> dict[str, Any]:
     """The settings of a source as it receives them, from a section of the config."""
     return {name: setting.value(section[name]) for name, setting in settings(source).items()}
-
-
-def checked(name: str, value: Any, check: Check) -> Any:
-    """The value, a list as a tuple.
-
-    Raises:
-      UserError: naming the setting, its value and what is allowed.
-    """
-    value = tuple(value) if isinstance(value, list) else value
-    right = isinstance(value, check.kind) and not (check.kind is int and isinstance(value, bool))
-    if check.kind is float:
-        right = isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
-    if not right or not check.holds(value):
-        raise UserError(f"{name} = {value!r} must be {check.words}")
-    return value

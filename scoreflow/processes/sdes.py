@@ -23,6 +23,7 @@ from scoreflow.processes.linear import (
     expand,
 )
 from scoreflow.processes.rates import CosineRate, ExponentialRate, GeometricVarianceRate, LinearRate, PowerRate, Scalar
+from scoreflow.runs.errors import UserError
 from scoreflow.types import Check, Inside, Positive
 
 __all__ = [
@@ -62,6 +63,13 @@ def _log(x: Scalar) -> Scalar:
     return jnp.log(x) if isinstance(x, jax.Array) else float(np.log(x))
 
 
+def _check_ends(name: str, low: Scalar, high: Scalar, *, equal: bool = False) -> None:
+    """Refuses ends in the wrong order; traced values are not checked."""
+    if isinstance(low, int | float) and isinstance(high, int | float) and not (high > low or (equal and high == low)):
+        words = "must not be below" if equal else "must be above"
+        raise UserError(f"{name}_max = {high} {words} {name}_min = {low}")
+
+
 def vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Positive = 1.0) -> VP:
     """VP whose beta is linear in t (Song et al. 2021).
 
@@ -70,6 +78,7 @@ def vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Posi
       beta_max: Value of beta at t = 1.
       horizon: Time T at which the path ends.
     """
+    _check_ends("beta", beta_min, beta_max, equal=True)
     return VP(LinearRate(beta_min, beta_max - beta_min), horizon)
 
 
@@ -81,6 +90,7 @@ def vp_constant(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Po
       beta_max: Number whose mean with beta_min is beta.
       horizon: Time T at which the path ends.
     """
+    _check_ends("beta", beta_min, beta_max, equal=True)
     return VP(LinearRate(0.5 * (beta_min + beta_max), 0.0), horizon)
 
 
@@ -93,6 +103,7 @@ def vp_power(beta_min: Positive = 0.1, beta_max: Positive = 20.0, rho: Positive 
       rho: Exponent of the line; 1 makes beta linear, and a larger one lets it grow later.
       horizon: Time T at which the path ends.
     """
+    _check_ends("beta", beta_min, beta_max, equal=True)
     base = beta_min ** (1.0 / rho)
     return VP(PowerRate(base, beta_max ** (1.0 / rho) - base, rho), horizon)
 
@@ -105,6 +116,7 @@ def vp_exponential(beta_min: Positive = 0.1, beta_max: Positive = 30.0, horizon:
       beta_max: Value of beta at t = 1.
       horizon: Time T at which the path ends.
     """
+    _check_ends("beta", beta_min, beta_max, equal=True)
     return VP(ExponentialRate(beta_min, _log(beta_max) - _log(beta_min)), horizon)
 
 
@@ -126,6 +138,7 @@ def vp_geometric(variance_min: Inside = 3e-5, variance_max: Inside = 0.999, hori
       variance_max: Variance of the noise at t = 1.
       horizon: Time T at which the path ends.
     """
+    _check_ends("variance", variance_min, variance_max)
     growth = _log(variance_max) - _log(variance_min)
     return VP(GeometricVarianceRate(variance_min, growth, 1.0 - variance_min), horizon, variance_min)
 
@@ -138,6 +151,7 @@ def sub_vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: 
       beta_max: Value of beta at t = 1.
       horizon: Time T at which the path ends.
     """
+    _check_ends("beta", beta_min, beta_max, equal=True)
     return SubVP(LinearRate(beta_min, beta_max - beta_min), horizon)
 
 
@@ -149,6 +163,7 @@ def ve_geometric(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon
       sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
       horizon: Time T at which the path ends.
     """
+    _check_ends("sigma", sigma_min, sigma_max)
     growth = 2.0 * (_log(sigma_max) - _log(sigma_min))
     return VE(ExponentialRate(growth * sigma_min**2, growth), horizon, sigma_min**2)
 
@@ -161,6 +176,7 @@ def ve_constant(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon:
       sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
       horizon: Time T at which the path ends.
     """
+    _check_ends("sigma", sigma_min, sigma_max)
     return VE(LinearRate(sigma_max**2 - sigma_min**2, 0.0), horizon, sigma_min**2)
 
 
@@ -172,6 +188,7 @@ def ve_linear(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon: P
       sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
       horizon: Time T at which the path ends.
     """
+    _check_ends("sigma", sigma_min, sigma_max)
     return VE(LinearRate(0.0, 2.0 * (sigma_max**2 - sigma_min**2)), horizon, sigma_min**2)
 
 
@@ -186,6 +203,7 @@ def ve_power(
       rho: Exponent of the line; 1 makes sigma linear, and a larger one lets it grow later.
       horizon: Time T at which the path ends.
     """
+    _check_ends("sigma", sigma_min, sigma_max)
     base = sigma_min ** (1.0 / rho)
     slope = sigma_max ** (1.0 / rho) - base
     return VE(PowerRate(base, slope, 2.0 * rho - 1.0, 2.0 * rho * slope), horizon, sigma_min**2)
