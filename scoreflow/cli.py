@@ -30,21 +30,21 @@ def _fail(message: object, code: int) -> NoReturn:
 
 
 def take_settings(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The command line without its settings, and the settings: dotted name -> word; a bare flag is True.
+    """The command line without its settings, and the settings: dotted name -> word.
 
-    Raises:
-      ValueError: where a setting has no value.
+    As with other flags, --config.a.b=value and --config.a.b value are the same, and a flag without a value is True.
     """
     rest: list[str] = []
     settings: dict[str, str] = {}
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         if (match := _SETTING.fullmatch(word)) is None:
             rest.append(word)
             continue
         name, value = match.groups()
         if value is None:
-            raise ValueError(f"--config.{name} has no value; write --config.{name}=value")
+            value = words.pop(0) if words and not words[0].startswith("--") else "True"
         settings[name] = value
     return rest, settings
 

@@ -11,9 +11,10 @@ from scoreflow.types import CountOrZero, Fraction, NonNegative, Positive
 
 
 class OptimizerOptions(NamedTuple):
-    """The rule by which the score network learns.
+    """What learns, and the rule by which the score network does.
 
     Attributes:
+      learn: What is learnt: all, or only the terminal distribution, while the score of init_from stays as it is.
       optimizer: Rule of the update.
       learning_rate: Learning rate after warm-up.
       learning_rate_end: Learning rate at the last step of the cosine schedule.
@@ -26,6 +27,7 @@ class OptimizerOptions(NamedTuple):
       clip: Largest global norm of the gradient; 0 for none.
     """
 
+    learn: Literal["all", "terminal"] = "all"
     optimizer: Literal["adam", "adamw", "adamax"] = "adamw"
     learning_rate: Positive = 1e-3
     learning_rate_end: NonNegative = 0.0

@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,6 @@ class TrainOptions(NamedTuple):
     """How to train. Intervals are in steps, and multiples of `steps_per_dispatch`.
 
     Attributes:
-      learn: What is learnt: all, or only the terminal distribution, while the score of init_from stays as it is.
       steps: Number of optimizer steps; 0 only fits what needs no steps.
       batch_size: Examples per step, over all devices and microbatches.
       grad_accum: Microbatches that a batch is cut into, to save memory.
@@ -77,7 +76,6 @@ class TrainOptions(NamedTuple):
       measures: by name, (experiment, options) -> a measure for `best`, besides `validation`.
     """
 
-    learn: Literal["all", "terminal"] = "all"
     steps: CountOrZero = 1000
     batch_size: Count = 128
     grad_accum: Count = 1

@@ -59,7 +59,7 @@ def load(
     """The data set of a name: built in, read from the user's own files, or published.
 
     Args:
-      name: one of `NAMES`.
+      name: The data set: a built-in or published one, or `arrays` or a `folder` of the user's own.
       dir: folder of prepared or original files of published data sets; empty for $SCOREFLOW_DATA or the user's cache
         folder.
       path: file to read for `arrays`, or folder to read for `folder`.
