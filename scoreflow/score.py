@@ -35,6 +35,7 @@ class Score(Protocol):
 
 
 ScoreFn = Score
+"""Another name of `Score`."""
 
 
 class Energy(Protocol):

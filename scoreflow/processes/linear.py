@@ -27,6 +27,7 @@ section 3 and appendix B. Note the sign of f: alpha falls where f < 0.
 """
 
 import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -296,7 +297,7 @@ class LinearSDE(Process):
         return -self.decay.integral(0.0, t)
 
     def variance(self, t: ArrayLike) -> jax.Array:
-        def remaining(u):  # at time t, of the noise that enters at time u
+        def remaining(u: jax.Array) -> jax.Array:  # at time t, of the noise that enters at time u
             return jnp.exp(-2.0 * self.decay.integral(u, jnp.expand_dims(t, -1))) * self.g2(u)
 
         t = jnp.asarray(t, float)
@@ -311,7 +312,7 @@ class LinearSDE(Process):
     def reverse_integrals(self, s: ArrayLike, t: ArrayLike) -> ReverseIntegrals:
         s, t = jnp.broadcast_arrays(jnp.asarray(s, float), jnp.asarray(t, float))
 
-        def grown(power):  # alpha(s) / alpha(u) to a power, times g^2
+        def grown(power: float) -> Callable[[jax.Array], jax.Array]:  # alpha(s) / alpha(u) to a power, times g^2
             return lambda u: jnp.exp(power * self.decay.integral(jnp.expand_dims(s, -1), u)) * self.g2(u)
 
         a = jnp.exp(self.decay.integral(s, t))

@@ -59,7 +59,7 @@ def pytree(cls: type[T] | None = None, *, static: tuple[str, ...] = ()) -> type[
 def bisect(too_large: Callable[[jax.Array], jax.Array], low: ArrayLike, high: ArrayLike) -> jax.Array:
     """The t between low and high below which `too_large(t)` is False and above which it is True; their shape."""
 
-    def halve(_, bounds):
+    def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = 0.5 * (low + high)
         over = too_large(middle)
