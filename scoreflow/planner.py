@@ -29,7 +29,7 @@ class PlannerOptions(NamedTuple):
     """How to plan.
 
     Attributes:
-      accuracy: 2-Wasserstein distance to reach, as a fraction of the data's own spread.
+      accuracy: The 2-Wasserstein distance to reach, as a fraction of the data's own spread.
       score_error: Error of the network in L2 over all dimensions, for the bound.
       steps: Numbers of steps for the table and the plot.
       num: Training examples that the Gaussian is fitted to.

@@ -145,11 +145,11 @@ def fit(
 
 
 def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params | None = None) -> Params:
-    """Trains an experiment in memory, from `params` or from scratch, and returns the averaged parameters."""
+    """Trains an experiment in memory, from `params` (which stay) or from scratch; returns the averaged parameters."""
     optimizer = options.optimizer or default_optimizer(options.steps)
     state = init_state(experiment.init, optimizer, experiment.key(INIT))
-    if params is not None:
-        state = state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+    if params is not None:  # copied twice, since a dispatch reuses the memory of its state
+        state = state._replace(params=jax.tree.map(jnp.copy, params), ema_params=jax.tree.map(jnp.copy, params))
     dispatch, skipped = dispatch_of(experiment, options), 0
     for first, batch in batches_of(experiment, options, 0):
         state, metrics = dispatch(state, batch)

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from scoreflow import configure, data, samplers
-from scoreflow.evaluators import density
+from scoreflow import configure, data, draw, likelihood, samplers, terminal
+from scoreflow.data import load
+from scoreflow.evaluators.likelihood import make_log_prob
 from scoreflow.runs import parallel
 from tests import tiny
 from tests.truth import PROCESSES, TOY
@@ -39,15 +41,13 @@ def test_map_devices_broadcasts_and_splits():
         seen.append((whole.shape, rows.shape))
         return rows * whole.sum()
 
-    found = parallel.map_devices(fn, broadcast=(0,))(jnp.ones(3), jnp.arange(8.0))
-    np.testing.assert_array_equal(found, 3 * np.arange(8.0))
+    mapped = parallel.map_devices(fn, broadcast=(0,))(jnp.ones(3), jnp.arange(8.0))
+    np.testing.assert_array_equal(mapped, 3 * np.arange(8.0))
     assert seen == [((3,), (2,))]
 
 
 def test_likelihood_does_not_depend_on_the_number_of_devices():
     """Four devices, each looping on its own, against the same solve without a mesh."""
-    from scoreflow import likelihood, terminal
-
     process = PROCESSES["vp"]
     x = jnp.asarray(TOY.sample(np.random.default_rng(0), 8), jnp.float32)[:, None]
     keys = jax.random.split(jax.random.key(1), 8)
@@ -100,22 +100,21 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
     """10 examples in batches of 4 against batches of 20: the same log-densities."""
     config = tiny.digits()
     experiment = configure.experiment(config, "vp_digits")
-    params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
+    params = experiment.init(jax.random.key(0))
     x = np.asarray(experiment.space.encode(params, jax.random.key(1), experiment.data.test.x[:10]))
     keys = jax.random.split(jax.random.key(2), 10)
-    plan = configure.evaluation(config, None)
-    found = [
-        density.make_log_prob(experiment, plan._replace(batch_size=size), params)("some", keys, x).logp
-        for size in (4, 20)
-    ]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+    def log_densities(size):
+        evaluation = configure.evaluation(config)
+        evaluation = evaluation._replace(options=evaluation.options._replace(batch_size=size))
+        return make_log_prob(evaluation.context(experiment, params))("some", keys, x).logp
+
+    np.testing.assert_allclose(log_densities(4), log_densities(20), rtol=1e-4)
 
 
 def test_samples_do_not_depend_on_the_number_of_devices(monkeypatch):
-    from jax.sharding import Mesh
-
     experiment = configure.experiment(tiny.digits(), "vp_digits")
-    params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
+    params = experiment.init(jax.random.key(0))
     four = draw.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
     one = draw.make_draw(experiment, 8)(params, jax.random.key(1), 8).x
@@ -125,39 +124,33 @@ def test_samples_do_not_depend_on_the_number_of_devices(monkeypatch):
 @pytest.mark.parametrize("name", ["euler_maruyama", "predictor_corrector", "dpm_solver_pp_2m", "adaptive"])
 def test_a_sample_depends_on_its_seed_and_not_on_its_batch(name):
     """10 samples in batches of 4, of 8 and of 12: the same, and the first are those of a shorter draw."""
-    rows = {
-        "predictor_corrector": {"predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True},
-        "adaptive": {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "denoise": True},
+    options = {
+        "predictor_corrector": {"predictor": "ancestral", "corrector_steps": 1, "snr": 0.16},
+        "adaptive": {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100},
     }
-    config = tiny.digits(sampler={"name": name, **rows.get(name, {"denoise": True})})
-    experiment = configure.experiment(config, "vp_digits")._replace(decode=lambda params, key, x: x)
-    params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
-    found = [draw.make_draw(experiment, size)(params, jax.random.key(1), 10).x for size in (4, 8, 12)]
-    found.append(np.concatenate([draw.make_draw(experiment, 4)(params, jax.random.key(1), 3).x, found[0][3:]]))
-    for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-4)
-    assert np.abs(found[0][1:] - found[0][:-1]).reshape(9, -1).max(1).min() > 0.1  # no two are the same
+    config = tiny.digits(sampler={"name": name, **options.get(name, {})})
+    experiment = configure.experiment(config, "vp_digits")
+    experiment = experiment._replace(space=experiment.space._replace(decode=lambda params, key, x: x))
+    params = experiment.init(jax.random.key(0))
+    draws = [draw.make_draw(experiment, size)(params, jax.random.key(1), 10).x for size in (4, 8, 12)]
+    draws.append(np.concatenate([draw.make_draw(experiment, 4)(params, jax.random.key(1), 3).x, draws[0][3:]]))
+    for other in draws[1:]:
+        np.testing.assert_allclose(other, draws[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(draws[0][1:] - draws[0][:-1]).reshape(9, -1).max(1).min() > 0.1  # no two are the same
 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_noise_of_many_keys_is_that_of_each(many):
     keys, like = jax.random.split(jax.random.key(0), 5), jnp.zeros((5, 3, 2))
     key = keys if many else keys[0]
-    found = samplers.normal(samplers.fold(key, 7), like)
+    noise = samplers.normal(samplers.fold(key, 7), like)
     if many:
         alone = [jax.random.normal(jax.random.fold_in(k, 7), (3, 2)) for k in keys]
     else:
         alone = jax.random.normal(jax.random.fold_in(key, 7), (5, 3, 2))
-    np.testing.assert_array_equal(found, jnp.stack(alone) if many else alone)
+    np.testing.assert_array_equal(noise, jnp.stack(alone) if many else alone)
 
 
 def test_batches_are_split_without_change():
-    source = tiny_source()
-    whole = data.batch(source.train, 0, 3, 8)
+    whole = data.batch(load.digits().train, 0, 3, 8)
     jax.tree.map(np.testing.assert_array_equal, parallel.gather(parallel.shard(whole)), whole)
-
-
-def tiny_source():
-    from scoreflow.data import load
-
-    return load.digits()

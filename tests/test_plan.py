@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import configure
+from scoreflow import configure, planner
 from scoreflow.processes import sdes, transitions
 from scoreflow.samplers import grids
 from scoreflow.theory import exact, wasserstein
@@ -17,7 +17,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """(experiment, plan, rows, folder) for 4,000 points of a correlated Gaussian in three dimensions."""
+    """(experiment, options, rows, folder) for 4,000 points of a correlated Gaussian in three dimensions."""
     folder = tmp_path_factory.mktemp("plan")
     rng = np.random.default_rng(0)
     mixing = np.array([[1.0, 0.5, 0.0], [0.0, 0.8, 0.3], [0.0, 0.0, 0.6]])
@@ -27,34 +27,34 @@ def planned(tmp_path_factory):
         plan__num=3000,
     )  # fmt: skip
     experiment = configure.experiment(config, "gaussian")
-    how = configure.planner_options(config)
+    options = configure.planner_options(config)
     kept = ("vp_linear", "vp_cosine", "vp_constant", "ve_geometric")
-    how = how._replace(processes={name: how.processes[name] for name in kept})
-    return experiment, how, plan.plan(experiment, how, folder), folder
+    options = options._replace(processes={name: options.processes[name] for name in kept})
+    return experiment, options, planner.plan(experiment, options, folder), folder
 
 
 @pytest.mark.slow
 def test_the_gaussian_is_that_of_the_data(planned):
-    experiment, how, _, _ = planned
+    experiment, options, _, _ = planned
     x = experiment.data.train.x[:3000].astype(np.float64)
-    found = plan.fit_gaussian(experiment, None, how.num)
+    gaussian = planner.fit_gaussian(experiment, None, options.num)
     values, axes = np.linalg.eigh(np.cov(x.T))
-    np.testing.assert_allclose(found.variance, values, rtol=1e-6)
-    np.testing.assert_allclose(np.abs(found.mean), np.abs(axes.T @ x.mean(0)), rtol=1e-4)
-    target = plan.target_of(found)
+    np.testing.assert_allclose(gaussian.variance, values, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(gaussian.mean), np.abs(axes.T @ x.mean(0)), rtol=1e-4)
+    target = planner.target_of(gaussian)
     assert target.m0 == pytest.approx(1 / values.max()) and target.L0 == pytest.approx(1 / values.min())
     assert target.x0_l2 == pytest.approx(math.sqrt((x**2).sum(1).mean()), rel=1e-3)
-    assert plan.target_of(exact.Gaussian(np.zeros(2), np.array([1.0, 0.0]))).L0 == math.inf
+    assert planner.target_of(exact.Gaussian(np.zeros(2), np.array([1.0, 0.0]))).L0 == math.inf
 
 
 @pytest.mark.slow
 def test_rows_are_what_the_theory_says(planned, x64):
     """The configured process by hand: its horizon, and the distances at both ends of its steps."""
-    experiment, how, rows, _ = planned
-    data = jax.tree.map(jnp.asarray, plan.fit_gaussian(experiment, None, how.num))
-    target, accuracy = plan.target_of(data), 0.1 * math.sqrt(float(data.variance.sum()))
+    experiment, options, rows, _ = planned
+    data = jax.tree.map(jnp.asarray, planner.fit_gaussian(experiment, None, options.num))
+    target, accuracy = planner.target_of(data), 0.1 * math.sqrt(float(data.variance.sum()))
     row = rows[0]
-    assert row.name == how.chosen == "vp_linear" and how.rule is transitions.ancestral
+    assert row.name == options.chosen == "vp_linear" and options.rule is transitions.ancestral
     process = sdes.vp_linear(horizon=row.horizon)
     assert float(wasserstein.start_limit(process, target)) == pytest.approx(accuracy / 2, rel=1e-9)
     start = exact.Gaussian(jnp.zeros(3), jnp.ones(3))  # what sampling starts from
@@ -62,18 +62,18 @@ def test_rows_are_what_the_theory_says(planned, x64):
         needed = row.grids[name]
 
         def distance(k, make=make):
-            times = make(process, k, t_min=how.t_min)
+            times = make(process, k, t_min=options.t_min)
             return float(exact.w2(exact.gaussian_law(process, times, transitions.ancestral, data, start=start), data))
 
         assert distance(needed.steps) <= accuracy < distance(needed.steps - 1)
-        np.testing.assert_allclose(needed.distances, [distance(k) for k in how.steps], rtol=1e-9)
-        assert all(found <= bound for found, bound in zip(needed.distances, needed.bounds))
+        np.testing.assert_allclose(needed.distances, [distance(k) for k in options.steps], rtol=1e-9)
+        assert all(exact_one <= bound for exact_one, bound in zip(needed.distances, needed.bounds))
         assert needed.promised is None or needed.promised >= needed.steps
 
 
 @pytest.mark.slow
 def test_retimings_are_one_sampler_on_a_grid_in_log_snr(planned):
-    """VP with any beta: the same alpha and sigma at the same log-SNR, so the same law; not so on a uniform grid."""
+    """VP with any beta: the same alpha and sigma at the same log-SNR, so the same samples; not so on a uniform grid."""
     _, _, rows, _ = planned
     by_name = {row.name: row for row in rows}
     first = by_name["vp_linear"].grids["log_snr"]
@@ -86,9 +86,9 @@ def test_retimings_are_one_sampler_on_a_grid_in_log_snr(planned):
 
 
 @pytest.mark.slow
-def test_what_it_writes_and_says(planned, capsys):
-    experiment, how, rows, folder = planned
-    plan.plan(experiment, how, folder)
+def test_planning_writes_its_table_and_says_what_is_proved(planned, capsys):
+    experiment, options, rows, folder = planned
+    planner.plan(experiment, options, folder)
     said = capsys.readouterr().out
     written = json.loads((folder / "plan" / "plan.json").read_text())
     assert written["rule"] == "ancestral" and written["dimensions"] == 3 and written["steps"] == [10, 50]
@@ -100,18 +100,18 @@ def test_what_it_writes_and_says(planned, capsys):
 
 
 @pytest.mark.slow
-def test_an_accuracy_that_nothing_reaches(planned, monkeypatch):
-    _, how, rows, _ = planned
-    none = plan.Needed(None, None, [1.0, 1.0], [1.0, 1.0])
+def test_an_accuracy_that_nothing_reaches_gets_no_recommendation(planned):
+    _, options, rows, _ = planned
+    none = planner.Needed(None, None, [1.0, 1.0], [1.0, 1.0])
     hopeless = [row._replace(grids={name: none for name in row.grids}) for row in rows]
-    (line,) = plan._recommendation(how, hopeless)
+    (line,) = planner._recommendation(options, hopeless)
     assert "no process reaches it" in line
 
 
 def test_every_named_process_is_compared_by_default():
     config = tiny.digits(process__beta_max=7.0)
-    how = configure.planner_options(config)
-    assert {"vp_linear", "vp_cosine", "vp_geometric", "sub_vp_linear", "ve_power", "edm"} <= how.processes.keys()
-    assert not any(name.startswith("theory") for name in how.processes)
-    assert float(how.processes["vp_linear"].beta(1.0)) == pytest.approx(7.0)  # the configured one as configured
-    assert how.rule is transitions.exponential_sde  # the configured sampler is no affine one
+    options = configure.planner_options(config)
+    assert {"vp_linear", "vp_cosine", "vp_geometric", "sub_vp_linear", "ve_power", "edm"} <= options.processes.keys()
+    assert not any(name.startswith("theory") for name in options.processes)
+    assert float(options.processes["vp_linear"].beta(1.0)) == pytest.approx(7.0)  # the configured one as configured
+    assert options.rule is transitions.exponential_sde  # the configured sampler is no affine one

@@ -36,7 +36,9 @@ def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
     drawn = draw.make_draw(experiment, 4)(state.ema_params, jax.random.key(0), 1)
     assert drawn.x.dtype == np.uint8 and drawn.x.shape == (1, *experiment.data.shape)
     found = evaluate.likelihood_metrics(experiment, configure.evaluation(config, None), state.ema_params)
-    assert np.isfinite(found["bits_per_dim" if experiment.space.bins else "nats"].value) and not found["likelihood_failed"]
+    assert (
+        np.isfinite(found["bits_per_dim" if experiment.space.bins else "nats"].value) and not found["likelihood_failed"]
+    )
 
 
 def _archive(config: ConfigDict, request) -> None:

@@ -1,14 +1,76 @@
-"""What the README says exists, and its example runs."""
+"""What the README says exists, its commands are understood, and its example runs."""
 
+import importlib
+import importlib.util
 import re
+import shlex
 
 import pytest
+from absl import flags
 
-from scoreflow.configure import sections, tables
+from scoreflow import cli, configure, score
+from scoreflow.configure import catalogue
+from scoreflow.configure.schema import settings
+from scoreflow.data import load
 from scoreflow.theory import complexity
 from tests import tiny
 
 README = (tiny.ROOT / "README.md").read_text()
+DOCS = ["README.md", *sorted(f"docs/{path.name}" for path in (tiny.ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: str) -> list[str]:
+    """The arguments of every `python main.py ...` or `scoreflow ...` on a page, without comments."""
+    text = re.sub(r"\\\n\s*", "", (tiny.ROOT / page).read_text())
+    lines = re.findall(r"(?:python main\.py|^ *scoreflow|`scoreflow) (--[^`\n]*)", text, re.MULTILINE)
+    return [line.partition(" #")[0].strip(" &") for line in lines if "..." not in line]
+
+
+COMMANDS = [
+    (page, command)
+    for page in [*DOCS, *sorted(f"configs/{path.name}" for path in (tiny.ROOT / "configs").glob("*.py"))]
+    for command in dict.fromkeys(commands(page))
+]
+
+
+@pytest.mark.parametrize("page, command", COMMANDS)
+def test_every_command_is_understood(page, command, monkeypatch):
+    """Its config is found, its settings are settings of that config with possible values, and its mode exists."""
+    monkeypatch.chdir(tiny.ROOT)
+    rest, overrides = cli.take_settings(shlex.split(command))
+    said = dict(re.fullmatch(r"--(\w+)=(.*)", word).groups() for word in rest)
+    assert said.keys() <= {"config", "mode", "workdir"}
+    assert said.get("mode", "train") in flags.FLAGS["mode"].parser.enum_values
+    configure.check(configure.resolve(cli.load_config(said["config"]), overrides))
+
+
+def setting_names() -> set[str]:
+    """Every setting of every choice, by its dotted name."""
+    names = {f"{section}.{name}" for section, sources in catalogue.SECTIONS.items() for name in settings(*sources)}
+    for section, choices in catalogue.CATALOGUES.items():
+        names |= {f"{section}.name", *(f"{section}.{name}" for row in choices.rows for name in choices.settings(row))}
+    return names
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_every_setting_in_prose_exists(page):
+    """Between backticks: flags, which one config must understand, and names of settings, unless they are of code."""
+    config, names = tiny.load(tiny.ROOT / "configs" / "vp_digits.py"), setting_names()
+    for quoted in re.findall(r"`([^`\n]*)`", (tiny.ROOT / page).read_text()):
+        words = quoted.split()
+        if words and all(re.match(r"--config\.[\w.]+=[^<]", word) for word in words):
+            configure.resolve(config, cli.take_settings(words)[1])
+        if match := re.fullmatch(r"(\w+)\.(\w+)(?: = .*)?", quoted):
+            section, name = match.groups()
+            if section in {*catalogue.CATALOGUES, *catalogue.SECTIONS} and name != "py":
+                module = importlib.util.find_spec(f"scoreflow.{section}")
+                is_code = module is not None and hasattr(importlib.import_module(module.name), name)
+                assert f"{section}.{name}" in names or is_code, quoted
+
+
+def test_readme_commands_cover_every_mode():
+    modes = {mode for page, command in COMMANDS if page == "README.md" for mode in re.findall(r"--mode=(\w+)", command)}
+    assert modes == set(flags.FLAGS["mode"].parser.enum_values)
 
 
 def test_the_library_example_runs(capsys):
@@ -18,7 +80,7 @@ def test_the_library_example_runs(capsys):
     assert abs(float(std) - 1) < 0.05 and int(nfe) == 21  # of N(0, I), denoised at t = 1e-3
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (tiny.ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", DOCS)
 def test_every_file_it_names_exists(page):
     text, folder = (tiny.ROOT / page).read_text(), (tiny.ROOT / page).parent
     links = [folder / link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
@@ -28,28 +90,36 @@ def test_every_file_it_names_exists(page):
         assert path.exists(), path
 
 
-def test_every_choice_is_in_its_table():
-    """The words of the methods table are the names that a config takes, and none is left out."""
-    theory = {name for name in tables.PROCESSES if name.startswith("theory_")}
-    rows = {
-        "forward SDE": dict.fromkeys(tables.PROCESSES.keys() - theory),
-        "the same by the theory's letters": dict.fromkeys(theory),
-        "network": tables.MODELS,
-        "network predicts": tables.PREDICTIONS,
-        "loss": tables.LOSSES,
-        "terminal law": tables.TERMINALS,
-        "latent space": tables.LATENTS,
-        "encoder and decoder": tables.VAES.keys() - {"none"},
-        "what a decoder says": tables.DECODERS.keys() - {"none"},
-        "weight": tables.WEIGHTS,
-        "law of t": tables.TIMES,
-        "grids": tables.GRIDS,
-    }
-    for name, table in rows.items():
-        (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
-        assert set(re.findall(r"`(\w+)`", line.split("|")[2])) == set(table)
-    lines = [line.split("|")[2] for line in README.splitlines() if re.match(r"\| (SDE|ODE) samplers", line)]
-    assert set(re.findall(r"`(\w+)`", "".join(lines))) == tables.SAMPLERS.keys() | tables.ADAPTIVE.keys()
+def chosen_from(pattern: str) -> list[str]:
+    """The words between backticks in the second column of the rows of the methods table whose head matches."""
+    cells = [line.split("|")[2] for line in README.splitlines() if re.match(rf"\| {pattern} \|", line)]
+    assert cells, pattern
+    return re.findall(r"`([\w/]+)`", "".join(cells))
+
+
+THEORY = {name for name in catalogue.PROCESSES if name.startswith("theory_")}
+ROWS = {
+    "forward SDE": catalogue.PROCESSES.keys() - THEORY,
+    "the same processes in the theory's notation": THEORY,
+    "network": catalogue.MODELS,
+    "network predicts": score.PREDICTIONS,
+    "loss": catalogue.LOSSES,
+    "terminal distribution": catalogue.TERMINALS,
+    "latent space": catalogue.LATENTS,
+    "encoder and decoder": catalogue.VAES.keys() - {"none"},
+    "decoder likelihood": catalogue.DECODERS.keys() - {"none"},
+    "weight": catalogue.WEIGHTS,
+    "training-time distribution": catalogue.TIMES,
+    "(?:SDE|ODE) samplers": catalogue.SAMPLERS,
+    "grids": catalogue.GRIDS,
+    "data": load.NAMES,
+}
+
+
+@pytest.mark.parametrize("head", ROWS)
+def test_every_choice_is_in_the_methods_table(head):
+    """The words of a row are the names that a config takes; none is left out, and none is there twice."""
+    assert sorted(chosen_from(head)) == sorted(ROWS[head])
 
 
 def test_the_orders_in_the_docs_are_those_of_the_code():
@@ -58,9 +128,3 @@ def test_the_orders_in_the_docs_are_those_of_the_code():
     arguments = {"ve_poly": (1.0,), "vp_poly": (3.0,)}
     expected = [[str(order) for order in row(*arguments.get(name, ()))] for name, row in complexity.TABLE.items()]
     assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in table] == expected
-
-
-def test_every_default_setting_is_one_that_a_config_takes_and_the_reverse():
-    default = tiny.load(tiny.ROOT / "configs" / "default.py")
-    for section, checks in sections.SECTIONS.items():
-        assert set(default[section].keys()) == checks.keys()

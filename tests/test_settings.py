@@ -130,6 +130,10 @@ def test_a_name_in_a_config_file_replaces_the_settings_of_the_choice_before():
     config.process.sigma_max = 20.0
     config.process.update({"name": "vp_cosine", "offset": 0.01})
     assert config.process.to_dict() == {"name": "vp_cosine", "offset": 0.01, "horizon": 0.995}
+    config.process.update({"sigma_max": 9.0, "name": "ve_geometric"})  # the name counts first wherever it stands
+    assert config.process.to_dict() == {"name": "ve_geometric", "sigma_min": 0.01, "sigma_max": 9.0, "horizon": 1.0}
+    config.update({"process": {"beta_max": 7.0, "name": "vp_linear"}})
+    assert config.process.to_dict() == {"name": "vp_linear", "beta_min": 0.1, "beta_max": 7.0, "horizon": 1.0}
 
 
 @pytest.mark.parametrize(

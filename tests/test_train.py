@@ -10,10 +10,11 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from scoreflow import configure
-from scoreflow import train
+from scoreflow import configure, data, train
+from scoreflow.experiment import INIT, TRAIN
 from scoreflow.runs import checkpoint, parallel, report, workdir
 from scoreflow.runs.errors import RunError, UserError
+from scoreflow.step import TrainState, check_finite, compile_dispatch, init_state, make_train_step, state_of
 from tests import tiny
 
 
@@ -29,12 +30,19 @@ def _experiment():
     return configure.experiment(config, "vp_digits"), configure.train_options(config)
 
 
+def _restored(experiment, options, folder: Path, step: int = 8, *, fsdp: bool = False) -> TrainState:
+    template = init_state(experiment.init, options.optimizer, experiment.key(INIT), fsdp=fsdp)
+    return checkpoint.restore(workdir.checkpoints(folder), step, template)
+
+
 def _run(folder: Path, **changes):
-    experiment, plan = _experiment()
-    train.train(experiment, plan._replace(**changes), folder)
-    template = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
+    """(newest step, its state) of the tiny run in a folder."""
+    experiment, options = _experiment()
+    state = train.train(experiment, options._replace(**changes), folder)
     step = checkpoint.latest(workdir.checkpoints(folder))
-    return step, checkpoint.restore(workdir.checkpoints(folder), step, template)
+    restored = _restored(experiment, options, folder, step)
+    assert _same(state, restored)  # what training returns is what it has written
+    return step, restored
 
 
 def _same(first, second):
@@ -63,11 +71,34 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
     assert [r["loss"] for r in records["a"]] == [r["loss"] for r in records["b"]]
 
 
+def test_training_in_memory_equals_training_in_a_folder_bit_for_bit(whole):
+    """An experiment without a folder, and plain functions without an experiment: the same averages."""
+    experiment, options = _experiment()
+    assert _same(train.fit_experiment(experiment, options), whole[1].ema_params)
+    batches = [data.batch(experiment.data.train, experiment.seed, i, options.batch_size) for i in range(options.steps)]
+    seen = []
+    state = train.fit(
+        experiment.objective, jax.jit(experiment.init)(experiment.key(INIT)), options.optimizer, batches,
+        key=experiment.key(TRAIN), ema_decay=options.ema_decay, callback=lambda step, terms: seen.append((step, terms)),
+    )  # fmt: skip
+    assert _same(state, whole[1])
+    losses = [r["loss"] for r in report.read_metrics(whole[0]) if "loss" in r]  # means over 2 steps
+    assert [step for step, _ in seen] == list(range(1, 9))
+    np.testing.assert_allclose(np.reshape([terms["loss"] for _, terms in seen], (4, 2)).mean(1), losses, rtol=1e-6)
+
+
+def test_training_in_memory_goes_on_from_given_parameters(whole):
+    experiment, options = _experiment()
+    still = options._replace(optimizer=optax.sgd(0.0), steps=2)
+    ends = train.fit_experiment(experiment, still, whole[1].ema_params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ends, whole[1].ema_params)
+
+
 @pytest.mark.slow
 def test_several_steps_per_dispatch_are_the_same_steps(whole, tmp_path):
-    step, found = _run(tmp_path, steps_per_dispatch=2)
+    step, state = _run(tmp_path, steps_per_dispatch=2)
     assert step == 8
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found.params, whole[1].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), state.params, whole[1].params)
 
 
 @pytest.mark.slow
@@ -79,40 +110,41 @@ def test_one_and_four_devices_give_the_same_losses(whole, tmp_path, monkeypatch)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
-def _half(folder, **changes):
-    """(experiment, plan) of a wider network, whose larger kernels can be split."""
-    model = {"name": "mlp", "width": 64, "depth": 2, "dropout": 0.1, "dtype": "float32"}
-    config = tiny.digits(model=model, training__split_state=True, **changes)
+@functools.cache
+def _wide():
+    """(experiment, options) of a wider network, whose larger kernels can be divided."""
+    config = tiny.digits(model={"name": "mlp", "width": 64, "depth": 2, "dropout": 0.1}, training__fsdp=True)
     return configure.experiment(config, "vp_digits"), configure.train_options(config)
 
 
 def test_a_divided_state_is_the_same_run(tmp_path):
     """Against whole copies: the losses, and the parameters at the end. Each of 4 devices holds a quarter of them."""
-    experiment, plan = _half(tmp_path)
+    experiment, options = _wide()
+    assert options.fsdp
     ends = {}
-    for name, divided in (("whole", False), ("divided", True)):
+    for name, fsdp in (("whole", False), ("divided", True)):
         folder = tmp_path / name
         workdir.claim(folder, experiment.config, resume=True)
-        train.train(experiment, plan._replace(fsdp=divided), folder)
-        template = init_state(experiment.init, plan.optimizer, experiment.key(INIT), fsdp=not divided)  # and comes back the other way
-        ends[name] = checkpoint.restore(workdir.checkpoints(folder), 8, template)
+        train.train(experiment, options._replace(fsdp=fsdp), folder)
+        ends[name] = _restored(experiment, options, folder, fsdp=not fsdp)  # and comes back the other way
     whole, divided = ({r["step"]: r["loss"] for r in report.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
     assert whole.keys() == divided.keys() and list(divided.values()) == pytest.approx(list(whole.values()), rel=1e-5)
     for a, b in zip(*(jax.tree.leaves(state.ema_params) for state in ends.values())):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
-    def held(state):
+    def bytes_on_one_device(state):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
 
     small = sum(leaf.nbytes for leaf in jax.tree.leaves(ends["divided"]) if leaf.size < 2**12)
-    assert held(ends["whole"]) - small == pytest.approx((held(ends["divided"]) - small) / 4, rel=1e-6)
+    quarter, all_of_it = bytes_on_one_device(ends["whole"]), bytes_on_one_device(ends["divided"])
+    assert quarter - small == pytest.approx((all_of_it - small) / 4, rel=1e-6)
 
 
-def test_what_a_program_needs_is_counted_for_each_device():
+def test_memory_of_a_program_is_counted_for_each_device():
     """x [4 n] split over 4 devices, beside y [n] whole on all: 2 n numbers on each, and n of the result, which is new."""
     n = 2**16
     x, y = parallel.shard(np.ones(4 * n, np.float32)), parallel.replicate(np.ones(n, np.float32))
-    run = parallel.jit(lambda x, y: x + jax.numpy.tile(y, 4), out_shardings=parallel.split())
+    run = parallel.jit(lambda x, y: x + jnp.tile(y, 4), out_shardings=parallel.split())
     compiled, memory = parallel.compile_for(run, x, y)
     assert memory.arguments == 2 * 4 * n
     assert 4 * n <= memory.work < 16 * n
@@ -120,15 +152,14 @@ def test_what_a_program_needs_is_counted_for_each_device():
 
 
 def test_a_checkpoint_of_four_devices_restores_on_one(whole, monkeypatch):
-    experiment, plan = _experiment()
+    experiment, options = _experiment()
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
-    template = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
-    found = checkpoint.restore(workdir.checkpoints(whole[0]), 8, template)
-    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {1}
-    assert _same(found, whole[1])
+    state = _restored(experiment, options, whole[0])
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {1}
+    assert _same(state, whole[1])
 
 
-def test_what_a_run_leaves(whole):
+def test_a_run_leaves_metrics_pictures_and_the_newest_checkpoints(whole):
     folder, _ = whole
     for name in ("metrics.jsonl", "loss.png", "loss_by_log_snr.png", "trajectory.png", "samples/8.png", "tensorboard"):
         assert (folder / name).exists()
@@ -138,7 +169,7 @@ def test_what_a_run_leaves(whole):
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir()) == [4, 6, 8]
 
 
-def test_tensorboard_holds_the_same_numbers(whole):
+def test_tensorboard_has_the_same_numbers(whole):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(whole[0] / "tensorboard"))
     events.Reload()
@@ -157,30 +188,41 @@ def _linear_objective(params, key, batch, *, train, step=None):
     return loss, {"loss": loss}
 
 
-def test_accumulation_is_the_mean_gradient_of_the_parts():
+def test_accumulation_is_the_mean_gradient_of_the_microbatches():
     batch = {"x": jax.random.normal(jax.random.key(0), (12, 3))}
     params = {"w": jnp.arange(3.0)}
     key, optimizer = jax.random.key(5), optax.sgd(1.0)
-    state = step.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-    step = step.make_train_step(_linear_objective, optimizer, key, ema_decay=0.9, grad_accum=3)
-    found, metrics = step(state, batch)
+    train_step = make_train_step(_linear_objective, optimizer, key, ema_decay=0.9, grad_accum=3)
+    state, metrics = train_step(state_of(params, optimizer), batch)
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
     grad = jax.grad(lambda p, k, x: _linear_objective(p, k, {"x": x}, train=True)[0])
     wanted = sum(grad(params, k, x)["w"] for k, x in zip(keys, batch["x"].reshape(3, 4, 3))) / 3
-    np.testing.assert_allclose(params["w"] - found.params["w"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(params["w"] - state.params["w"], wanted, rtol=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(jnp.linalg.norm(wanted)), rel=1e-5)
 
 
 def test_ema_is_the_running_average_with_its_warm_up():
     optimizer, params = optax.sgd(0.1), {"w": jnp.ones(3)}
-    state = step.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-    step = step.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.3)
+    state = state_of(params, optimizer)
+    train_step = make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.3)
     average = np.ones(3)
     for i in range(6):
-        state, _ = step(state, {"x": jnp.eye(3)})
+        state, _ = train_step(state, {"x": jnp.eye(3)})
         decay = min(0.3, (1 + i) / (10 + i))
         average = decay * average + (1 - decay) * np.asarray(state.params["w"])
         np.testing.assert_allclose(state.ema_params["w"], average, rtol=1e-5)
+
+
+def test_a_followed_group_is_not_averaged():
+    def objective(params, key, batch, *, train, step):
+        loss, terms = _linear_objective(params["score"], key, batch, train=train)
+        return loss + jnp.sum(params["vae"]["w"] ** 2), terms
+
+    optimizer, params = optax.sgd(0.1), {"score": {"w": jnp.ones(3)}, "vae": {"w": jnp.ones(2)}}
+    train_step = make_train_step(objective, optimizer, jax.random.key(0), ema_decay=0.9, followed=("vae", "terminal"))
+    state, _ = train_step(state_of(params, optimizer), {"x": jnp.eye(3)})
+    assert _same(state.ema_params["vae"], state.params["vae"]) and not _same(state.params["vae"], params["vae"])
+    assert not _same(state.ema_params["score"], state.params["score"])
 
 
 def test_the_dispatch_is_traced_once():
@@ -190,29 +232,25 @@ def test_the_dispatch_is_traced_once():
         traces.append(1)
         return _linear_objective(params, key, batch, train=train)
 
-    optimizer, params = optax.adam(0.1), {"w": jnp.ones(3)}
-    state = step.TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    state = parallel.replicate(state)
-    step = step.make_train_step(objective, optimizer, jax.random.key(0), ema_decay=0.9)
-    dispatch = step.compile_dispatch(step, 1)
+    optimizer = optax.adam(0.1)
+    state = parallel.replicate(state_of({"w": jnp.ones(3)}, optimizer))
+    dispatch = compile_dispatch(make_train_step(objective, optimizer, jax.random.key(0), ema_decay=0.9), 1)
     for i in range(3):
         state, _ = dispatch(state, parallel.shard({"x": np.full((1, 4, 3), i, np.float32)}, axis=1))
     assert len(traces) == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
-    experiment, plan = _experiment()
+    experiment, options = _experiment()
 
     def poisoned(params, key, batch, *, train, step=None):
         loss, terms = experiment.objective(params, key, batch, train=train, step=step)
         bad = jnp.where(jnp.mean(batch["x"]) == poison, jnp.nan, 0.0)
         return loss + bad, {name: value + bad for name, value in terms.items()}
 
-    from scoreflow import data
-
     poison = jnp.mean(jnp.asarray(data.batch(experiment.data.train, 0, 5, 16)["x"]))
     with pytest.raises(RunError, match="step 5: .*loss = nan.*checkpoint of step 4 is kept"):
-        train.train(experiment._replace(objective=poisoned), plan, tmp_path)
+        train.train(experiment._replace(objective=poisoned), options, tmp_path)
     assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 4
 
 
@@ -225,17 +263,17 @@ def _sometimes_nan(params, key, batch, *, train, step):
 def test_a_skipped_step_changes_nothing_but_the_count():
     """NaN in steps 1 and 2 of 5: parameters, average and moments are those of the finite steps alone."""
     optimizer, params = optax.adam(0.1), {"w": jnp.ones(3)}
-    fresh = step.TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-    step = step.make_train_step(_sometimes_nan, optimizer, jax.random.key(0), ema_decay=0.9, skip=2)
+    fresh = state_of(params, optimizer)
+    train_step = make_train_step(_sometimes_nan, optimizer, jax.random.key(0), ema_decay=0.9, skip=2)
     x, state, seen = jax.random.normal(jax.random.key(1), (5, 4, 3)), fresh, []
     for i in range(5):
         before = state
-        state, metrics = step(state, {"x": x[i], "bad": jnp.array([i in (1, 2)])})
+        state, metrics = train_step(state, {"x": x[i], "bad": jnp.array([i in (1, 2)])})
         seen.append(float(metrics["skipped"]))
         if i in (1, 2):
             assert _same(state[1:], before[1:]) and int(state.step) == int(before.step) + 1
     assert seen == [0.0, 1.0, 1.0, 0.0, 0.0]
-    wanted, plain = fresh, step.make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.9)
+    wanted, plain = fresh, make_train_step(_linear_objective, optimizer, jax.random.key(0), ema_decay=0.9)
     for i in (0, 3, 4):
         wanted, _ = plain(wanted._replace(step=jnp.asarray(i)), {"x": x[i]})
     assert _same(state[1:], wanted[1:])
@@ -243,22 +281,22 @@ def test_a_skipped_step_changes_nothing_but_the_count():
 
 def test_more_skipped_steps_in_a_row_than_allowed_stop_the_run():
     nan = np.nan
-    assert step.check_finite({"loss": np.array([1.0, nan, nan])}, 0, allowed=2) == 2
-    assert step.check_finite({"loss": np.array([nan, 1.0, nan])}, 3, allowed=3, before=2) == 1
+    assert check_finite({"loss": np.array([1.0, nan, nan])}, 0, allowed=2) == 2
+    assert check_finite({"loss": np.array([nan, 1.0, nan])}, 3, allowed=3, before=2) == 1
     with pytest.raises(RunError, match="step 7: loss = nan"):
-        step.check_finite({"loss": np.array([nan, nan])}, 6, allowed=3, before=2)
+        check_finite({"loss": np.array([nan, nan])}, 6, allowed=3, before=2)
 
 
 @pytest.mark.slow
 def test_a_skipped_step_is_counted_in_the_log(tmp_path):
-    experiment, plan = _experiment()
+    experiment, options = _experiment()
 
     def poisoned(params, key, batch, *, train, step=None):
         loss, terms = experiment.objective(params, key, batch, train=train, step=step)
         bad = jnp.where(step == 4, jnp.nan, 0.0) if step is not None else 0.0
         return loss + bad, {name: value + bad for name, value in terms.items()}
 
-    train.train(experiment._replace(objective=poisoned), plan._replace(skip=1), tmp_path)
+    train.train(experiment._replace(objective=poisoned), options._replace(skip=1), tmp_path)
     records = [r for r in report.read_metrics(tmp_path) if "skipped" in r]
     assert [r["skipped"] for r in records] == [0, 0, 1, 0] and np.isfinite([r["loss"] for r in records]).all()
 
@@ -266,22 +304,27 @@ def test_a_skipped_step_is_counted_in_the_log(tmp_path):
 @pytest.mark.slow
 def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole, tmp_path):
     """With a learning rate of nothing, the new run ends where the other's average was."""
-    experiment, plan = _experiment()
+    experiment, options = _experiment()
     _, other = whole
-    frozen = plan._replace(init_from=whole[0], optimizer=optax.sgd(0.0))
-    train.train(experiment, frozen, tmp_path)
-    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, init_state(experiment.init, frozen.optimizer, experiment.key(INIT)))
-    assert _same(found.params, other.ema_params) and not _same(found.params, other.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params, other.ema_params)
+    still = options._replace(warm_start=train.WarmStart(whole[0]), optimizer=optax.sgd(0.0))
+    train.train(experiment, still, tmp_path)
+    state = _restored(experiment, still, tmp_path)
+    assert _same(state.params, other.ema_params) and not _same(state.params, other.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.ema_params, other.ema_params)
 
 
 def test_a_warm_start_from_nothing_or_from_another_network_is_refused(whole, tmp_path):
-    experiment, plan = _experiment()
+    experiment, options = _experiment()
     with pytest.raises(UserError, match="nowhere holds no usable checkpoint"):
-        train.train(experiment, plan._replace(init_from=tmp_path / "nowhere"), tmp_path / "a")
+        train.train(experiment, options._replace(warm_start=train.WarmStart(tmp_path / "nowhere")), tmp_path / "a")
     wide = configure.experiment(tiny.digits(model__width=32), "wide")
     with pytest.raises(UserError, match="does not fit this config"):
-        train.train(wide, plan._replace(init_from=whole[0]), tmp_path / "b")
+        train.train(wide, options._replace(warm_start=train.WarmStart(whole[0])), tmp_path / "b")
+    workdir.claim(tmp_path / "c", experiment.config | {"t_min": 1e-3}, resume=True)
+    shutil.copytree(workdir.checkpoints(whole[0]), workdir.checkpoints(tmp_path / "c"))
+    with pytest.raises(UserError, match="was trained with t_min = 0.001, not 1e-05"):
+        source = train.WarmStart(tmp_path / "c", same=("process.", "t_min"))
+        train.train(experiment, options._replace(warm_start=source), tmp_path / "d")
 
 
 @pytest.mark.slow
@@ -295,8 +338,8 @@ def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
         training__steps_per_dispatch=20, training__checkpoint_every=400, training__validate_every=400,
         training__log_every=100, model__dropout=0.0, model__width=32, eval__features="pixels", score__prediction="noise",
     )  # fmt: skip
-    experiment, plan = configure.experiment(config, "gaussian"), configure.train_options(config)
-    train.train(experiment, plan, tmp_path / "run")
+    experiment, options = configure.experiment(config, "gaussian"), configure.train_options(config)
+    train.train(experiment, options, tmp_path / "run")
     last = [r["validation_loss"] for r in report.read_metrics(tmp_path / "run") if "validation_loss" in r][-1]
     floor = 0.2759881506  # E rho for unit Gaussian data under VP, t ~ U[1e-5, 1]
     assert floor * 0.93 < last < floor * 1.12

@@ -22,9 +22,13 @@ def load(path: Path, *variant: str) -> ConfigDict:
 
 
 def digits(**changes) -> ConfigDict:
-    """Digits with a tiny MLP, 8 steps; `changes` are dotted settings with __ for the dot."""
+    """Digits with a tiny MLP, 8 steps.
+
+    `changes` are dotted settings with __ for the dot, of any value and any name; a dict updates a section, whose `name`
+    comes first and brings the defaults of that choice.
+    """
     config = load(ROOT / "configs" / "vp_digits.py")
-    config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1, "dtype": "float32"})
+    config.model.update({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1})
     config.training.update(
         {"steps": 8, "batch_size": 16, "warmup": 2, "log_every": 2, "checkpoint_every": 2, "validate_every": 4}
     )
@@ -35,5 +39,8 @@ def digits(**changes) -> ConfigDict:
         section, _, key = name.rpartition("__")
         target = config[section] if section else config
         with target.unlocked(), target.ignore_type():
-            target[key] = ConfigDict(value) if isinstance(value, dict) else value
+            if isinstance(value, dict | ConfigDict):
+                target[key].update(value)
+            else:
+                target[key] = value
     return config

@@ -39,6 +39,11 @@ class Section(ml_collections.ConfigDict):
         else:
             super().__setitem__(key, value)
 
+    def update(self, *other: Any, **settings: Any) -> None:
+        """As that of a dict; a name is applied first wherever it stands, since it replaces the other settings."""
+        for rows in (*map(dict, other), settings):
+            super().update({key: rows[key] for key in sorted(rows, key=lambda key: key != "name")})
+
 
 def defaults() -> ml_collections.ConfigDict:
     """Every setting at its default; config files start from it and state what differs."""
