@@ -14,7 +14,7 @@ class OptimizerOptions(NamedTuple):
     """What learns, and the rule by which the score network does.
 
     Attributes:
-      learn: What is learnt: all, or only the terminal distribution, while the score of init_from stays as it is.
+      learn: What is learned: all, or only the terminal distribution, while the score of init_from stays as it is.
       optimizer: Rule of the update.
       learning_rate: Learning rate after warm-up.
       learning_rate_end: Learning rate at the last step of the cosine schedule.

@@ -50,7 +50,7 @@ def pixels(
 
     Args:
       shape: of one example.
-      num_levels: number of grey levels; 0 where the data are continuous.
+      num_levels: number of gray levels; 0 where the data are continuous.
       centered: Integer data lie in [-1, 1]; otherwise in [0, 1].
       dequantization: How training data are dequantized: uniform noise in each bin, or none (bin centers).
     """
@@ -73,7 +73,7 @@ def quantiser(
     """Which levels a decoder models.
 
     Args:
-      num_levels: number of grey levels as stored.
+      num_levels: number of gray levels as stored.
       binarized: For a decoder: every access draws 0 or 1, with the level's share of the top level as probability.
       bits: For a decoder: how many of the highest bits of the levels are kept; 0 keeps all.
     """

@@ -49,7 +49,7 @@ from scoreflow.samplers.sampler import Sampler, sampler
 from scoreflow.terminal.families import Family
 from scoreflow.theory.known import LOG_DENSITIES
 
-# What a part that is learnt on top of a finished score model must have in common with it; but its horizon may be
+# What a part that is learned on top of a finished score model must have in common with it; but its horizon may be
 # shorter, since the network knows times by their log-SNR.
 _SAME_VAE = ("vae.", "decoder.", "data.name", "data.binarized", "data.bits", "data.num_levels")
 _SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional")

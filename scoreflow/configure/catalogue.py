@@ -119,7 +119,7 @@ CATALOGUES = {
         LATENTS,
         True,
         "none",
-        "What is learnt in latent space: the VAE alone, VAE and score prior jointly, or the prior of a frozen VAE.",
+        "What is learned in latent space: the VAE alone, VAE and score prior jointly, or the prior of a frozen VAE.",
         extra={"joint": (optimizers.VaeRates, fits.InactiveOptions), "frozen": (fits.InactiveOptions,)},
     ),
     "dequantizer": Catalogue(

@@ -1,4 +1,4 @@
-"""The objective of a terminal distribution that is learnt by gradient, alone or beside the score."""
+"""The objective of a terminal distribution that is learned by gradient, alone or beside the score."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ def with_terminal(
 ) -> Objective:
     """`objective`, if there is one, plus nats per dimension of a terminal distribution on draws of x_T.
 
-    The two share the batch and no parameters, so that they can be learnt together or one after the other (Franzese et
+    The two share the batch and no parameters, so that they can be learned together or one after the other (Franzese et
     al. 2022, arXiv 2206.05173, section 3.2).
 
     Args:
       process: the forward SDE.
       encode: (params, key, data [B, ...] as stored) -> x [B, ...]; no gradient flows through it.
       loss: (params[TERMINAL], x_T [B, ...]) -> nats [B]; see `terminal.families`.
-      objective: that of the score; None where the terminal distribution is learnt alone.
+      objective: that of the score; None where the terminal distribution is learned alone.
     """
 
     def combined(params, key, batch, *, train, step=None):
