@@ -1,37 +1,28 @@
 """Every config file builds, trains two steps, samples and is evaluated, at tiny width; and bad settings are refused."""
 
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from scoreflow import configure, likelihood, sample, train
-from scoreflow import evaluators as evaluate
+from scoreflow import configure, evaluate, likelihood, sample, train
+from scoreflow.configure.catalogue import CATALOGUES
 from scoreflow.data import archives
+from scoreflow.experiment import load_params
 from scoreflow.runs import workdir
 from scoreflow.runs.errors import UserError
 from tests import tiny
-from tests.test_data import made  # noqa: F401  (a fixture)
+from tests.test_data import make_archive  # noqa: F401  (a fixture)
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py") if path.stem != "default")
 VARIANTS = [
     f"{name}:{variant}"
-    for name in (
-        "digits_processes",
-        "cifar10_processes",
-        "digits_orders",
-        "digits_velocity",
-        "digits_conservative",
-        "digits_bridge",
-        "published_images",
-        "digits_vae",
-        "digits_latent",
-        "published_vae",
-        "published_latent",
-    )
-    for variant in tiny.module(tiny.ROOT / "configs" / f"{name}.py").VARIANTS
+    for name in CONFIGS
+    for variant in getattr(tiny.module(tiny.ROOT / "configs" / f"{name}.py"), "VARIANTS", ())
 ]
 
 
@@ -74,7 +65,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         [
             name
             for name in CONFIGS  # the others are variants of these, or tested with what they are about
-            if not re.search("_(processes|dequantiser|bridge|conservative|orders|velocity|images|vae|latent)$", name)
+            if not re.search("_(processes|dequantizer|bridge|conservative|orders|velocity|images|vae|latent)$", name)
         ],
         "vp_digits$",
     ),
@@ -82,7 +73,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 def test_every_config_works_from_end_to_end(name, tmp_path, request):
     config = shrink(tiny.load(tiny.ROOT / "configs" / f"{name}.py"))
     if config.data.name in archives.ARCHIVES:
-        data_dir, _ = request.getfixturevalue("made")(config.data.name)
+        data_dir, _ = request.getfixturevalue("make_archive")(config.data.name)
         config.data.dir = str(data_dir)
     _end_to_end(config, name, tmp_path)
 
@@ -97,8 +88,8 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     stem, variant = name.split(":")
     config = shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
     if config.data.name in archives.ARCHIVES:
-        config.data.dir = str(request.getfixturevalue("made")(config.data.name)[0])
-    config.model = ConfigDict({"name": "mlp", "width": 8, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+        config.data.dir = str(request.getfixturevalue("make_archive")(config.data.name)[0])
+    config.model.update({"name": "mlp", "width": 8, "depth": 1})
     experiment = configure.experiment(config, name)
     params = experiment.init(jax.random.key(0))
     batch = {"x": experiment.data.train.x[:8]}
@@ -110,8 +101,8 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
         score, x = experiment.model.score(params), experiment.space.encode(params, jax.random.key(4), batch["x"][:2])
         draw = experiment.sampler.draw(score, jax.random.key(3), x_init, None).x
         options = {"t_min": experiment.model.t_min, "rtol": 1e-2, "atol": 1e-2}
-        law = experiment.model.terminal(params)
-        density = likelihood.log_prob(experiment.model.process, score, law, jax.random.key(5), x, **options).logp
+        terminal = experiment.model.terminal(params)
+        density = likelihood.log_prob(experiment.model.process, score, terminal, jax.random.key(5), x, **options).logp
         return jax.value_and_grad(loss)(params), draw, density
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(params)))
@@ -120,7 +111,7 @@ def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
 @pytest.mark.slow
 def test_a_variant_works_from_end_to_end(tmp_path):
     config = tiny.load(tiny.ROOT / "configs" / "digits_processes.py", "ve_power")
-    config.model = ConfigDict({"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0, "dtype": "float32"})
+    config.model.update({"name": "mlp", "width": 16, "depth": 1})
     _end_to_end(shrink(config), "configs/digits_processes.py:ve_power", tmp_path)
 
 
@@ -130,7 +121,7 @@ def test_a_constrained_score_works_from_end_to_end(tmp_path):
     _end_to_end(config, "configs/vp_digits.py", tmp_path)
     experiment = configure.experiment(config, "energy")
     params = load_params(experiment, tmp_path / "run", 8)
-    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jax.numpy.array([0.1, 0.5, 0.9])
+    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([0.1, 0.5, 0.9])
     slope = jax.jit(jax.grad(lambda x: experiment.model.energy(params)(x, t).sum()))(x)
     np.testing.assert_allclose(experiment.model.score(params)(x, t), -slope, rtol=1e-4, atol=1e-5)
 
@@ -190,22 +181,30 @@ BAD = [
     ),
     ({"loss": {"name": "high_order", "order": 4}}, "loss.order = 4 must be 2 or 3"),
     ({"loss": {"name": "high_order", "order": 3, "method": "trace"}}, "loss.method = trace has no order 3"),
-    ({"dequantiser": {"name": "couplings"}}, "is trained on a finished score model: set init_from"),
-    ({"dequantiser": {"name": "couplings"}, "init_from": "runs/a", "data__name": "rings"},
-     "dequantiser.name = couplings needs images of integer levels, and rings has none"),
+    ({"dequantizer": {"name": "couplings"}}, "is trained on a finished score model: set init_from"),
+    ({"dequantizer": {"name": "couplings"}, "init_from": "runs/a", "data__name": "rings"},
+     "dequantizer.name = couplings needs images of integer levels, and rings has none"),
     ({"eval__dequantization": "variational"}, "eval.dequantization = variational needs a flow"),
     (
         {"eval__diagnose": 5, "eval__dequantization": "truncated_normal"},
         "eval.diagnose = 5 needs data at t = 0, and eval.dequantization = truncated_normal makes them at t_min",
     ),
-    ({"process": ConfigDict({"name": "straight", "horizon": 1.0})}, "process.horizon = 1.0 must be a number between 0"),
-    ({"loss": {"name": "high_order", "power4": 1}}, "loss.power4 is not a known setting: did you mean power"),
+    ({"process": {"name": "straight", "horizon": 1.0}}, "process.horizon = 1.0 must be a number between 0"),
+    ({"loss": {"name": "high_order", "power4": 1}}, "loss.power4 is not a known setting; the nearest are loss.power2, loss.power3, loss.power2_trace"),
+    ({"sample_times__name": "normal_unweighted", "process__name": "ve_linear"},
+     "sample_times.name = normal_unweighted has a closed form for process.name = vp_linear alone, not for ve_linear"),
+    ({"terminal__name": "mixture", "dequantizer__name": "couplings", "init_from": "runs/a"},
+     "terminal.name = mixture and dequantizer.name = couplings need runs of their own"),
+    ({"training__learn": "terminal"}, "training.learn = terminal needs init_from"),
+    ({"training__steps": 0, "training__warmup": 0}, "training.steps = 0 must be 0 where training.learn = terminal"),
+    ({"eval__horizons": (0.5, 2.0)}, "eval.horizons = (0.5, 2.0) must lie above t_min = 1e-05"),
+    ({"eval__score_error": 5}, "eval.score_error = 5 needs data whose density under noise is known: mixture"),
     ({"training__skip": -1}, "training.skip = -1 must be a whole number, 0 or above"),
     ({"eval__t_min": 1.0}, "eval.t_min = 1.0 must be below process.horizon"),
     ({"training__best": ("frechet",), "eval__num_samples": 0}, "training.best = frechet measures samples"),
     ({"sampling__t_min": 1.5}, "sampling.t_min = 1.5 must be below process.horizon"),
-    ({"nonsense": 1}, "nonsense is not a known setting"),
-    ({"training__lerning_rate": 1.0}, "training.lerning_rate is not a known setting: did you mean learning_rate?"),
+    ({"nonsense": 1}, "nonsense is not a known setting; the nearest are "),
+    ({"training__lerning_rate": 1.0}, "training.lerning_rate is not a known setting; the nearest are training.learning_rate, training.learning_rate_end"),
     ({"training__learning_rate": "fast"}, "training.learning_rate = 'fast' must be a number above 0"),
     ({"training__learning_rate": float("nan")}, "training.learning_rate = nan must be a number above 0"),
     ({"training__steps": 2.5}, "training.steps = 2.5 must be a whole number"),
@@ -220,28 +219,27 @@ BAD = [
     ({"training__ema_decay": 1.0}, "training.ema_decay = 1.0 must be a number from 0 to below 1"),
     ({"training__batch_size": 512}, "must not exceed the 360 test examples of digits"),
     ({"process__name": "vp"}, "process.name = 'vp' must be one of vp_linear, vp_constant, vp_power"),
-    ({"process__sigma_min": 0.1}, "process.sigma_min is not a known setting"),
+    ({"process__sigma_min": 0.1}, 'process.sigma_min: vp_linear has no setting "sigma_min"; ve_geometric, ve_constant, ve_linear, ve_power have'),
     ({"process__beta_max": 0.01}, "process.beta_max = 0.01 must not be below process.beta_min = 0.1"),
-    ({"process": ConfigDict({"name": "vp_cosine", "offset": 0.008, "horizon": 1.0})},
-     "process.horizon = 1.0 leaves vp_cosine no signal"),
-    ({"process": ConfigDict({"name": "vp_geometric", "variance_min": 0.5, "variance_max": 0.1, "horizon": 1.0})},
+    ({"process": {"name": "vp_cosine", "offset": 0.008, "horizon": 1.0}},
+     "process.horizon = 1.0 must be a number between 0 and 1, where alpha reaches 0"),
+    ({"process": {"name": "theory_vp_exp", "b": 100.0}}, "process.horizon = 1.0 leaves theory_vp_exp no signal"),
+    ({"process": {"name": "vp_geometric", "variance_min": 0.5, "variance_max": 0.1, "horizon": 1.0}},
      "process.variance_max = 0.1 must be above process.variance_min = 0.5"),
-    ({"process": ConfigDict({"name": "vp_geometric", "variance_min": 0.1, "variance_max": 1.5, "horizon": 1.0})},
+    ({"process": {"name": "vp_geometric", "variance_min": 0.1, "variance_max": 1.5, "horizon": 1.0}},
      "process.variance_max = 1.5 must be a number between 0 and 1"),
     ({"plan__steps": ()}, "plan.steps = () must be a tuple of one or more whole numbers"),
     ({"process__horizon": -1.0}, "process.horizon = -1.0 must be a number above 0"),
-    ({"process": ConfigDict({"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0})},
+    ({"process": {"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0}},
      "process.sigma_max = 1.0 must be above process.sigma_min = 2.0"),
-    ({"process": ConfigDict({"name": "vp_linear", "beta_min": 0.1, "beta_max": 1.0})}, "process.horizon is missing"),
-    ({"process": 3}, "process = 3 must be a section"),
+    ({"process": 3}, "process = 3 must be a section of settings"),
     ({"score__prediction": "epsilon"}, "score.prediction = 'epsilon' must be one of noise, x0, v, flow, score, edm"),
     ({"model__name": "transformer"}, "model.name = 'transformer' must be one of mlp, unet"),
     ({"model__width": 0}, "model.width = 0 must be a whole number, 1 or above"),
     ({"model__dropout": 1.0}, "model.dropout = 1.0 must be a number from 0 to below 1"),
     ({"model__dtype": "float16"}, "model.dtype = 'float16' must be one of float32, bfloat16"),
     ({"weight__name": "vdm"}, "weight.name = 'vdm' must be one of"),
-    ({"sample_times": ConfigDict({"name": "log_normal", "std": 0.0})}, "times.std = 0.0 must be a number above 0"),
-    ({"training": ConfigDict({"learn": "all", "steps": 3})}, "training.batch_size is missing: it must be a whole number"),
+    ({"sample_times": {"name": "log_normal", "std": 0.0}}, "sample_times.std = 0.0 must be a number above 0"),
     ({"grid__name": "quadratic"}, "grid.name = 'quadratic' must be one of uniform, log_snr, karras"),
     ({"sampler__name": "ddpm"}, "sampler.name = 'ddpm' must be one of"),
     ({"sampling__inpaint": "top"}, "sampling.inpaint = 'top' must be one of none, bottom, right, center"),
@@ -252,7 +250,7 @@ BAD = [
      "weight.name = noise: latent.algorithm = 1 is the bound itself"),
     ({**LATENT, "latent": {"name": "joint"}, "init_from": "a", "penalty": {"name": "quasi_conservative"}},
      "penalty.name = quasi_conservative goes with latent.name = frozen, not joint"),
-    ({**LATENT, "latent": {"name": "joint", "algorithm": 4}, "init_from": "a"}, "latent.algorithm = 4 must be 1, 2 or 3"),
+    ({**LATENT, "latent": {"name": "joint", "algorithm": 4}, "init_from": "a"}, "latent.algorithm = 4 must be one of 1, 2, 3"),
     ({**LATENT, "latent": {"name": "frozen", "drop_inactive": True}, "init_from": "a"}, "needs score.mixed = True"),
     ({**LATENT, "score__mixed": True}, "score.mixed = True needs a score network, and latent.name = alone has none"),
     ({**LATENT, "decoder": {"name": "bernoulli"}}, "decoder.name = bernoulli is for 2 levels, and digits has 17"),
@@ -292,47 +290,61 @@ def test_bad_settings_get_one_clear_line(change, words):
 
 
 def test_a_unet_needs_sides_it_can_halve():
-    unet = {"name": "unet", "channels": 8, "multipliers": (1, 1, 1, 1, 1), "blocks": 1, "attention": (), "num_heads": 1}
-    unet["remat"] = False
+    unet = {"name": "unet", "channels": 8, "multipliers": (1, 1, 1, 1, 1), "attention": (), "num_heads": 1}
     with pytest.raises(UserError, match="needs images whose sides 16 divides; digits has examples of shape"):
-        configure.experiment(tiny.digits(model=ConfigDict({**unet, "dropout": 0.0, "dtype": "float32"})), "bad")
-    odd_heads = ConfigDict({**unet, "multipliers": (1, 2), "num_heads": 3, "dropout": 0.0, "dtype": "float32"})
+        configure.experiment(tiny.digits(model=unet), "bad")
     with pytest.raises(UserError, match="model.num_heads = 3 must divide"):
-        configure.experiment(tiny.digits(model=odd_heads), "bad")
+        configure.experiment(tiny.digits(model={**unet, "multipliers": (1, 2), "num_heads": 3}), "bad")
+
+
+def test_a_config_need_not_be_complete():
+    """What it leaves out has its default, of the choice that is made."""
+    partly = ConfigDict({"seed": 3, "process": {"name": "vp_power", "beta_max": 9.0}, "training": {"steps": 7}})
+    wanted = configure.resolve(
+        configure.defaults(), {"seed": "3", "process.name": "vp_power", "process.beta_max": "9", "training.steps": "7"}
+    )
+    assert configure.resolve(partly) == wanted and wanted.process.rho == 5.0
+    assert configure.resolve(ConfigDict()) == configure.resolve(configure.defaults())
+
+
+def test_an_old_name_in_a_config_file_counts_and_not_todays_default_beside_it():
+    config = tiny.digits(training__accumulate=4, score__energy="noise")
+    resolved = configure.resolve(config)
+    assert resolved.training.grad_accum == 4 and resolved.score.energy_power == 2
+
+
+# A value of each setting that differs from its default.
+OTHERS = {
+    "horizon": 0.9, "beta_min": 0.2, "beta_max": 15.0, "rho": 4.0, "offset": 0.01, "variance_min": 1e-4,
+    "variance_max": 0.99, "sigma_min": 0.02, "sigma_max": 40.0, "v0": 0.1, "al": 1.5, "si": 1.2, "a": 1.5, "b": 1.5,
+    "c": 1.5, "k": 0.5, "predictor": "ancestral", "corrector_steps": 2, "snr": 0.1, "rtol": 1e-3, "atol": 1e-3,
+    "max_steps": 100, "denoise": False, "gamma": 4.0, "bias": 0.5, "mean": 0.0, "std": 1.0, "sigma_data": 0.8,
+}  # fmt: skip
+BUILT = [
+    (section, row)
+    for section in ("process", "weight", "sample_times", "grid", "sampler")
+    for row in CATALOGUES[section].rows
+]
 
 
 @pytest.mark.slow
-def test_every_row_of_every_table_builds():
-    """Each choice by name, with one value for each of its parameters."""
-    from scoreflow.configure import sections
+@pytest.mark.parametrize("section, row", BUILT)
+def test_every_choice_gives_a_loss_and_samples(section, row):
+    """By its name alone, with the defaults; and with another value of each of its settings."""
+    names = CATALOGUES[section].settings(row)
+    assert names.keys() <= OTHERS.keys() and all(OTHERS[name] != setting.default for name, setting in names.items())
+    for chosen in [{}, {name: OTHERS[name] for name in names}][: 1 + bool(names)]:
+        experiment = configure.experiment(tiny.digits(**{section: {"name": row, **chosen}}), "row")
+        params = jax.jit(experiment.init)(jax.random.key(0))
+        batch = {"x": experiment.data.train.x[:4]}
+        if section in ("process", "weight", "sample_times"):
+            loss = jax.jit(functools.partial(experiment.objective, train=True))(params, jax.random.key(0), batch)[0]
+            assert np.isfinite(loss)
+        if section in ("process", "grid", "sampler"):
 
-    values = {"horizon": 1.0, "rho": 7.0, "predictor": "ancestral", "corrector_steps": 1, "snr": 0.16, "denoise": True}
-    values |= {"rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "gamma": 5.0, "bias": 0.0, "mean": 0.0, "std": 1.0}
-    values |= {"offset": 0.008, "variance_min": 1e-4, "variance_max": 0.99, "v0": 0.1, "al": 1.0, "si": 1.0}
-    values |= {
-        "a": 1.0,
-        "b": 1.0,
-        "c": 1.0,
-        "k": 1.0,
-        "beta_min": 0.1,
-        "beta_max": 20.0,
-        "sigma_min": 0.01,
-        "sigma_max": 50.0,
-        "sigma_data": 1.0,
-    }
-    for section in ("process", "weight", "sample_times", "grid", "sampler"):
-        for name, parameters in sections.NAMED[section].items():
-            chosen = ConfigDict({"name": name, **{p: values[p] for p in parameters}})
-            if name in ("vp_cosine", "straight"):
-                chosen.horizon = 0.9
-            experiment = configure.experiment(tiny.digits(**{section: chosen}), "row")
-            if section != "process":  # by its name alone, with the defaults
-                configure.experiment(tiny.digits(**{section: ConfigDict({"name": name})}), "row")
-            params = experiment.model.network.init(jax.random.key(0), (1, 8, 8, 1))
-            batch = {"x": experiment.data.train.x[:4]}
-            if section in ("process", "weight", "sample_times"):
-                assert np.isfinite(experiment.objective(params, jax.random.key(0), batch, train=True)[0])
-            if section in ("process", "grid", "sampler"):
-                x = experiment.model.terminal(params).sample(jax.random.key(1), (2, 8, 8, 1))
-                result = jax.jit(lambda x, e=experiment, p=params: e.sampler(e.score(p), jax.random.key(2), x, None))(x)
-                assert np.isfinite(result.x).all()
+            @jax.jit
+            def draw(params, e=experiment):
+                x_init = e.model.terminal(params).sample(jax.random.key(1), (2, 8, 8, 1))
+                return e.sampler.draw(e.model.score(params), jax.random.key(2), x_init).x
+
+            assert np.isfinite(draw(params)).all()

@@ -124,7 +124,7 @@ MAKERS = {
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def make_archive(tmp_path, monkeypatch):
     """name -> (data folder, contents): builds an archive, whose own digests and counts become the published ones."""
 
     def make(name, place="downloads/{name}"):
@@ -144,9 +144,9 @@ def test_every_archive_has_a_test():
     assert MAKERS.keys() == archives.ARCHIVES.keys()
 
 
-def test_files_of_earlier_versions_are_still_read(build):
+def test_files_of_earlier_versions_are_still_read(make_archive):
     """All archives used to lie in one folder, `downloads/`; one in the data set's own folder comes first."""
-    data_dir, wanted = build("mnist", place="downloads")
+    data_dir, wanted = make_archive("mnist", place="downloads")
     np.testing.assert_array_equal(load.named("mnist", data_dir).train.x, wanted[0][0])
     file = archives.ARCHIVES["mnist"].files[0]
     own = data_dir / "downloads" / "mnist" / file.name
@@ -167,7 +167,7 @@ def test_load_knows_every_name():
         load.load("cifar")
 
 
-def test_load_passes_settings_on(build, tmp_path, monkeypatch):
+def test_load_passes_settings_on(make_archive, tmp_path, monkeypatch):
     assert load.load("digits").num_levels == 17
     toys = load.load("rings")
     assert toys.log_prob is not None and toys.log_density is None
@@ -182,15 +182,15 @@ def test_load_passes_settings_on(build, tmp_path, monkeypatch):
     for name in ("arrays", "folder"):
         with pytest.raises(DataError, match=f"data.path is empty: data.name = {name}"):
             load.load(name)
-    data_dir, wanted = build("cifar10")
+    data_dir, wanted = make_archive("cifar10")
     np.testing.assert_array_equal(load.load("cifar10", dir=str(data_dir)).test.x, wanted[1][0])
     monkeypatch.setenv("SCOREFLOW_DATA", str(data_dir))
     assert load.load("cifar10", image_size=16).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_reader_end_to_end(name, build):
-    data_dir, wanted = build(name)
+def test_reader_end_to_end(name, make_archive):
+    data_dir, wanted = make_archive(name)
     for _ in range(2):  # from the archive, then from cached arrays, which need it no longer
         source = load.named(name, data_dir)
         for split, (x, label) in zip((source.train, source.test), wanted):
@@ -204,8 +204,8 @@ def test_reader_end_to_end(name, build):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_altered_and_truncated_archives_are_refused_by_name(name, build, monkeypatch):
-    data_dir, _ = build(name)
+def test_altered_and_truncated_archives_are_refused_by_name(name, make_archive, monkeypatch):
+    data_dir, _ = make_archive(name)
     row = archives.ARCHIVES[name]
     target = data_dir / "downloads" / name / row.files[0].name
     whole = target.read_bytes()
@@ -224,8 +224,8 @@ def test_altered_and_truncated_archives_are_refused_by_name(name, build, monkeyp
     assert not (data_dir / "arrays" / name).exists()
 
 
-def test_a_short_archive_is_refused_by_count(build, monkeypatch):
-    data_dir, _ = build("cifar10")
+def test_a_short_archive_is_refused_by_count(make_archive, monkeypatch):
+    data_dir, _ = make_archive("cifar10")
     row = archives.ARCHIVES["cifar10"]
     monkeypatch.setitem(archives.ARCHIVES, "cifar10", row._replace(counts=(50000, 10000)))
     with pytest.raises(DataError, match="50 train images instead of 50000"):
@@ -250,13 +250,13 @@ def test_a_missing_data_set_says_what_to_put_where(tmp_path, monkeypatch):
         assert words in message
 
 
-def test_a_download_is_checked_and_used(build, monkeypatch):
+def test_a_download_is_checked_and_used(make_archive, monkeypatch):
     """The same archive served over HTTP on this machine: fetched once, by digest."""
     import functools
     import http.server
     import threading
 
-    data_dir, wanted = build("cifar10")
+    data_dir, wanted = make_archive("cifar10")
     (data_dir / "served").mkdir()
     source_file = data_dir / "downloads" / "cifar10" / "cifar-10-binary.tar.gz"
     source_file.rename(data_dir / "served" / source_file.name)
@@ -325,8 +325,8 @@ def test_a_tfrecord_folder_is_refused_with_the_way_out(tmp_path):
         load.named("mnist", tmp_path)
 
 
-def test_resizing_averages_areas(build):
-    data_dir, wanted = build("mnist")
+def test_resizing_averages_areas(make_archive):
+    data_dir, wanted = make_archive("mnist")
     found = load.named("mnist", data_dir, image_size=14).train.x
     means = wanted[0][0].astype(float).reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
     np.testing.assert_allclose(found, means, atol=1.01)  # Pillow rounds after each direction

@@ -168,5 +168,7 @@ def test_every_renamed_setting_is_translated():
     }  # fmt: skip
     assert renamed.translate(before) == after
     assert renamed.translate(after) == after
+    for both in (before | after, after | before):  # an old name counts, beside today's
+        assert renamed.translate(both | {"training.optimizer": "adamax"}) == after
     powers = [renamed.translate({"score.energy": name})["score.energy_power"] for name in ("none", "paper", "noise")]
     assert powers == [0, 1, 2]

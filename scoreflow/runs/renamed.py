@@ -28,13 +28,18 @@ _VALUES = {
 
 
 def translate(flat: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings by dotted name -> the same under today's names; those of today stay as they are."""
-    out = {}
+    """Settings by dotted name -> the same under today's names; those of today stay as they are.
+
+    Where a setting is there by both names, as in a config file that sets the old one beside today's default, the old
+    one counts.
+    """
+    out, renamed = {}, {}
     for name, value in flat.items():
         if name in _VALUES and isinstance(value, str):
             value = _VALUES[name].get(value, value)
+        today = _NAMES.get(name, name)
         for old, new in _SECTIONS.items():
             if name.startswith(old):
-                name = new + name.removeprefix(old)
-        out[_NAMES.get(name, name)] = value
-    return out
+                today = new + name.removeprefix(old)
+        (out if today == name else renamed)[today] = value
+    return out | renamed
