@@ -10,13 +10,13 @@ import pytest
 
 from scoreflow import configure, divergence, models
 from scoreflow import score as scores
-from scoreflow.evaluators import field as field_metrics
+from scoreflow.evaluators.symmetry import symmetry_metrics
 from scoreflow.likelihood import diagnostics
 from scoreflow.models import mlp as mlp_model
 from scoreflow.objectives import conservative, dsm
 from scoreflow.processes import sdes
 from tests import tiny
-from tests.truth import process64
+from tests.truth import process64, with_score
 
 FORMS = {"a1": divergence.a1, "a2": divergence.a2, "b": divergence.b}
 PROBES = {"rademacher": divergence.rademacher, "gaussian": divergence.gaussian, "sphere": divergence.sphere}
@@ -353,15 +353,14 @@ def test_asymmetry_over_time_of_a_linear_score(x64, num):
 @pytest.mark.slow
 def test_evaluation_prints_and_draws_the_asymmetry(tmp_path):
     config = tiny.load(tiny.ROOT / "configs" / "vp_checkerboard.py")
-    config.eval.update({"symmetry": 40, "symmetry_times": 5, "symmetry_probes": 0, "num_test": 40, "batch_size": 20})
+    config.eval.update({"num_test": 40, "batch_size": 20})
     experiment = configure.experiment(config, "skew")
     process = experiment.model.process
     score = lambda x, t, cond=None: linear(SKEW)(x) / process.sigma(t)[:, None]
-    experiment = experiment._replace(score=lambda params, **_: score)
-    plan = configure.evaluation(config, tmp_path)
-    found, curves = field_metrics.symmetry_metrics(experiment, plan, None)
-    assert found["weighted"].value == pytest.approx(6.25, rel=1e-5)
-    assert found["nasym"].value == pytest.approx(0.1470588, rel=1e-5)
+    context = configure.evaluation(config, tmp_path).context(with_score(experiment, score), None)
+    metrics, curves = symmetry_metrics(context, 40, 5, 0)
+    assert metrics["weighted"].value == pytest.approx(6.25, rel=1e-5)
+    assert metrics["nasym"].value == pytest.approx(0.1470588, rel=1e-5)
     np.testing.assert_allclose(curves.t, 1e-5 + (1 - 1e-5) * np.arange(5) / 5)
     np.testing.assert_allclose(curves.values["asym"], 6.25 / process.variance(curves.t), rtol=1e-4)
 

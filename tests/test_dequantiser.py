@@ -10,10 +10,12 @@ import pytest
 from scipy.stats import logistic
 
 from scoreflow import configure, dequantise, train
-from scoreflow import evaluators as evaluate
+from scoreflow.evaluate import evaluate
+from scoreflow.experiment import INIT
 from scoreflow.models import DEQUANTISER, MAIN, dequantiser
 from scoreflow.runs import checkpoint, workdir
 from scoreflow.runs.errors import UserError
+from scoreflow.step import init_state
 from tests import tiny
 
 
@@ -39,23 +41,23 @@ def test_logistic_mixtures_against_scipy(x64):
     z, logits = jnp.linspace(-40, 40, 9), jnp.array([0.3, -1.0])
     means, scales, weights = np.array([-1.0, 2.0]), np.array([0.5, 3.0]), np.asarray(jax.nn.softmax(logits))
     wide = lambda row: jnp.broadcast_to(jnp.asarray(row), (9, 2))
-    found, log_slope = dequantiser.logistic_mixture(z, wide(logits), wide(means), wide(np.log(scales)))
+    logit, log_slope = dequantiser.logistic_mixture(z, wide(logits), wide(means), wide(np.log(scales)))
     cdf, rest, pdf = (
         (weights * rule(np.asarray(z)[:, None], means, scales)).sum(1)
         for rule in (logistic.cdf, logistic.sf, logistic.pdf)
     )
-    np.testing.assert_allclose(found, np.log(cdf) - np.log(rest), rtol=1e-10)
+    np.testing.assert_allclose(logit, np.log(cdf) - np.log(rest), rtol=1e-10)
     np.testing.assert_allclose(log_slope, np.log(pdf / cdf / rest), rtol=1e-9, atol=1e-12)
 
 
-def test_it_begins_as_uniform_dequantization():
+def test_a_flow_begins_as_uniform_dequantization():
     image = jax.random.randint(jax.random.key(0), (50, 4, 4, 1), 0, 17).astype(jnp.uint8)
     params = FLOW.init(jax.random.key(1), image.shape)
     bins = dequantise.Bins(17)
-    found = dequantise.variational(jax.random.key(2), image, bins, flow=functools.partial(FLOW.apply, params))
-    np.testing.assert_allclose(found.log_q, 0.0, atol=1e-4)
-    np.testing.assert_array_equal(dequantise.quantise(found.x, bins), image)
-    place = np.sort(np.asarray((found.x + 1) / bins.size % 1).ravel())
+    point = dequantise.variational(jax.random.key(2), image, bins, flow=functools.partial(FLOW.apply, params))
+    np.testing.assert_allclose(point.log_q, 0.0, atol=1e-4)
+    np.testing.assert_array_equal(dequantise.quantise(point.x, bins), image)
+    place = np.sort(np.asarray((point.x + 1) / bins.size % 1).ravel())
     assert np.abs(place - (np.arange(800) + 0.5) / 800).max() < 1.63 / np.sqrt(800)  # Kolmogorov, 1 in 100
 
 
@@ -101,27 +103,26 @@ def trained(tmp_path_factory):
 
 
 def on_top(folder, **changes):
-    config = tiny.digits(dequantiser=SMALL, init_from=str(folder), eval__dequantization="variational", **changes)
+    config = tiny.digits(dequantizer=SMALL, init_from=str(folder), eval__dequantization="variational", **changes)
     return config, configure.experiment(config, "flow")
 
 
 @pytest.mark.slow
 def test_training_moves_the_flow_alone_and_evaluation_uses_it(trained, tmp_path):
     config, experiment = on_top(trained, training__optimizer="adamw", training__weight_decay=0.5)
-    plan = configure.train_options(config)
-    train.train(experiment, plan, tmp_path)
-    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
-    found = checkpoint.restore(workdir.checkpoints(tmp_path), 8, state)
-    before = workdir.averaged(trained, 8, state.params[MAIN])
-    jax.tree.map(np.testing.assert_array_equal, found.params[MAIN], before)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.ema_params[MAIN], before)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), found.params[DEQUANTISER], state.params[DEQUANTISER])
+    options = configure.train_options(config)
+    train.train(experiment, options, tmp_path)
+    fresh = init_state(experiment.init, options.optimizer, experiment.key(INIT))
+    state = checkpoint.restore(workdir.checkpoints(tmp_path), 8, fresh)
+    before = workdir.averaged(trained, 8, fresh.params[MAIN])
+    jax.tree.map(np.testing.assert_array_equal, state.params[MAIN], before)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.ema_params[MAIN], before)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params[DEQUANTISER], fresh.params[DEQUANTISER])
     assert any(jax.tree.leaves(moved))
-    metrics = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
+    metrics = evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
     assert np.isfinite(metrics["likelihood"]["bits_per_dim"].value)
     # training goes on from a checkpoint of its own, not from the score model again
-    longer = plan._replace(steps=12)
-    train.train(experiment, longer, tmp_path)
+    train.train(experiment, options._replace(steps=12), tmp_path)
     assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 12
 
 

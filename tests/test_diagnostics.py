@@ -7,11 +7,12 @@ import pytest
 
 from scoreflow import configure, divergence, likelihood, terminal
 from scoreflow.data import toy
-from scoreflow.evaluators import density
+from scoreflow.evaluate import measure
+from scoreflow.evaluators.divergence import divergence_metrics
 from scoreflow.likelihood import diagnostics
 from scoreflow.theory import exact
 from tests import tiny
-from tests.truth import TOY, gaussian_score, process64
+from tests.truth import TOY, gaussian_score, process64, with_score
 
 
 def scaled(true, k):
@@ -40,9 +41,9 @@ def test_the_score_of_the_ode_model(x64, probed):
     run = jax.jit(
         lambda x: diagnostics.model_score(process, score, terminal.prior(process), x, t, probe, rtol=1e-9, atol=1e-9)
     )
-    found = run(x)
-    np.testing.assert_allclose(found.score, -x / variance_of_model(process, 0.95, t)[:, None], rtol=1e-6)
-    assert found.ok.all()
+    of_model = run(x)
+    np.testing.assert_allclose(of_model.score, -x / variance_of_model(process, 0.95, t)[:, None], rtol=1e-6)
+    assert of_model.ok.all()
 
 
 def test_the_score_of_the_ode_model_is_the_gradient_of_its_density(x64):
@@ -66,10 +67,10 @@ def test_the_score_of_the_ode_model_is_the_gradient_of_its_density(x64):
         )
     )
     slope = (density(x + step) - density(x - step)) / (2 * step)
-    found = jax.jit(
+    of_model = jax.jit(
         lambda x: diagnostics.model_score(process, score, prior, x, jnp.full(2, 0.2), rtol=1e-9, atol=1e-9)
     )(x)
-    np.testing.assert_allclose(found.score[:, 0], slope, rtol=1e-5)
+    np.testing.assert_allclose(of_model.score[:, 0], slope, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -87,13 +88,13 @@ def test_terms_of_the_divergence(x64, k, j_sm, j_diff, j_f):
             process, scaled(true, k), terminal.prior(process), key, x0, t_min=1e-9, true_score=true, exact=True
         )
     )
-    found = run(jax.random.key(1), x0)
-    near(found.j_sm, j_sm)
-    near(found.j_diff, j_diff)
-    near(found.j_f, j_f)
+    terms = run(jax.random.key(1), x0)
+    near(terms.j_sm, j_sm)
+    near(terms.j_diff, j_diff)
+    near(terms.j_f, j_f)
     assert j_sm + j_diff <= np.sqrt(j_sm * j_f)
     # (6) is (2) with the other score: |S - s|^2 = |S - s1|^2 - 2 (S - s1).(s - s1) + |s - s1|^2
-    near(found.j_gap, j_f - 2 * (j_sm + j_diff) + j_sm)
+    near(terms.j_gap, j_f - 2 * (j_sm + j_diff) + j_sm)
 
 
 MIXTURE = exact.mixture_log_density(exact.Mixture(*toy.MIXTURES["mixture_1d"]))
@@ -138,8 +139,8 @@ def test_divergence_of_a_scaled_score_on_the_mixture(x64, name, k, kl, j_sm):
             t_min=t_min, divergence=divergence.exact, rtol=1e-7, atol=1e-7,
         ).logp
     )  # fmt: skip
-    found = float(jnp.trapezoid(jnp.exp(log_q) * (log_q - solve(x)), x[:, 0]))
-    assert found == pytest.approx(kl, rel=2e-4)
+    divergence_of_model = float(jnp.trapezoid(jnp.exp(log_q) * (log_q - solve(x)), x[:, 0]))
+    assert divergence_of_model == pytest.approx(kl, rel=2e-4)
 
 
 @pytest.mark.slow
@@ -147,8 +148,8 @@ def test_de_bruijn(x64):
     """int g^2 E |s1|^2 dt is twice the rise of the entropy: 10.8891196 under VE."""
     process = process64("ve")
     true = exact.score_of(process, MIXTURE)
-    found = 2 * by_quadrature(process, 1e-5, lambda x, t: jnp.sum(true(x, t) ** 2, axis=1))
-    assert found == pytest.approx(10.8891196, rel=2e-5)
+    rise = 2 * by_quadrature(process, 1e-5, lambda x, t: jnp.sum(true(x, t) ** 2, axis=1))
+    assert rise == pytest.approx(10.8891196, rel=2e-5)
 
 
 @pytest.mark.slow
@@ -183,23 +184,22 @@ def test_evaluation_prints_the_terms_of_the_divergence(tmp_path):
     config.eval.update({"diagnose": 2000, "num_test": 2000, "batch_size": 2000, "rtol": 1e-4, "atol": 1e-4})
     experiment = configure.experiment(config, "mixture")
     true = exact.score_of(experiment.model.process, experiment.data.log_density)
-    experiment = experiment._replace(score=lambda params, **_: scaled(true, 0.95))
-    plan = configure.evaluation(config, tmp_path)
-    found = density.diagnostic_metrics(experiment, plan, None)
-    assert set(found) == {"j_sm", "j_diff", "j_ode", "j_f", "j_gap", "kl_end", "kl_from_parts"}
+    evaluation = configure.evaluation(config, tmp_path)
+    context = evaluation.context(with_score(experiment, scaled(true, 0.95)), None)
+    terms = measure(context, evaluation.evaluators, only=("divergence",)).metrics["divergence"]
+    assert set(terms) == {"j_sm", "j_diff", "j_ode", "j_f", "j_gap", "kl_end", "kl_from_parts"}
     for name, wanted in (("j_sm", 0.0164316), ("kl_from_parts", 0.0788595)):
-        assert abs(found[name].value - wanted) < 4 * found[name].stderr < wanted, (name, found[name])
-    assert abs(found["kl_end"].value) < 1e-4
-    assert found["j_ode"].value == pytest.approx(found["j_sm"].value + found["j_diff"].value, rel=1e-5)
-    assert found["j_ode"].value < np.sqrt(found["j_sm"].value * found["j_f"].value)
+        assert abs(terms[name].value - wanted) < 4 * terms[name].stderr < wanted, (name, terms[name])
+    assert abs(terms["kl_end"].value) < 1e-4
+    assert terms["j_ode"].value == pytest.approx(terms["j_sm"].value + terms["j_diff"].value, rel=1e-5)
+    assert terms["j_ode"].value < np.sqrt(terms["j_sm"].value * terms["j_f"].value)
 
 
 @pytest.mark.slow
 def test_images_have_the_gap_alone(tmp_path):
-    config = tiny.digits(eval__diagnose=4, eval__num_test=8, eval__batch_size=4)
+    config = tiny.digits(eval__num_test=8, eval__batch_size=4, eval__rtol=1e-5, eval__atol=1e-5)
     experiment = configure.experiment(config, "digits")
     # the exact score of N(0, c^2) is that of its own ODE model but for the start, so that the gap is nearly 0
-    experiment = experiment._replace(score=lambda params, **_: gaussian_score(experiment.model.process, 0.0, 0.6))
-    plan = configure.evaluation(config, tmp_path)
-    found = density.diagnostic_metrics(experiment, plan._replace(rtol=1e-5, atol=1e-5), None)
-    assert set(found) == {"j_gap"} and abs(found["j_gap"].value) < 1e-4
+    experiment = with_score(experiment, gaussian_score(experiment.model.process, 0.0, 0.6))
+    terms = divergence_metrics(configure.evaluation(config, tmp_path).context(experiment, None), 4)
+    assert set(terms) == {"j_gap"} and abs(terms["j_gap"].value) < 1e-4

@@ -10,13 +10,12 @@ from scipy.integrate import solve_ivp
 
 from experiments import conservative_in_the_plane as plane
 from scoreflow import configure, divergence, likelihood, terminal, train
-from scoreflow import evaluators as evaluate
-from scoreflow.evaluators import field
+from scoreflow.evaluate import evaluate, measure
 from scoreflow.likelihood import diagnostics
 from scoreflow.score import probability_flow
 from scoreflow.theory import exact
 from tests import tiny
-from tests.truth import gaussian_score, process64
+from tests.truth import gaussian_score, process64, with_score
 
 
 def test_error_of_a_score_in_both_protocols(x64):
@@ -28,12 +27,12 @@ def test_error_of_a_score_in_both_protocols(x64):
     log_density = lambda x, alpha, sigma: -0.5 * jnp.sum(x**2) / (alpha**2 * c + sigma**2)
     x0 = jnp.asarray(np.sqrt(c) * np.random.default_rng(0).standard_normal((n, 2)))
     run = jax.jit(lambda x0: diagnostics.score_error(process, score, log_density, jax.random.key(0), x0, t_min=1e-5))
-    found = run(x0)
-    np.testing.assert_allclose(found.matched, 0.125, rtol=1e-9)
-    level = np.arange(10)
-    here, there = (process.variance(jnp.clip(t, 1e-5)) for t in (level / 11, (level + 1) / 10))
-    wanted = (c + here) * (1 / (c + there) - 1 / (c + 2 * here)) ** 2 + 0.125
-    legacy = np.asarray(found.legacy)
+    errors = run(x0)
+    np.testing.assert_allclose(errors.matched, 0.125, rtol=1e-9)
+    n_time = np.arange(10)
+    drawn, asked = (process.variance(jnp.clip(t, 1e-5)) for t in (n_time / 11, (n_time + 1) / 10))
+    wanted = (c + drawn) * (1 / (c + asked) - 1 / (c + 2 * drawn)) ** 2 + 0.125
+    legacy = np.asarray(errors.legacy)
     assert (np.abs(legacy.mean(0) - wanted) < 4 * legacy.std(0) / np.sqrt(n)).all()
 
 
@@ -45,8 +44,8 @@ def test_rotation_of_a_linear_and_of_a_gradient_field(x64):
     np.testing.assert_allclose(diagnostics.rotation(lambda x, t, cond: slope(x), x, t), 0.0, atol=1e-14)
     # its square is the exact asymmetry in the plane
     bent = lambda x: jnp.stack([jnp.sin(x[:, 1]), x[:, 0] ** 2], axis=1)
-    found = diagnostics.rotation(lambda x, t, cond: bent(x), x, t)
-    np.testing.assert_allclose(found**2, divergence.asymmetry_exact(bent, x).asym)
+    rotation = diagnostics.rotation(lambda x, t, cond: bent(x), x, t)
+    np.testing.assert_allclose(rotation**2, divergence.asymmetry_exact(bent, x).asym)
 
 
 def test_evaluations_over_tolerances(tmp_path):
@@ -55,9 +54,10 @@ def test_evaluations_over_tolerances(tmp_path):
     config.eval.update({"tolerances": 64, "rtols": (1e-2, 1e-3, 1e-5), "atols": (1e-5,)})
     experiment = configure.experiment(config, "gaussian")
     process, var = experiment.model.process, np.array([0.25, 4.0])
-    experiment = experiment._replace(score=lambda params, **_: gaussian_score(process, np.zeros(2), var))
-    plan = configure.evaluation(config, tmp_path)
-    rows = field.tolerance_metrics(experiment, plan, None)
+    experiment = with_score(experiment, gaussian_score(process, np.zeros(2), var))
+    evaluation = configure.evaluation(config, tmp_path)
+    context = evaluation.context(experiment, None)
+    rows = measure(context, evaluation.evaluators, only=("tolerances",)).metrics["tolerances"]
     assert [row["rtol"] for row in rows] == [1e-5, 1e-3, 1e-2]
     cost = [row["nfe"].value for row in rows]
     assert cost[0] > cost[1] > cost[2]
@@ -74,15 +74,15 @@ def test_the_exact_score_under_the_published_protocol(data, nll, slack, evaluati
     """The prior N(0, 9 I) is too narrow for these data, so that even the exact score stays that far from the entropy."""
     n, process = 4000, plane.PROCESS
     x = plane.points(data, np.random.default_rng(0), n)
-    log_q, law = plane.oracle(data, None), terminal.prior(process)
+    log_q, prior = plane.oracle(data, None), terminal.prior(process)
     score = exact.score_of(process, lambda x, alpha, sigma: log_q(x, sigma))  # VE: alpha = 1
-    found = jax.jit(
+    solution = jax.jit(
         lambda x: likelihood.log_prob(
-            process, score, law, jax.random.key(0), x,
+            process, score, prior, jax.random.key(0), x,
             t_min=1e-5, divergence=divergence.exact, rtol=1e-3, atol=1e-5,
         )
     )(jnp.asarray(x))  # fmt: skip
-    assert abs(-np.mean(found.logp) - nll) < slack and found.ok.all()
+    assert abs(-np.mean(solution.logp) - nll) < slack and solution.ok.all()
 
     @jax.jit
     def drift(t, state):
@@ -93,8 +93,8 @@ def test_the_exact_score_under_the_published_protocol(data, nll, slack, evaluati
 
     state = np.concatenate([x.T.ravel(), np.zeros(n)]).astype(np.float32)
     solved = solve_ivp(lambda t, y: np.asarray(drift(t, y.astype(np.float32))), (1e-5, 1), state, rtol=1e-3, atol=1e-5)
-    prior = law.log_prob(jnp.asarray(solved.y[: 2 * n, -1].reshape(2, n).T, jnp.float32))
-    assert abs(-np.mean(prior + solved.y[2 * n :, -1]) - nll) < slack
+    at_end = prior.log_prob(jnp.asarray(solved.y[: 2 * n, -1].reshape(2, n).T, jnp.float32))
+    assert abs(-np.mean(at_end + solved.y[2 * n :, -1]) - nll) < slack
     assert abs(solved.nfev - evaluations) <= 6, solved.nfev  # a step is six
 
 
@@ -111,7 +111,7 @@ def test_evaluation_asks_all_of_a_field(tmp_path, capsys):
     experiment = configure.experiment(config, "plane")
     with jax.numpy_rank_promotion("allow"):
         train.train(experiment, configure.train_options(config), tmp_path)
-        evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
+        evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
     printed = capsys.readouterr().out
     for word in ("nasym", "matched", "legacy", "rtol", "apart"):
         assert word in printed

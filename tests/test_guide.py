@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from scoreflow.processes import transitions
 from scoreflow.samplers import grids, guide, rules, sample
+from scoreflow.samplers.sampler import sampler as make_sampler
 from tests.truth import PROCESSES, gaussian_score
 
 RULE = rules.affine(transitions.exponential_sde)
@@ -20,7 +23,28 @@ def test_classifier_free_scales():
         np.testing.assert_allclose(found, -x + shift * cond[:, None], rtol=1e-6)
 
 
-def test_guidance_of_gaussian_classes_has_the_score_of_the_sharpened_law():
+@pytest.mark.parametrize("guidance, asked", [(1.0, [True]), (0.0, [False, True]), (2.5, [False, True])])
+def test_guidance_of_one_is_no_guidance(guidance, asked):
+    """A sampler then draws with the score itself, bit for bit and at half the cost; 0 draws without labels."""
+    process, calls = PROCESSES["vp"], []
+
+    def score(x, t, cond=None):
+        calls.append(cond is not None)
+        return -x if cond is None else -x + 0.1 * cond[:, None]
+
+    run = functools.partial(sample, RULE)
+    sampler = make_sampler(run, process, grids.uniform, steps=5, guidance=guidance)
+    key, x, cond = jax.random.key(0), jax.random.normal(jax.random.key(1), (3, 2)), jnp.array([0, 1, 2])
+    drawn = sampler.draw(score, key, x, cond)
+    assert calls == asked * (len(calls) // len(asked))
+    guided = guide.classifier_free(score, guidance)
+    wanted = {1.0: score, 0.0: lambda x, t, cond: score(x, t)}.get(guidance, guided)
+    direct = run(process, wanted, key, x, grids.uniform(process, 5, t_min=1e-3), cond)
+    np.testing.assert_array_equal(drawn.x, direct.x)
+    np.testing.assert_array_equal(drawn.nfe, 6)
+
+
+def test_guidance_of_gaussian_classes_has_the_score_of_the_sharpened_distribution():
     """With p(x) = N(0, v) and p(x given y) = N(m, 1), p(x) (p(x given y) / p(x))^w is Gaussian at t = 0."""
     process, w, m, v, n = PROCESSES["vp"], 2.0, 1.0, 2.0, 50_000
 

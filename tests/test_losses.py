@@ -120,6 +120,7 @@ def test_a_term_at_every_third_step_is_three_times_as_large():
     term, nothing = (lambda scale: scale * jnp.ones(2)), (lambda: jnp.zeros(2))
     run = jax.jit(lambda step: combine.every(step, 3, term, nothing))
     np.testing.assert_array_equal([run(step)[0] for step in range(4)], [3, 0, 0, 3])
+    np.testing.assert_array_equal(np.mean([run(step) for step in range(6)], axis=0), term(1))
     np.testing.assert_array_equal(combine.every(None, 3, term, nothing), 1)
     np.testing.assert_array_equal(combine.every(5, 1, term, nothing), 1)
 

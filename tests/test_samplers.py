@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ from scipy.integrate import solve_ivp
 from scipy.stats import ks_1samp
 
 from scoreflow.processes import transitions
-from scoreflow.samplers import adaptive, fold, grids, rules, sample
+from scoreflow.samplers import adaptive, fold, grids, rules, sample, sampler
 from scoreflow.theory import exact
 from tests.truth import PROCESSES, TOY, gaussian_score, process64, slope
 
@@ -232,6 +233,22 @@ def test_karras_grid_is_that_of_edm(x64):
     found = grids.karras(process, 17, t_min=0.002)
     ramp = 3.0 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 3.0 ** (1 / 7))
     np.testing.assert_allclose(found, ramp**7, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "horizon, usual, scale_steps, steps",
+    [(0.25, 1.0, True, 10), (0.25, 1.0, False, 40), (0.25, None, True, 40), (2.0, 1.0, True, 80), (0.01, 1.0, True, 1)],
+)
+def test_a_shorter_horizon_takes_its_share_of_the_steps(horizon, usual, scale_steps, steps):
+    process = dataclasses.replace(PROCESSES["vp"], horizon=horizon)
+    options = {"steps": 40, "t_min": 2e-3, "scale_steps": scale_steps, "usual_horizon": usual}
+    fixed = sampler.sampler(functools.partial(sample, rules.HEUN), process, grids.log_snr, **options)
+    np.testing.assert_array_equal(fixed.grid, grids.log_snr(process, steps, t_min=2e-3))
+    assert not fixed.data_dependent
+    for run in (adaptive.adaptive, functools.partial(adaptive.adaptive, rtol=1e-2)):  # reads the ends alone
+        solver = sampler.sampler(run, process, grids.log_snr, **options)
+        np.testing.assert_allclose(solver.grid, [horizon, 2e-3], rtol=1e-6)
+        assert solver.data_dependent
 
 
 def test_the_last_step_leaves_no_noise():
