@@ -1,8 +1,8 @@
 """Speed of the image path: DDPM++ on images of CIFAR-10's size, against PyTorch on the same device in the same run.
 
     pip install -e '.[bench]'
-    python benchmarks/images.py                   # 56 million parameters on a GPU or TPU, a narrow network on a CPU
-    python benchmarks/images.py --only=train,sample,likelihood,inception --channels=128 --batch=256 --peak=989
+    python -m benchmarks.images                   # 56 million parameters on a GPU or TPU, a narrow network on a CPU
+    python -m benchmarks.images --only=train,sample,likelihood,inception --channels=128 --batch=256 --peak=989
 
 train        a step of `configs/published_images.py:cifar10_edm`, optimizer and average included, and the same with its
              batches shuffled, mirrored and sent by the host; PyTorch: the same network, channels last, torch.compile, Adam,
@@ -19,22 +19,25 @@ Data are random levels. Times are medians. A ratio above 1: ours is faster.
 
 import argparse
 import os
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from typing import Any
 
 import jax
 import numpy as np
-from scoreflow.evaluators.density import make_log_prob
 
+from benchmarks.timing import median_seconds
 from configs import published_images
 from scoreflow import configure, data, train
+from scoreflow.draw import make_draw
+from scoreflow.evaluators.likelihood import make_log_prob
+from scoreflow.experiment import INIT, Experiment
 from scoreflow.metrics import inception
 from scoreflow.runs import parallel
+from scoreflow.step import init_state
+from scoreflow.types import Params
 
 try:
     import torch
@@ -44,23 +47,13 @@ except ModuleNotFoundError:
     torch = None
 
 
-def median(run, repeats: int, warm: int = 2) -> float:
-    """Median seconds of a call, after some that compile and warm up."""
-    times = []
-    for _ in range(warm + repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[warm:]))
-
-
-def row(name: str, ours: float, theirs: float | None, unit: str, remark: str = "") -> None:
+def print_row(name: str, ours: float, theirs: float | None, unit: str, remark: str = "") -> None:
     """One line: rates, more is better."""
     baseline = f"PyTorch {theirs:10.4g}  ratio {ours / theirs:5.2f}x" if theirs else "PyTorch not installed"
     print(f"{name:30s} {ours:10.4g} {unit:14s} {baseline}  {remark}", flush=True)
 
 
-def config_of(arguments, dtype: str):
+def config_of(arguments: argparse.Namespace, dtype: str) -> Any:
     """`cifar10_edm` on random levels, at the asked width."""
     config = published_images.get_config("cifar10_edm")
     config.data.update({"name": "arrays", "path": str(arguments.data)})
@@ -79,33 +72,33 @@ def torch_device() -> str:
     return "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
 
 
-def torch_wait(value) -> None:
+def torch_wait() -> None:
     """Until the device is done."""
     if torch_device() == "cuda":
         torch.cuda.synchronize()
-    del value
 
 
-def torch_model(config):
+def torch_model(config: Any) -> tuple[Any, Callable]:
     """The network and its compiled form."""
-    chosen = config.model
-    options = (chosen.channels, tuple(chosen.multipliers), chosen.blocks, tuple(chosen.attention), chosen.dropout)
-    model = TorchDDPMpp(32, *options).to(torch_device(), memory_format=torch.channels_last)
+    network = config.model
+    widths = (network.channels, tuple(network.multipliers), network.blocks)
+    model = TorchDDPMpp(32, *widths, tuple(network.attention), network.dropout)
+    model = model.to(torch_device(), memory_format=torch.channels_last)
     torch.set_float32_matmul_precision("high")
     return model, torch.compile(model)
 
 
-def torch_denoised(run, dtype: str, x, sigma):
+def torch_denoised(run: Callable, dtype: str, x: Any, sigma: Any) -> Any:
     """EDM's preconditioning for data of root mean square 1/2."""
     total = (sigma**2 + 0.25)[:, None, None, None]
-    wide = sigma[:, None, None, None]
+    expanded = sigma[:, None, None, None]
     with torch.autocast(torch_device(), torch.bfloat16, enabled=dtype == "bfloat16"):
-        found = run((x / total.sqrt()).contiguous(memory_format=torch.channels_last), -2.0 * sigma.log())
-    return 0.25 / total * x + 0.5 * wide / total.sqrt() * found.float()
+        output = run((x / total.sqrt()).contiguous(memory_format=torch.channels_last), -2.0 * sigma.log())
+    return 0.25 / total * x + 0.5 * expanded / total.sqrt() * output.float()
 
 
-def torch_step(config):
-    """() -> after one step."""
+def torch_step(config: Any) -> tuple[Callable[[], None], int]:
+    """A function that makes one step, and the number of parameters."""
     model, run = torch_model(config)
     dtype, device = config.model.dtype, torch_device()
     average = [p.detach().clone() for p in model.parameters()]
@@ -122,13 +115,13 @@ def torch_step(config):
         loss.backward()
         optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.001)
-        torch_wait(loss)
+        torch_wait()
 
     return step, sum(p.numel() for p in model.parameters())
 
 
-def torch_heun(config):
-    """() -> after a batch of samples."""
+def torch_heun(config: Any) -> Callable[[], None]:
+    """A function that draws a batch of samples."""
     model, run = torch_model(config)
     model.eval()
     n, device = config.sampling.steps, torch_device()
@@ -137,20 +130,22 @@ def torch_heun(config):
     @torch.no_grad()
     def draw():
         x = 80.0 * torch.randn(config.sampling.batch_size, 3, 32, 32, device=device)
-        score = lambda x, s: (
-            (x - torch_denoised(run, config.model.dtype, x, torch.full((len(x),), s, device=device))) / s
-        )
+
+        def slope_at(x, s):
+            return (x - torch_denoised(run, config.model.dtype, x, torch.full((len(x),), s, device=device))) / s
+
         for s, after in zip(ramp[:-1], ramp[1:]):
-            slope = score(x, float(s))
+            slope = slope_at(x, float(s))
             trial = x + float(after - s) * slope
-            x = x + 0.5 * float(after - s) * (slope + score(trial, float(after)))
-        torch_wait(x - float(ramp[-1]) * score(x, float(ramp[-1])))
+            x = x + 0.5 * float(after - s) * (slope + slope_at(trial, float(after)))
+        x = x - float(ramp[-1]) * slope_at(x, float(ramp[-1]))
+        torch_wait()
 
     return draw
 
 
-def torch_divergence(config):
-    """() -> after one evaluation of the drift and its Hutchinson divergence for a batch."""
+def torch_divergence(config: Any) -> Callable[[], None]:
+    """A function that evaluates the drift and its Hutchinson divergence for a batch."""
     model, run = torch_model(config)
     model.eval()
     x = torch.randn(config.eval.batch_size, 3, 32, 32, device=torch_device()).requires_grad_()
@@ -159,7 +154,8 @@ def torch_divergence(config):
     def evaluate():
         drift = x - torch_denoised(run, config.model.dtype, x, sigma)
         (pulled,) = torch.autograd.grad(drift, x, probe)
-        torch_wait((probe * pulled).flatten(1).sum(1))
+        (probe * pulled).flatten(1).sum(1)
+        torch_wait()
 
     return evaluate
 
@@ -172,78 +168,84 @@ def product_rate(dtype: str) -> float:
     n, times = (2048, 2) if jax.default_backend() == "cpu" else (8192, 20)
     a = jax.random.normal(jax.random.key(0), (n, n), dtype) / np.sqrt(n)
     chain = parallel.jit(lambda a: jax.lax.fori_loop(0, times, lambda _, b: a @ b, a))
-    return 2 * n**3 * times / median(lambda: chain(a), 5)
+    return 2 * n**3 * times / median_seconds(lambda: chain(a), 5, warm=2)
 
 
-def bench_train(arguments, dtype: str) -> None:
+def bench_train(arguments: argparse.Namespace, dtype: str) -> None:
     """Images a second in training."""
     config = config_of(arguments, dtype)
-    experiment, plan = configure.experiment(config, "cifar10_edm"), configure.train_options(config)
-    per_call = plan.batch_size * plan.steps_per_dispatch
-    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
+    experiment, options = configure.experiment(config, "cifar10_edm"), configure.train_options(config)
+    per_call = options.batch_size * options.steps_per_dispatch
+    state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    parts = (part for _, part in data.prefetch(train.batches_of(experiment, plan, 0)))
-    first = next(parts)
-    one = plan._replace(steps_per_dispatch=1)
-    counted = train.dispatch_of(experiment, one).lower(state, jax.tree.map(lambda leaf: leaf[:1], first))
-    operations = counted.cost_analysis()["flops"] / plan.batch_size
-    dispatch, memory = parallel.compile_for(train.dispatch_of(experiment, plan), state, first)
+    batches = (batch for _, batch in data.prefetch(train.batches_of(experiment, options, 0)))
+    first = next(batches)
+    one_step = train.dispatch_of(experiment, options._replace(steps_per_dispatch=1))
+    lowered = one_step.lower(state, jax.tree.map(lambda leaf: leaf[:1], first))
+    operations = lowered.cost_analysis()["flops"] / options.batch_size
+    dispatch, memory = parallel.compile_for(train.dispatch_of(experiment, options), state, first)
 
-    def step(part):
+    def step(batch):
         nonlocal state
-        state, metrics = dispatch(state, part)
+        state, metrics = dispatch(state, batch)
         return metrics
 
-    alone = median(lambda: step(first), arguments.repeats)
-    begin = time.perf_counter()  # as in training: the host prepares the next batches while the device works
+    alone = median_seconds(lambda: step(first), arguments.repeats, warm=2)
+    began = time.perf_counter()  # as in training: the host prepares the next batches while the device works
     for _ in range(arguments.repeats):
-        metrics = step(next(parts))
+        metrics = step(next(batches))
     jax.block_until_ready(metrics)
-    fed = (time.perf_counter() - begin) / arguments.repeats
+    with_host = (time.perf_counter() - began) / arguments.repeats
     theirs = None
     if torch:
         run, torch_size = torch_step(config)
         if size != torch_size:
             raise RuntimeError(f"not the same network: {size} and {torch_size} parameters")
-        theirs = plan.batch_size / median(run, arguments.repeats)
+        theirs = options.batch_size / median_seconds(run, arguments.repeats, warm=2)
     peak = (arguments.peak * 1e12 or product_rate(dtype)) * parallel.device_count()
-    share = operations * per_call / alone / peak
+    utilization = operations * per_call / alone / peak
     of = f"--peak={arguments.peak:g}" if arguments.peak else f"a matrix product's {peak / 1e12:.3g} TFLOP/s"
-    remark = f"{size:,} parameters; {operations / 1e9:.3g} GFLOP an image, {share:.0%} of {of}"
-    row(f"training, {dtype}", per_call / alone, theirs, "images/s", remark)
-    row("  with its batches from the host", per_call / fed, theirs, "images/s", f"memory of each device: {memory}")
+    remark = f"{size:,} parameters; {operations / 1e9:.3g} GFLOP an image, {utilization:.0%} of {of}"
+    print_row(f"training, {dtype}", per_call / alone, theirs, "images/s", remark)
+    remark = f"memory of each device: {memory}"
+    print_row("  with its batches from the host", per_call / with_host, theirs, "images/s", remark)
 
 
-def bench_sample(arguments, dtype: str) -> None:
+def fresh_params(experiment: Experiment, config: Any) -> Params:
+    """Untrained parameters on all devices."""
+    return init_state(experiment.init, configure.train_options(config).optimizer, experiment.key(INIT)).params
+
+
+def bench_sample(arguments: argparse.Namespace, dtype: str) -> None:
     """Images a second of Heun's rule."""
     config = config_of(arguments, dtype)
     experiment = configure.experiment(config, "cifar10_edm")
-    params = init_state(experiment.init, configure.train_options(config, experiment.key(INIT)).optimizer).params
-    draw = draw.make_draw(experiment, arguments.batch)
-    found = draw(params, jax.random.key(0), arguments.batch)
-    ours = arguments.batch / median(lambda: draw(params, jax.random.key(0), arguments.batch).x, 3, warm=0)
-    theirs = arguments.batch / median(torch_heun(config), 3, warm=1) if torch else None
-    remark = f"{found.nfe:.0f} evaluations; 50,000 images in {50_000 / ours / 60:.1f} min"
-    row(f"sampling, {dtype}", ours, theirs, "images/s", remark)
+    params, draw_samples = fresh_params(experiment, config), make_draw(experiment, arguments.batch)
+    drawn = draw_samples(params, jax.random.key(0), arguments.batch)
+    seconds = median_seconds(lambda: draw_samples(params, jax.random.key(0), arguments.batch).x, 3, warm=0)
+    ours = arguments.batch / seconds
+    theirs = arguments.batch / median_seconds(torch_heun(config), 3) if torch else None
+    remark = f"{drawn.nfe:.0f} evaluations; 50,000 images in {50_000 / ours / 60:.1f} min"
+    print_row(f"sampling, {dtype}", ours, theirs, "images/s", remark)
 
 
-def bench_likelihood(arguments, dtype: str) -> None:
+def bench_likelihood(arguments: argparse.Namespace, dtype: str) -> None:
     """Evaluations of drift and divergence a second."""
     config = config_of(arguments, dtype)
-    experiment = configure.experiment(config, "cifar10_edm")
-    plan = configure.evaluation(config, Path("unused"))
-    params = init_state(experiment.init, configure.train_options(config, experiment.key(INIT)).optimizer).params
-    solve = make_log_prob(experiment, plan, params)
+    experiment, evaluation = configure.experiment(config, "cifar10_edm"), configure.evaluation(config)
+    context = evaluation.context(experiment, fresh_params(experiment, config))
+    solve = make_log_prob(context)
     keys = jax.random.split(jax.random.key(0), arguments.batch)
-    x = np.asarray(plan.dequantise(params, jax.random.key(1), np.asarray(experiment.data.test.x[: arguments.batch])).x)
+    levels = np.asarray(experiment.data.test.x[: arguments.batch])
+    x = np.asarray(context.rule(context.params, jax.random.key(1), levels).x)
     nfe = float(solve("timed", keys, x).nfe.max())  # a batch runs as long as its slowest example
-    seconds = median(lambda: solve("timed", keys, x).logp, 2, warm=0)
-    theirs = arguments.batch / median(torch_divergence(config), 5) if torch else None
+    seconds = median_seconds(lambda: solve("timed", keys, x).logp, 2, warm=0)
+    theirs = arguments.batch / median_seconds(torch_divergence(config), 5, warm=2) if torch else None
     remark = f"evaluations of drift and divergence; {arguments.batch / seconds:.3g} images/s at {nfe:.0f} evaluations"
-    row(f"likelihood, {dtype}", arguments.batch * nfe / seconds, theirs, "evaluations/s", remark)
+    print_row(f"likelihood, {dtype}", arguments.batch * nfe / seconds, theirs, "evaluations/s", remark)
 
 
-def bench_inception(arguments) -> None:
+def bench_inception(arguments: argparse.Namespace) -> None:
     """Images a second through the network of the FID."""
     if not torch:
         print("inception: left out, since its random weights are PyTorch's")
@@ -265,10 +267,11 @@ def bench_inception(arguments) -> None:
 
     @torch.no_grad()
     def run():
-        for part in images.split(min(100, n)):
-            torch_wait(theirs(part.to(torch_device()))[0].cpu())
+        for batch in images.split(min(100, n)):
+            theirs(batch.to(torch_device()))[0].cpu()
 
-    row("Inception, float32", n / median(lambda: extract(x).pool, 2, warm=1), n / median(run, 2, warm=1), "images/s")
+    seconds, torch_seconds = median_seconds(lambda: extract(x).pool, 2), median_seconds(run, 2)
+    print_row("Inception, float32", n / seconds, n / torch_seconds, "images/s")
 
 
 def main() -> None:
@@ -285,9 +288,8 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of a device by its data sheet")
     arguments = parser.parse_args()
     versions = f"jax {jax.__version__}" + (f", PyTorch {torch.__version__}" if torch else "")
-    print(
-        f"{parallel.describe()}, {os.cpu_count()} cores, {versions}; {arguments.channels} channels, batch {arguments.batch}"
-    )
+    size = f"{arguments.channels} channels, batch {arguments.batch}"
+    print(f"{parallel.describe()}, {os.cpu_count()} cores, {versions}; {size}")
     with tempfile.TemporaryDirectory() as folder:
         arguments.data = Path(folder) / "images.npz"
         levels = np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3)).astype(np.uint8)

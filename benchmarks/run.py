@@ -1,7 +1,7 @@
 """Speed as ratios against named baselines, all in one run on one machine.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python benchmarks/run.py                      # all five; or --only=train,likelihood,sampler,devices,orders
+    python -m benchmarks.run                      # all five; or --only=train,likelihood,sampler,devices,orders
 
 1. train: the compiled training step against the same U-Net in PyTorch (needs the extra `bench`; left out without it).
 2. likelihood: the solve on device against SciPy's RK45 on the host, score_sde's design (one joint solve of the batch,
@@ -19,97 +19,84 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
-from scoreflow.evaluators.density import make_log_prob
 
+from benchmarks.timing import median_seconds
 from configs import digits_orders, vp_digits
 from experiments.common import step_cost
-from scoreflow import configure, data
+from scoreflow import configure, train
+from scoreflow.evaluators.likelihood import make_log_prob
+from scoreflow.experiment import INIT, Experiment, load_params
 from scoreflow.runs import parallel, workdir
 from scoreflow.samplers.adaptive import adaptive
 from scoreflow.score import probability_flow
+from scoreflow.step import init_state
+from scoreflow.types import Params
+
+ROOT = Path(__file__).resolve().parent.parent
+T_MIN = 1e-3  # where the samplers stop
 
 
-def _seconds(run, repeats: int) -> float:
-    """Median time of a call, after one that compiles."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times))
-
-
-def _row(name: str, ours: float, theirs: float, unit: str, remark: str = "") -> None:
-    print(
-        f"{name:34s} {ours:10.4g} {unit}  baseline {theirs:10.4g} {unit}  ratio {theirs / ours:6.2f}x  {remark}",
-        flush=True,
-    )
+def _print_row(name: str, ours: float, theirs: float, unit: str, remark: str = "") -> None:
+    numbers = f"{ours:10.4g} {unit}  baseline {theirs:10.4g} {unit}  ratio {theirs / ours:6.2f}x"
+    print(f"{name:34s} {numbers}  {remark}", flush=True)
 
 
 def jax_step_seconds(repeats: int = 15) -> tuple[float, int]:
     """Seconds of one training step of vp_digits, optimizer and EMA included, and its number of parameters."""
     config = vp_digits.get_config()
-    experiment, plan = configure.experiment(config, "vp_digits"), configure.train_options(config)
-    step = step.make_train_step(experiment.objective, plan.optimizer, experiment.key(1), ema_decay=plan.ema_decay)
-    dispatch = step.compile_dispatch(step, 1)
-    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
+    experiment, options = configure.experiment(config, "vp_digits"), configure.train_options(config)
+    dispatch = train.dispatch_of(experiment, options)
+    state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch = data.batch(experiment.data.train, 0, 0, plan.batch_size)
-    batch = parallel.shard(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
-    times = []
-    for i in range(repeats + 2):
-        begin = time.perf_counter()
+    _, batch = next(train.batches_of(experiment, options, 0))
+
+    def step():
+        nonlocal state
         state, metrics = dispatch(state, batch)
-        jax.block_until_ready(metrics)
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-    return float(np.median(times)), size
+        return metrics
+
+    return median_seconds(step, repeats, warm=2), size
 
 
 def torch_step_seconds(repeats: int = 15) -> tuple[float, int]:
-    """The same step in PyTorch: dequantise, draw t, perturb, predict v, weighted error, clip, AdamW, EMA."""
+    """The same step in PyTorch: dequantize, draw t, perturb, predict v, weighted error, clip, AdamW, EMA."""
     import torch
 
     from benchmarks.torch_unet import TorchUNet
 
     config = vp_digits.get_config()
-    model = TorchUNet(
-        1, config.model.channels, tuple(config.model.multipliers), config.model.blocks, config.model.dropout
-    )
+    network = config.model
+    model = TorchUNet(1, network.channels, tuple(network.multipliers), network.blocks, network.dropout)
     average = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     image = torch.randint(0, 17, (config.training.batch_size, 1, 8, 8)).float()
-    times = []
-    for i in range(repeats + 2):
-        begin = time.perf_counter()
+
+    def step():
         x0 = 2 * (image + torch.rand_like(image)) / 17 - 1
         log_snr = 10.8 - 20.9 * torch.rand(len(image))
         alpha, sigma = (torch.sigmoid(s).sqrt()[:, None, None, None] for s in (log_snr, -log_snr))
         noise = torch.randn_like(x0)
         xt = alpha * x0 + sigma * noise
-        found = sigma * xt + alpha * model(xt, log_snr)
-        loss = 23.9 * ((found - noise) ** 2).mean()
+        predicted = sigma * xt + alpha * model(xt, log_snr)
+        loss = 23.9 * ((predicted - noise) ** 2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.001)
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-    return float(np.median(times)), sum(p.numel() for p in model.parameters())
+
+    return median_seconds(step, repeats, warm=2), sum(p.numel() for p in model.parameters())
 
 
 def bench_train() -> None:
+    """The training step against PyTorch."""
     ours, size = jax_step_seconds()
     try:
         theirs, torch_size = torch_step_seconds()
@@ -118,139 +105,134 @@ def bench_train() -> None:
         return
     if size != torch_size:
         raise RuntimeError(f"not the same network: {size} and {torch_size} parameters")
-    _row(
-        "training step, vs PyTorch",
-        ours,
-        theirs,
-        "s",
-        f"{size:,} parameters, batch {vp_digits.get_config().training.batch_size}",
-    )
+    remark = f"{size:,} parameters, batch {vp_digits.get_config().training.batch_size}"
+    _print_row("training step, vs PyTorch", ours, theirs, "s", remark)
 
 
-def _trained(folder: Path):
-    config = vp_digits.get_config()
-    experiment = configure.experiment(config, "vp_digits")
-    params = load_params(experiment, folder, workdir.newest(folder))
-    return config, experiment, params
+def _trained(folder: Path) -> tuple[Experiment, Params]:
+    experiment = configure.experiment(vp_digits.get_config(), "vp_digits")
+    return experiment, load_params(experiment, folder, workdir.newest(folder))
 
 
-def _host_log_prob(experiment, params, x, probe):
-    """score_sde's likelihood: one joint RK45 solve of the whole batch on the host."""
-    drift = probability_flow(experiment.model.process, experiment.model.score(params))
+class HostField:
+    """A field on the device as SciPy's solver calls it on the host: it counts its calls.
+
+    Args:
+      run: compiled (t, x) -> arrays whose first axes are that of x.
+      shape: of x.
+    """
+
+    def __init__(self, run: Callable, shape: tuple[int, ...]):
+        self.run, self.shape, self.calls = run, shape, 0
+
+    def __call__(self, t: float, state: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        x = jnp.asarray(state[: np.prod(self.shape)].reshape(self.shape), jnp.float32)
+        return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in self.run(jnp.float32(t), x)])
+
+    def solve(self, span: tuple[float, float], start: np.ndarray) -> tuple[np.ndarray, float]:
+        """The last state, and seconds of one joint RK45 solve of the whole batch, after a call that compiles."""
+        self(span[0], start)
+        self.calls, began = 0, time.perf_counter()
+        last = solve_ivp(self, span, start.astype(np.float64), method="RK45", rtol=1e-5, atol=1e-5).y[:, -1]
+        return last, time.perf_counter() - began
+
+
+def _host_log_prob(
+    experiment: Experiment, params: Params, x: np.ndarray, probe: jax.Array
+) -> tuple[np.ndarray, float, int]:
+    """score_sde's likelihood: log p [B], seconds, and evaluations of the drift and its divergence."""
+    model = experiment.model
+    drift = probability_flow(model.process, model.score(params))
 
     @parallel.jit
     def augmented(t, x):
         velocity, pull_back = jax.vjp(lambda x: drift(jnp.full(len(x), t), x), x)
         return velocity, (probe * pull_back(probe)[0]).reshape(len(x), -1).sum(1)
 
-    calls = 0
-
-    def field(t, state):
-        nonlocal calls
-        calls += 1
-        velocity, trace = augmented(jnp.float32(t), jnp.asarray(state[: x.size].reshape(x.shape), jnp.float32))
-        return np.concatenate([np.asarray(velocity, np.float64).ravel(), np.asarray(trace, np.float64)])
-
-    field(0.5, np.concatenate([np.ravel(x), np.zeros(len(x))]))  # compiles
-    calls, begin = 0, time.perf_counter()
-    solution = solve_ivp(
-        field, (experiment.model.t_min, 1.0), np.concatenate([np.ravel(x), np.zeros(len(x))]).astype(np.float64),
-        method="RK45", rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
-    last = solution.y[:, -1]
-    prior = np.asarray(experiment.model.terminal(params).log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32)))
-    return prior + last[x.size :], time.perf_counter() - begin, calls
+    field, start = HostField(augmented, x.shape), np.concatenate([np.ravel(x), np.zeros(len(x))])
+    last, seconds = field.solve((model.t_min, 1.0), start)
+    prior = model.terminal(params).log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32))
+    return np.asarray(prior) + last[x.size :], seconds, field.calls
 
 
 def bench_likelihood(folder: Path, n: int = 120) -> None:
-    config, experiment, params = _trained(folder)
-    plan = configure.evaluation(config, Path("/nonexistent"))._replace(batch_size=n)
+    """The likelihood on the device against the host loop."""
+    experiment, params = _trained(folder)
+    evaluation = configure.evaluation(vp_digits.get_config())
+    options = evaluation.options._replace(batch_size=n)
+    context = evaluation._replace(options=options).context(experiment, params)
     keys = jax.random.split(jax.random.key(0), n)
-    x = np.asarray(plan.dequantise(params, jax.random.key(1), experiment.data.test.x[:n]).x)
+    x = np.asarray(context.rule(params, jax.random.key(1), experiment.data.test.x[:n]).x)
     probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
     theirs, host_seconds, calls = _host_log_prob(experiment, params, x, probe)
-    scale = np.log(2.0) * x[0].size
-    error = float(np.std(theirs / scale) / np.sqrt(n))
-    for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at the default tolerance", plan.rtol)):
-        solver = make_log_prob(experiment, plan._replace(rtol=tolerance, atol=tolerance), params)
-        seconds = _seconds(lambda solver=solver: solver("timed", keys, x).logp, 2)
-        found = solver("timed", keys, x)
-        off = float(np.mean(theirs - found.logp) / scale)
-        remark = f"{off:+.1e} bits/dim apart, standard error {error:.1e}; nfe {found.nfe.mean():.0f} against {calls}"
-        _row(f"likelihood {name}", seconds, host_seconds, "s", remark)
+    error = float(np.std(theirs / context.scale) / np.sqrt(n))
+    for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at the default tolerance", options.rtol)):
+        solve = make_log_prob(context._replace(options=options._replace(rtol=tolerance, atol=tolerance)))
+        seconds = median_seconds(lambda solve=solve: solve("timed", keys, x).logp, 2)
+        solution = solve("timed", keys, x)
+        difference = float(np.mean(theirs - solution.logp) / context.scale)
+        nfe = f"nfe {solution.nfe.mean():.0f} against {calls}"
+        remark = f"{difference:+.1e} bits/dim apart, standard error {error:.1e}; {nfe}"
+        _print_row(f"likelihood {name}", seconds, host_seconds, "s", remark)
 
 
 def bench_sampler(folder: Path, n: int = 100) -> None:
-    _, experiment, params = _trained(folder)
-    score = experiment.model.score(params)
-    drift = probability_flow(experiment.model.process, score)
+    """The adaptive sampler on the device against the host loop."""
+    experiment, params = _trained(folder)
+    process, score = experiment.model.process, experiment.model.score(params)
+    drift = probability_flow(process, score)
     x_init = experiment.model.terminal(params).sample(jax.random.key(0), (n, *experiment.space.shape))
-    calls = 0
-    compiled = parallel.jit(lambda t, x: drift(jnp.full(n, t), x))
-
-    def field(t, state):
-        nonlocal calls
-        calls += 1
-        return np.asarray(
-            compiled(jnp.float32(t), jnp.asarray(state.reshape(x_init.shape), jnp.float32)), np.float64
-        ).ravel()
-
-    field(0.5, np.ravel(x_init))
-    calls, begin = 0, time.perf_counter()
-    theirs = solve_ivp(field, (1.0, 1e-3), np.ravel(x_init).astype(np.float64), method="RK45", rtol=1e-5, atol=1e-5).y[
-        :, -1
-    ]
-    host_seconds, ends = time.perf_counter() - begin, jnp.array([experiment.model.process.horizon, 1e-3])
+    field = HostField(parallel.jit(lambda t, x: (drift(jnp.full(n, t), x),)), x_init.shape)
+    theirs, host_seconds = field.solve((1.0, T_MIN), np.ravel(x_init))
+    ends = jnp.array([process.horizon, T_MIN])
     for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at tolerance 1e-3", 1e-3)):
-        solve = parallel.map_devices(
-            lambda x, tol=tolerance: adaptive(
-                experiment.model.process, score, jax.random.key(0), x, ends, rtol=tol, atol=tol, denoise=False
-            )
-        )
-        seconds = _seconds(lambda solve=solve: solve(x_init), 2)
-        found = solve(x_init)
-        apart = float(np.sqrt(np.mean((np.ravel(found.x) - theirs) ** 2)))
-        _row(
-            f"adaptive sampler {name}",
-            seconds,
-            host_seconds,
-            "s",
-            f"rms {apart:.1e} apart; nfe {found.nfe.mean():.0f} against {calls}",
-        )
+
+        def solve(x, tolerance=tolerance):
+            options = {"rtol": tolerance, "atol": tolerance, "denoise": False}
+            return adaptive(process, score, jax.random.key(0), x, ends, **options)
+
+        run = parallel.map_devices(solve)
+        seconds = median_seconds(lambda run=run: run(x_init), 2)
+        result = run(x_init)
+        apart = float(np.sqrt(np.mean((np.ravel(result.x) - theirs) ** 2)))
+        remark = f"rms {apart:.1e} apart; nfe {result.nfe.mean():.0f} against {field.calls}"
+        _print_row(f"adaptive sampler {name}", seconds, host_seconds, "s", remark)
 
 
 def bench_devices() -> None:
+    """The training step on one device against four."""
     seconds = {}
     for count in (1, 4):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-            "JAX_PLATFORMS": "cpu",
-        }
-        out = subprocess.run(
-            [sys.executable, __file__, "--step"], env=environment, capture_output=True, text=True, check=True
-        )
-        seconds[count] = json.loads(out.stdout.splitlines()[-1])
-    _row("training step, 1 device vs 4", seconds[1], seconds[4], "s", "pretended devices on the same cores")
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "benchmarks.run", "--step"]
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=True)
+        seconds[count] = json.loads(result.stdout.splitlines()[-1])
+    _print_row("training step, 1 device vs 4", seconds[1], seconds[4], "s", "pretended devices on the same cores")
 
 
 def bench_orders() -> None:
+    """Training steps of each order, with and without recomputed blocks."""
     costs = {}
     for remat in (False, True):
         for order in (1, 2, 3):
             config = digits_orders.get_config(str(order))
             config.init_from, config.model.remat = "", remat
-            costs[order, remat] = step_cost(configure.experiment(config, "digits_orders"), configure.train_options(config), repeats=12)
+            experiment, options = configure.experiment(config, "digits_orders"), configure.train_options(config)
+            costs[order, remat] = step_cost(experiment, options, repeats=12)
     one = costs[1, False]
     for (order, remat), cost in costs.items():
-        operations, memory, seconds = (this / first for this, first in zip(cost, one))
+        operations, memory, seconds = (value / first for value, first in zip(cost, one))
         print(
-            f"training step, order {order}{', remat' if remat else '':7s} {cost.seconds:.4f} s ({seconds:.2f}x of order 1), "
-            f"{operations:.2f}x the operations, {cost.memory / 2**20:.0f} MiB of temporary memory ({memory:.2f}x)",
+            f"training step, order {order}{', remat' if remat else '':7s} {cost.seconds:.4f} s ({seconds:.2f}x of "
+            f"order 1), {operations:.2f}x the operations, {cost.memory / 2**20:.0f} MiB of temporary memory "
+            f"({memory:.2f}x)",
             flush=True,
         )
 
 
 def main() -> None:
+    """Parses the flags and prints the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "vp_digits", help="a trained vp_digits")
     parser.add_argument("--only", default="train,likelihood,sampler,devices,orders")
@@ -260,15 +242,13 @@ def main() -> None:
         print(json.dumps(jax_step_seconds()[0]))
         return
     print(f"{parallel.describe()}, {os.cpu_count()} cores, jax {jax.__version__}; ratio above 1: ours is faster")
+    alone = {"train": bench_train, "devices": bench_devices, "orders": bench_orders}
+    of_a_run = {"likelihood": bench_likelihood, "sampler": bench_sampler}
     for name in arguments.only.split(","):
-        if name == "train":
-            bench_train()
-        elif name == "devices":
-            bench_devices()
-        elif name == "orders":
-            bench_orders()
+        if name in alone:
+            alone[name]()
         else:
-            {"likelihood": bench_likelihood, "sampler": bench_sampler}[name](arguments.workdir)
+            of_a_run[name](arguments.workdir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ enough.
 """
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -39,11 +41,11 @@ def init(key: jax.Array, size: int = 2) -> Weights:
     """Weights and biases uniform on (-1, 1), beta 1."""
     keys = jax.random.split(key, 4)
     shapes = ((size, size), (size, size), (size,), (size,))
-    made = (jax.random.uniform(k, shape, minval=-1.0, maxval=1.0) for k, shape in zip(keys, shapes))
-    return Weights(*made, jnp.ones(size))
+    uniform = (jax.random.uniform(k, shape, minval=-1.0, maxval=1.0) for k, shape in zip(keys, shapes))
+    return Weights(*uniform, jnp.ones(size))
 
 
-def score(weights: Weights, x: jax.Array, activation=None) -> jax.Array:
+def score(weights: Weights, x: jax.Array, activation: Callable | None = None) -> jax.Array:
     """s(x) for x [B, D]; `activation` in place of h."""
     w, r, b, c, beta = weights
     z = x @ w + b[None]
@@ -60,10 +62,10 @@ def grid() -> jax.Array:
 def measures(weights: Weights) -> jax.Array:
     """L_QC on the grid, |W R^T - R W^T|_F, |W - R|_F and max |r_k x w_k| over units; [4]."""
     w, r = weights.w, weights.r
-    gap = w @ r.T - r @ w.T
+    difference = w @ r.T - r @ w.T
     crossed = jnp.abs(r[0] * w[1] - r[1] * w[0]).max()
     norm = lambda m: jnp.sqrt(jnp.sum(m**2))
-    return jnp.stack([penalty(weights), norm(gap), norm(w - r), crossed])
+    return jnp.stack([penalty(weights), norm(difference), norm(w - r), crossed])
 
 
 def penalty(weights: Weights) -> jax.Array:
@@ -89,19 +91,15 @@ def train(weights: Weights, steps: int) -> tuple[Weights, jax.Array]:
     return last, jnp.concatenate([measures(weights)[None], history])
 
 
-def draw(path, history: np.ndarray) -> None:
+def draw(path: Path, histories: np.ndarray) -> None:
     """The measures against steps, a line for each seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
     titles = ("L_QC", "|W R^T - R W^T|", "|W - R|")
-    for i, (axes, title) in enumerate(zip(figure.subplots(1, 3), titles)):
-        draw_line = axes.semilogy if i < 2 else axes.plot
-        for run in history:
-            draw_line(EVERY * np.arange(len(run)), np.maximum(run[:, i], 1e-16), linewidth=1)
-        axes.set(title=title, xlabel="step")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with common.panels(path, 1, 3, (12, 3.4)) as axes_of:
+        for i, (axes, title) in enumerate(zip(axes_of[0], titles)):
+            draw_line = axes.semilogy if i < 2 else axes.plot
+            for history in histories:
+                draw_line(EVERY * np.arange(len(history)), np.maximum(history[:, i], 1e-16), linewidth=1)
+            axes.set(title=title, xlabel="step")
 
 
 def main() -> None:
@@ -114,9 +112,9 @@ def main() -> None:
         first, last = history[0], history[-1]
         numbers = (first[0], last[0], last[1], first[2], last[2], last[3])
         rows.append((str(seed), *(f"{value:.2g}" for value in numbers)))
-    done = sum(history[-1, 0] < 1e-6 for history in histories)
+    symmetric = sum(history[-1, 0] < 1e-6 for history in histories)
     draw(args.out / "training.png", np.stack(histories))
-    head = f"{steps} steps on L_QC alone; {done} of {seeds} starts end below 1e-6"
+    head = f"{steps} steps on L_QC alone; {symmetric} of {seeds} starts end below 1e-6"
     common.finish(args.out, [head, "", report.table(rows)])
 
 

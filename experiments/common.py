@@ -1,18 +1,26 @@
-"""What the experiments share: flags, short training runs without a folder, and tables written as they are printed."""
+"""What the experiments share: flags, results kept in files, the cost of a training step, figures and reports."""
 
 import argparse
+import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow import train
-from scoreflow.experiment import Experiment
+from scoreflow import evaluate, train
+from scoreflow.evaluate import Evaluation
+from scoreflow.experiment import INIT, Experiment
 from scoreflow.runs import caches, parallel, report
+from scoreflow.step import init_state
+from scoreflow.types import Params
+
+SMALL_MLP = {"name": "mlp", "width": 32, "depth": 2, "dropout": 0.0, "dtype": "float32"}
+"""Settings of the network of a --fast run."""
 
 
 def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Namespace:
@@ -21,21 +29,25 @@ def arguments(doc: str, name: str, **choices: tuple[str, ...]) -> argparse.Names
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fast", action="store_true", help="within a minute, to see that it runs; proves nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments") / name, help="folder for what it writes")
-    for flag, words in choices.items():
-        parser.add_argument(f"--{flag}", choices=words, default=words[0])
+    for flag, values in choices.items():
+        parser.add_argument(f"--{flag}", choices=values, default=values[0])
     return parser.parse_args()
 
 
-def fit(experiment: Experiment, plan: train.TrainPlan, params=None):
-    """Trains to `plan.steps` in memory, from `params` or from scratch; the averaged parameters. Writes nothing."""
-    state = init_state(experiment.init, plan.optimizer, experiment.key(INIT))
-    if params is not None:
-        state = state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
-    dispatch, skipped = train.dispatch_of(experiment, plan), 0
-    for first, batches in train.batches_of(experiment, plan, 0):
-        state, metrics = dispatch(state, batches)
-        skipped = step.check_finite(parallel.gather(metrics), first, allowed=plan.skip, before=skipped)
-    return state.ema_params
+def measure(
+    experiment: Experiment, evaluation: Evaluation, params: Params, out: Path | None = None, only: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The metrics that `--mode=eval` would write, by section; pictures go to `out`.
+
+    Args:
+      experiment: the model and its data.
+      evaluation: what is measured.
+      params: averaged parameters.
+      out: folder for pictures; None for none.
+      only: names of the evaluators to run; () for all that the evaluation's options switch on.
+    """
+    context = evaluation.context(experiment, params, out)
+    return evaluate.measure(context, evaluation.evaluators, only=only).metrics
 
 
 class StepCost(NamedTuple):
@@ -46,12 +58,12 @@ class StepCost(NamedTuple):
     seconds: float
 
 
-def step_cost(experiment: Experiment, plan: train.TrainPlan, repeats: int = 10) -> StepCost:
+def step_cost(experiment: Experiment, options: train.TrainOptions, repeats: int = 10) -> StepCost:
     """Compiles and times the step: gradient, optimizer and average."""
-    plan = plan._replace(steps=repeats + 2, steps_per_dispatch=1)
-    batches = (batch for _, batch in train.batches_of(experiment, plan, 0))
-    state, seconds = init_state(experiment.init, plan.optimizer, experiment.key(INIT)), []
-    compiled = train.dispatch_of(experiment, plan).lower(state, next(batches)).compile()
+    options = options._replace(steps=repeats + 2, steps_per_dispatch=1)
+    batches = (batch for _, batch in train.batches_of(experiment, options, 0))
+    state, seconds = init_state(experiment.init, options.optimizer, experiment.key(INIT)), []
+    compiled = train.dispatch_of(experiment, options).lower(state, next(batches)).compile()
     for batch in batches:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))
@@ -60,14 +72,13 @@ def step_cost(experiment: Experiment, plan: train.TrainPlan, repeats: int = 10) 
     return StepCost(compiled.cost_analysis()["flops"], memory, float(np.median(seconds[1:])))
 
 
-def with_error(values, digits: int = 3) -> str:
+def with_error(values: list[float], digits: int = 3) -> str:
     """Mean of a number for each seed in `digits` digits, and its standard error where there is more than one."""
-    values = np.asarray(values)
-    error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}g}{error}"
+    error = f" +- {np.std(values, ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}g}{error}"
 
 
-def memo(path: Path, key: str, compute):
+def memo(path: Path, key: str, compute: Callable[[], Any]) -> Any:
     """compute(), or what it returned when it was first asked for under this key: a killed experiment goes on.
 
     Args:
@@ -81,18 +92,29 @@ def memo(path: Path, key: str, compute):
     return json.loads(path.read_text())[key]
 
 
-def kept(path: Path, experiment: Experiment, compute):
+def memo_params(path: Path, experiment: Experiment, compute: Callable[[], Params]) -> Params:
     """compute(), parameters of `experiment`, or what it returned when it was first asked for with this .npz file."""
     template = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(template)
     if not path.exists():
-        found = jax.tree.leaves(compute())
+        computed = jax.tree.leaves(compute())
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name("scratch.npz")
-        np.savez(scratch, *found)
+        np.savez(scratch, *computed)
         scratch.replace(path)
     with np.load(path) as content:
         return tree.unflatten([jnp.asarray(content[f"arr_{i}"]) for i in range(len(leaves))])
+
+
+@contextlib.contextmanager
+def panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
+    """The axes [rows, columns] of a figure of a size in inches, written to `path` when they are drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(rows, columns, squeeze=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def finish(out: Path, lines: list[str], name: str = "report.txt") -> None:

@@ -4,8 +4,8 @@
 
 Eight Gaussians, spirals and the checkerboard of Chao et al. 2023 (arXiv 2209.12753, section 3.2), with their network
 (42,509 numbers), process (VE from 0.1 to 3), loss and steps; batches of 1,000 instead of 5,000, for three seeds to take
-that long. C is the gradient of |x - f|^2 / (2 sigma) with one activation more at the end of f,
-U is (x - f) / sigma, QC is U with lambda = 0.1 and the exact asymmetry. Measured on fresh points:
+that long. C is the gradient of |x - f|^2 / (2 sigma) with one more activation at the end of f, U is (x - f) / sigma,
+and QC is U with lambda = 0.1 and the exact asymmetry. Measured on fresh points:
 
     Asym, NAsym    means over t = n / 11, n = 0 ... 9, of the exact asymmetry and of its share of |J|^2
     error          mean over the same of |s - s1|^2 / 2, s1 the exact score; of spirals that of 50,000 blurred points
@@ -30,6 +30,7 @@ from scoreflow.objectives import conservative, dsm
 from scoreflow.processes import sdes
 from scoreflow.runs import report
 from scoreflow.theory import exact
+from scoreflow.types import Params
 
 PROCESS, T_MIN = sdes.ve_geometric(0.1, 3.0), 1e-5
 STEPS = {"8-Gaussian": 2000, "spirals": 2000, "checkerboard": 4000}
@@ -69,12 +70,12 @@ def oracle(data: str, cloud: np.ndarray) -> Callable:
     if data == "8-Gaussian":
         angles = np.arange(8) * np.pi / 4
         means = 8 / np.sqrt(2) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        law = exact.Mixture(np.full(8, 1 / 8), means, np.broadcast_to(0.5 * np.eye(2), (8, 2, 2)))
-        return lambda x, sigma: exact.mixture_log_density(law)(x, jnp.ones(()), sigma)
+        mixture = exact.Mixture(np.full(8, 1 / 8), means, np.broadcast_to(0.5 * np.eye(2), (8, 2, 2)))
+        return lambda x, sigma: exact.mixture_log_density(mixture)(x, jnp.ones(()), sigma)
     if data == "checkerboard":  # the library's has squares of side 2
         return lambda x, sigma: exact.checkerboard_log_density(x / 1.5, jnp.ones(()), sigma / 1.5)
-    held = jnp.asarray(cloud)
-    return lambda x, sigma: jax.nn.logsumexp(-0.5 * jnp.sum((x[None] - held) ** 2, axis=1) / sigma**2)
+    centers = jnp.asarray(cloud)
+    return lambda x, sigma: jax.nn.logsumexp(-0.5 * jnp.sum((x[None] - centers) ** 2, axis=1) / sigma**2)
 
 
 class Swish(nn.Module):
@@ -86,7 +87,7 @@ class Swish(nn.Module):
         return z * jax.nn.sigmoid(beta * z)
 
 
-def _dense(features: int):
+def _dense(features: int) -> nn.Module:
     """A layer with weights and biases uniform within 1 / sqrt(inputs), PyTorch's start."""
 
     class Dense(nn.Module):
@@ -107,8 +108,8 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, sigma):
         h = _dense(256)(Swish()(_dense(128)(Swish()(_dense(64)(x)))))
-        level = _dense(1)(Swish()(_dense(1)(Swish()(_dense(1)(sigma[:, None])))))
-        out = _dense(2)(Swish()(jnp.concatenate([h, level], axis=-1)))
+        embedding = _dense(1)(Swish()(_dense(1)(Swish()(_dense(1)(sigma[:, None])))))
+        out = _dense(2)(Swish()(jnp.concatenate([h, embedding], axis=-1)))
         return self.activation(out) if self.activation else out
 
 
@@ -119,19 +120,21 @@ def network(model: str, data: str) -> Net:
     return Net(functools.partial(nn.leaky_relu, negative_slope=0.1) if data == "8-Gaussian" else nn.elu)
 
 
-def score_of(model: str, data: str, params) -> Callable:
+def score_of(model: str, data: str, params: Params) -> score.Score:
     """The score function of C, U or QC."""
     net = network(model, data)
 
-    def free(x, t, cond=None):
+    def unconstrained(x, t, cond=None):
         sigma = PROCESS.sigma(t)
         return (net.apply({"params": params}, x, sigma) - x) / sigma[:, None]
 
-    return score.constrained(score.energy_fn(PROCESS, free, power=1)) if model == "C" else free
+    if model != "C":
+        return unconstrained
+    return score.constrained(score.energy_fn(PROCESS, unconstrained, power=1))
 
 
 @functools.cache
-def trainer(model: str, data: str, steps: int):
+def trainer(model: str, data: str, steps: int) -> Callable[[jax.Array, jax.Array], Params]:
     """Compiled (key, cloud [N, 2]) -> params after `steps` of Adam."""
     net, optimizer = network(model, data), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(7.5e-4))
     # the plane's code has no 1/2 in its first-order loss: its lambda of 0.1 is a coefficient of 0.05
@@ -159,7 +162,7 @@ def trainer(model: str, data: str, steps: int):
     return jax.jit(run)
 
 
-class Found(NamedTuple):
+class Measures(NamedTuple):
     """Of one model: what the module's table has."""
 
     asym: float
@@ -171,34 +174,35 @@ class Found(NamedTuple):
     nfe: float
 
 
-def measure(model: str, params, data: str, x: np.ndarray, cloud: np.ndarray, key: jax.Array) -> Found:
+def measure(model: str, params: Params, data: str, x: np.ndarray, cloud: np.ndarray, key: jax.Array) -> Measures:
     """Both protocols, and the likelihood, on points x [N, 2]."""
     log_q, x0, n = oracle(data, cloud), jnp.asarray(x), len(x)
 
     @jax.jit
     def at(params, key, t_point, t_model, width):
         """Noise points to t_point, ask the model at t_model and the oracle at `width` times its sigma."""
-        ask = score_of(model, data, params)
+        model_score = score_of(model, data, params)
         sigma = PROCESS.sigma(t_point)
         noise = jax.random.normal(key, (2, *x0.shape))
         xt = x0 + sigma * noise[0]
-        found = divergence.asymmetry_exact(lambda x: ask(x, jnp.full(n, t_model)), xt)
+        asymmetry = divergence.asymmetry_exact(lambda x: model_score(x, jnp.full(n, t_model)), xt)
         true = jax.lax.map(lambda x: jax.grad(log_q)(x, width * sigma), xt, batch_size=100)
-        share = 0.5 * found.asym / found.size
-        return found.asym.mean(), share.mean(), 0.5 * jnp.mean(jnp.sum((found.value - true) ** 2, axis=1))
+        nasym = 0.5 * asymmetry.asym / asymmetry.size
+        error = 0.5 * jnp.mean(jnp.sum((asymmetry.value - true) ** 2, axis=1))
+        return asymmetry.asym.mean(), nasym.mean(), error
 
     keys = jax.random.split(key, 10)
     matched = np.mean([at(params, keys[i], i / 11, i / 11, 1.0) for i in range(10)], axis=0)
-    old = np.mean([at(params, keys[i], i / 11, (i + 1) / 10, 2.0**0.5) for i in range(10)], axis=0)
+    legacy = np.mean([at(params, keys[i], i / 11, (i + 1) / 10, 2.0**0.5) for i in range(10)], axis=0)
 
     @jax.jit
     def solve(params):
-        law, how = terminal.prior(PROCESS), {"divergence": divergence.exact, "rtol": 1e-3, "atol": 1e-5}
-        return likelihood.log_prob(PROCESS, score_of(model, data, params), law, key, x0, t_min=T_MIN, **how)
+        prior, options = terminal.prior(PROCESS), {"divergence": divergence.exact, "rtol": 1e-3, "atol": 1e-5}
+        return likelihood.log_prob(PROCESS, score_of(model, data, params), prior, key, x0, t_min=T_MIN, **options)
 
-    density = solve(params)
-    nll, nfe = -np.nanmean(density.logp), np.mean(density.nfe)
-    return Found(*(float(v) for v in (*matched, old[0], old[2], nll, nfe)))
+    solution = solve(params)
+    nll, nfe = -np.nanmean(solution.logp), np.mean(solution.nfe)
+    return Measures(*(float(v) for v in (*matched, legacy[0], legacy[2], nll, nfe)))
 
 
 def run(data: str, model: str, seed: int, steps: int, count: int) -> dict[str, float]:
@@ -207,8 +211,8 @@ def run(data: str, model: str, seed: int, steps: int, count: int) -> dict[str, f
     key = jax.random.fold_in(jax.random.key(seed), list(STEPS).index(data))
     params = trainer(model, data, steps)(key, jnp.asarray(cloud))
     fresh = points(data, np.random.default_rng([1, seed]), count)
-    kept = np.random.default_rng(2).permutation(cloud)[: 50_000 if count >= POINTS else 1000]
-    return measure(model, params, data, fresh, kept, jax.random.fold_in(key, 1))._asdict()
+    centers = np.random.default_rng(2).permutation(cloud)[: 50_000 if count >= POINTS else 1000]
+    return measure(model, params, data, fresh, centers, jax.random.fold_in(key, 1))._asdict()
 
 
 def main() -> None:
@@ -216,17 +220,17 @@ def main() -> None:
     data, seeds, count = tuple(STEPS), SEEDS, POINTS
     if args.fast:
         data, seeds, count = ("8-Gaussian",), (0,), 200
-    rows = [("data", "model", *Found._fields, *(f"published {name}" for name in ("Asym", "NAsym", "error", "NLL")))]
+    rows = [("data", "model", *Measures._fields, *(f"published {name}" for name in ("Asym", "NAsym", "error", "NLL")))]
     cases = [(name, model, seed) for name in data for model in MODELS for seed in seeds]
-    found = {}
+    results = {}
     for name, model, seed in report.progress(cases, total=len(cases), unit="run"):
         steps = 20 if args.fast else STEPS[name]
         compute = functools.partial(run, name, model, seed, steps, count)
         record = common.memo(args.out / "runs.json", f"{name}, {model}, {seed}, {steps} steps, {count} points", compute)
-        found.setdefault((name, model), []).append(record)
-    for (name, model), records in found.items():
-        words = [common.with_error([record[field] for record in records]) for field in Found._fields]
-        rows.append((name, model, *words, *PUBLISHED[name, model]))
+        results.setdefault((name, model), []).append(record)
+    for (name, model), records in results.items():
+        cells = [common.with_error([record[field] for record in records]) for field in Measures._fields]
+        rows.append((name, model, *cells, *PUBLISHED[name, model]))
     common.finish(args.out, [f"{len(seeds)} seeds, mean +- standard error", "", report.table(rows)])
 
 

@@ -7,12 +7,15 @@ by 0.3 everywhere, in nats:
 
     KL prior, KL gauss     of p_T from N(0, 1), and from the Gaussian with its mean and variance, the simplest bridge
     G                      what the score's error costs up to T
-    L ...                  the bound: E log p_data - G - KL, with N(0, 1), the Gaussian and p_T itself as terminal law
+    L ...                  the bound: E log p_data - G - KL, with N(0, 1), the Gaussian or p_T itself at the end
     q: KL, mean, std       what the exact score's reverse SDE makes of N(0, 1) at T
 
 then the best T in [0.02, 1] for errors of other sizes and kinds, and how far Gaussians of a restricted covariance stay
 from p_T for an 8x8 field of correlated pixels.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,62 +27,63 @@ from scoreflow.theory import exact
 from scoreflow.theory import horizon as hz
 
 HORIZONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
-DELTA, FIRST = 0.3, 1e-3  # the score's constant error; where that of the noise begins to count
+DELTA, T_MIN = 0.3, 1e-3  # the score's constant error; where that of the noise begins to count
 RANKS = (0, 1, 4, 16)
 
 
-def process() -> sdes.Process:
+def forward_process() -> sdes.Process:
     """VP in double precision."""
     return jax.tree.map(lambda leaf: np.float64(leaf), sdes.vp_linear())
 
 
 def mixture_row(t: float) -> dict[str, float]:
     """The terms at one horizon."""
-    forward, data = process(), hz.TWO_PEAKS
-    last = data.at(forward, t)
-    prior, gauss = hz.line_kl(last, hz.STANDARD), hz.line_kl(last, last.matched())
-    cost, top = float(hz.constant_error_gap(forward, DELTA, t)), -hz.line_entropy(data)
-    made = hz.generated(forward, data, hz.STANDARD, t)
-    found = {"T": t, "KL prior": prior, "KL gauss": gauss, "G": cost}
-    found |= {"L prior": top - cost - prior, "L gauss": top - cost - gauss, "L perfect": top - cost}
-    return found | {"q: KL": made.kl, "q: mean": made.mean, "q: std": made.std}
+    process, data = forward_process(), hz.TWO_PEAKS
+    end = data.at(process, t)
+    prior, gauss = hz.line_kl(end, hz.STANDARD), hz.line_kl(end, end.matched())
+    gap, negative_entropy = float(hz.constant_error_gap(process, DELTA, t)), -hz.line_entropy(data)
+    best = negative_entropy - gap
+    row = {"T": t, "KL prior": prior, "KL gauss": gauss, "G": gap}
+    row |= {"L prior": best - prior, "L gauss": best - gauss, "L perfect": best}
+    generated = hz.generated(process, data, hz.STANDARD, t)
+    return row | {"q: KL": generated.kl, "q: mean": generated.mean, "q: std": generated.std}
 
 
 def best_rows() -> list[tuple[str, ...]]:
     """The best T, without a bridge and with the Gaussian one, for errors of a size and kind."""
-    forward, data = process(), hz.TWO_PEAKS
+    process, data = forward_process(), hz.TWO_PEAKS
     kinds = {
-        "of the score, constant": (lambda size, t: hz.constant_error_gap(forward, size, t), (0.1, 0.3, 0.5, 1.0)),
-        "of the noise, t > 0.001": (lambda size, t: hz.noise_error_gap(forward, size, t, FIRST), (0.1, 0.2, 0.5)),
+        "of the score, constant": (lambda size, t: hz.constant_error_gap(process, size, t), (0.1, 0.3, 0.5, 1.0)),
+        "of the noise, t > 0.001": (lambda size, t: hz.noise_error_gap(process, size, t, T_MIN), (0.1, 0.2, 0.5)),
     }
     rows = [("error", "size", "best T", "KL + G there", "best T, Gaussian bridge", "KL + G there")]
     for kind, (gap, sizes) in kinds.items():
         for size in sizes:
 
             def loss(t, bridge, gap=gap, size=size):
-                last = data.at(forward, t)
-                return hz.line_kl(last, last.matched() if bridge else hz.STANDARD) + float(gap(size, t))
+                end = data.at(process, t)
+                return hz.line_kl(end, end.matched() if bridge else hz.STANDARD) + float(gap(size, t))
 
-            words = []
+            cells = []
             for bridge in (False, True):
                 t = hz.best(lambda t, bridge=bridge, loss=loss: loss(t, bridge), 0.02, 1.0, 50)
-                words += [f"{t:.5f}", f"{loss(t, bridge):.6f}"]
-            rows.append((kind, f"{size}", *words))
+                cells += [f"{t:.5f}", f"{loss(t, bridge):.6f}"]
+            rows.append((kind, f"{size}", *cells))
     return rows
 
 
-def class_rows(horizons) -> list[tuple[str, ...]]:
+def class_rows(horizons: Sequence[float]) -> list[tuple[str, ...]]:
     """KL of p_T of the 8x8 field from Gaussians, nats."""
-    forward = process()
+    process = forward_process()
     corr = 0.9 ** np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
     field, mean = 0.25 * np.kron(corr, corr), np.full(64, -0.2)
     values, axes = np.linalg.eigh(field)
     rows = [("T", "prior", *("isotropic" if r == 0 else f"{r} directions" for r in RANKS), "diagonal")]
     for t in horizons:
-        noised = float(forward.alpha(t)) ** 2 * field + float(forward.variance(t)) * np.eye(64)
-        prior = hz.gaussian_kl(forward, exact.Gaussian(axes.T @ mean, values), t, 1.0)
-        found = [float(prior), *(hz.class_kl(noised, rank) for rank in RANKS), hz.class_kl(noised)]
-        rows.append((f"{t:g}", *(f"{kl:.5f}" for kl in found)))
+        noised = float(process.alpha(t)) ** 2 * field + float(process.variance(t)) * np.eye(64)
+        prior = float(hz.gaussian_kl(process, exact.Gaussian(axes.T @ mean, values), t, 1.0))
+        divergences = [prior, *(hz.class_kl(noised, rank) for rank in RANKS), hz.class_kl(noised)]
+        rows.append((f"{t:g}", *(f"{kl:.5f}" for kl in divergences)))
     return rows
 
 
@@ -87,38 +91,32 @@ def main() -> None:
     args = common.arguments(__doc__, "diffusion_time")
     horizons = HORIZONS[2:5] if args.fast else HORIZONS
     with jax.enable_x64(True):
-        found = [mixture_row(t) for t in horizons]
+        mixture = [mixture_row(t) for t in horizons]
         best = best_rows()[:3] if args.fast else best_rows()
         classes = class_rows(horizons if args.fast else (0.1, 0.2, 0.4, 0.6))
-    rows = [tuple(found[0]), *(tuple(f"{value:.6g}" for value in row.values()) for row in found)]
+    rows = [tuple(mixture[0]), *(tuple(f"{value:.6g}" for value in row.values()) for row in mixture)]
     lines = ["mixture on the line, score off by 0.3, nats", "", report.table(rows)]
     lines += ["", "where the bound is best", "", report.table(best)]
     lines += ["", "8x8 field: KL of p_T from the closest Gaussian of a class, nats", "", report.table(classes)]
-    draw(args.out / "bound.png", found)
+    draw(args.out / "bound.png", mixture)
     common.finish(args.out, lines)
 
 
-def draw(path, found: list[dict[str, float]]) -> None:
-    """The bound against T under three terminal laws, and its two costs."""
-    from matplotlib.figure import Figure
-
-    t = [row["T"] for row in found]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, words in (("L prior", "N(0, 1)"), ("L gauss", "Gaussian bridge"), ("L perfect", "p_T itself")):
-        left.plot(t, [row[name] for row in found], marker=".", label=words)
-    left.set(xlabel="T", ylabel="bound, nats", ylim=(-2.1, -0.8))
-    left.legend(frameon=False)
-    for name, words in (
-        ("KL prior", "KL to N(0, 1)"),
-        ("KL gauss", "KL to the Gaussian"),
-        ("G", "G, the score's error"),
-    ):
-        right.semilogy(t, [max(row[name], 1e-9) for row in found], marker=".", label=words)
-    right.set(xlabel="T", ylabel="nats", ylim=(1e-6, 10))
-    right.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+def draw(path: Path, rows: list[dict[str, float]]) -> None:
+    """The bound against T under three terminal distributions, and its two costs."""
+    t = [row["T"] for row in rows]
+    bounds = {"L prior": "N(0, 1)", "L gauss": "Gaussian bridge", "L perfect": "p_T itself"}
+    costs = {"KL prior": "KL to N(0, 1)", "KL gauss": "KL to the Gaussian", "G": "G, the score's error"}
+    with common.panels(path, 1, 2, (9, 3.6)) as axes_of:
+        left, right = axes_of[0]
+        for name, label in bounds.items():
+            left.plot(t, [row[name] for row in rows], marker=".", label=label)
+        left.set(xlabel="T", ylabel="bound, nats", ylim=(-2.1, -0.8))
+        left.legend(frameon=False)
+        for name, label in costs.items():
+            right.semilogy(t, [max(row[name], 1e-9) for row in rows], marker=".", label=label)
+        right.set(xlabel="T", ylabel="nats", ylim=(1e-6, 10))
+        right.legend(frameon=False)
 
 
 if __name__ == "__main__":

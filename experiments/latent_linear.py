@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from experiments import common
 from scoreflow import divergence, likelihood, score, terminal
 from scoreflow.objectives import cross_entropy, times
-from scoreflow.objectives.weights import likelihood_weight, noise_weight
+from scoreflow.objectives.weights import Weight, likelihood_weight, noise_weight
 from scoreflow.processes import sdes
 from scoreflow.runs import report
 
@@ -28,7 +29,7 @@ LOADINGS = np.array([[1.0, 0.3], [0.5, -0.6], [0.0, 0.5]])  # orthogonal columns
 CUTOFFS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
-def prior_score(process: sdes.Process) -> score.ScoreFn:
+def prior_score(process: sdes.Process) -> score.Score:
     """Of diffused N(CENTER, diag(SPREAD))."""
 
     def exact(x, t, cond=None):
@@ -44,8 +45,8 @@ def posterior(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (CENTER / SPREAD + x @ LOADINGS / NOISE**2) / precision, precision**-0.5
 
 
-def normal_log_prob(x, mean, std):
-    """Sums over the last axis."""
+def normal_log_prob(x: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
+    """Log-density of N(mean, diag(std^2)), which runs along the last axis."""
     return jnp.sum(-0.5 * ((x - mean) / std) ** 2 - jnp.log(std) - 0.5 * np.log(2 * np.pi), axis=-1)
 
 
@@ -54,9 +55,9 @@ def data(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     x = (CENTER + np.sqrt(SPREAD) * rng.standard_normal((n, 2))) @ LOADINGS.T + NOISE * rng.standard_normal((n, 3))
     covariance = LOADINGS @ np.diag(SPREAD) @ LOADINGS.T + NOISE**2 * np.eye(3)
-    apart = x - LOADINGS @ CENTER
-    size = np.sum(apart * np.linalg.solve(covariance, apart.T).T, axis=1)
-    return x, -0.5 * (size + np.linalg.slogdet(2 * np.pi * covariance)[1])
+    centered = x - LOADINGS @ CENTER
+    square = np.sum(centered * np.linalg.solve(covariance, centered.T).T, axis=1)
+    return x, -0.5 * (square + np.linalg.slogdet(2 * np.pi * covariance)[1])
 
 
 def bounds(n: int) -> list[tuple[str, ...]]:
@@ -72,28 +73,29 @@ def bounds(n: int) -> list[tuple[str, ...]]:
     for t_min in CUTOFFS:
         options = {"t_min": t_min, "divergence": divergence.exact, "rtol": 1e-6, "atol": 1e-6}
         solve = functools.partial(likelihood.log_prob, process, exact, terminal.prior(process), **options)
-        found = jax.jit(lambda z, solve=solve: solve(jax.random.key(0), z))(z[:200])
-        by_ode = np.asarray(rest[:200] - found.logp) + log_p[:200]
+        solution = jax.jit(lambda z, solve=solve: solve(jax.random.key(0), z))(z[:200])
+        by_ode = np.asarray(rest[:200] - solution.logp) + log_p[:200]
         t, inv_density = times.normal_likelihood(process, jax.random.key(1), n, t_min=t_min)
         entropy = cross_entropy.cross_entropy(process, exact, jax.random.key(2), z, t, inv_density, t_min=t_min)
         by_training = np.asarray(rest + entropy.total) + log_p
-        words = [f"{v.mean():.5f} +- {v.std() / np.sqrt(len(v)):.1g}" for v in (by_ode, by_training)]
-        rows.append((f"{t_min:g}", words[0], f"{np.abs(by_ode).max():.1g}", f"{found.nfe.mean():.0f}", words[1]))
+        cells = [f"{v.mean():.5f} +- {v.std() / np.sqrt(len(v)):.1g}" for v in (by_ode, by_training)]
+        largest, nfe = f"{np.abs(by_ode).max():.1g}", f"{solution.nfe.mean():.0f}"
+        rows.append((f"{t_min:g}", cells[0], largest, nfe, cells[1]))
     return rows
 
 
-def train_encoder(weight, steps: int, batch: int = 512) -> tuple[np.ndarray, float]:
+def train_encoder(weight: Weight, steps: int, batch: int = 512) -> tuple[np.ndarray, float]:
     """The standard deviations that an encoder learns, and its mean divergence from the posterior in nats."""
     process, t_min = sdes.vp_linear(), 1e-3
     exact = prior_score(process)
     x, _ = data(20_000, seed=2)
-    shared = jnp.asarray(x)
+    on_device = jnp.asarray(x)
     start = {"matrix": jnp.zeros((3, 2)), "bias": jnp.zeros(2), "log_std": jnp.zeros(2)}
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
     def loss(params, key):
         key_x, key_z, key_t, key_noise = jax.random.split(key, 4)
-        rows = shared[jax.random.randint(key_x, (batch,), 0, len(shared))]
+        rows = on_device[jax.random.randint(key_x, (batch,), 0, len(on_device))]
         mean, std = rows @ params["matrix"] + params["bias"], jnp.exp(params["log_std"])
         z = mean + std * jax.random.normal(key_z, mean.shape)
         reconstruction = -normal_log_prob(rows, z @ LOADINGS.T, NOISE)
@@ -110,9 +112,10 @@ def train_encoder(weight, steps: int, batch: int = 512) -> tuple[np.ndarray, flo
     keys = jax.random.split(jax.random.key(3), steps)
     (params, _), _ = jax.jit(lambda keys: jax.lax.scan(step, (start, optimizer.init(start)), keys))(keys)
     mean, std = posterior(x)
-    learnt, at = np.exp(params["log_std"]), x @ np.asarray(params["matrix"]) + np.asarray(params["bias"])
-    kl = np.log(std / learnt) + (learnt**2 + (at - mean) ** 2) / (2 * std**2) - 0.5
-    return learnt, float(kl.sum(1).mean())
+    learnt_std = np.exp(params["log_std"])
+    learnt_mean = x @ np.asarray(params["matrix"]) + np.asarray(params["bias"])
+    kl = np.log(std / learnt_std) + (learnt_std**2 + (learnt_mean - mean) ** 2) / (2 * std**2) - 0.5
+    return learnt_std, float(kl.sum(1).mean())
 
 
 def main() -> None:

@@ -20,27 +20,28 @@ from ml_collections import ConfigDict
 
 from configs import digits_orders, vp_digits
 from experiments import common
-from scoreflow import configure
-from scoreflow.evaluators import likelihood_metrics, sample_metrics
+from scoreflow import configure, train
+from scoreflow.evaluate import Evaluation
+from scoreflow.experiment import Experiment
 from scoreflow.runs import caches, report
+from scoreflow.types import Params
 
 # how training goes on: the order, and the order whose cost it gets to spend
 RECIPES = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "1, cost of 2": (1, 2), "1, cost of 3": (1, 3)}
 STEPS, SEEDS = 300, (0, 1)
 
 
-def configure(order: int, seed: int, steps: int, *, fast: bool) -> ConfigDict:
+def config_of(order: int, seed: int, steps: int, *, fast: bool) -> ConfigDict:
     """The config of a fine-tuning run; of the first model where order is 0."""
     config = digits_orders.get_config(str(order)) if order else vp_digits.get_config()
     config.seed, config.init_from = seed, ""
-    config.training.update({"log_every": 0, "validate_every": 0, "checkpoint_every": 0})
     if order:
         config.training.update({"steps": steps, "warmup": min(50, steps // 4)})
     if order > 1:
         config.loss.ramp = min(100, steps // 2)
     config.eval.update({"draws": 2, "bound_times": 50, "num_samples": 1000, "baseline": False})
     if fast:
-        config.model = ConfigDict({"name": "mlp", "width": 32, "depth": 2, "dropout": 0.0, "dtype": "float32"})
+        config.model.update(common.SMALL_MLP)
         config.training.update({"batch_size": 16})
         config.eval.update({"draws": 1, "num_test": 24, "batch_size": 24, "check": 24, "bound_times": 4})
         config.eval.update({"num_samples": 100, "rtol": 1e-2, "atol": 1e-2})
@@ -49,57 +50,58 @@ def configure(order: int, seed: int, steps: int, *, fast: bool) -> ConfigDict:
     return config
 
 
-def make(order: int, seed: int, steps: int, *, fast: bool):
-    """The experiment, its training plan and its evaluation plan."""
-    config = configure(order, seed, steps, fast=fast)
+def make(order: int, seed: int, steps: int, *, fast: bool) -> tuple[Experiment, train.TrainOptions, Evaluation]:
+    """The experiment, how it is trained, and how it is measured."""
+    config = config_of(order, seed, steps, fast=fast)
     experiment = configure.experiment(config, "orders_on_digits")
     return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
 
 
 def cost(order: int, fast: bool) -> common.StepCost:
     """Of one step of an order."""
-    experiment, plan, _ = make(order, 0, 200, fast=fast)
-    return common.step_cost(experiment, plan, repeats=2 if fast else 20)
+    experiment, options, _ = make(order, 0, 200, fast=fast)
+    return common.step_cost(experiment, options, repeats=2 if fast else 20)
 
 
-def measure(params, experiment, plan, out: Path) -> dict[str, float]:
+def measure(params: Params, experiment: Experiment, evaluation: Evaluation, out: Path) -> dict[str, float]:
     """What `--mode=eval` would say; plain numbers."""
-    found = likelihood_metrics(experiment, plan, params)
-    values = {name: found[name].value for name in ("bits_per_dim", "bound")}
-    model = sample_metrics(experiment, plan, params, out)["model"]
+    metrics = common.measure(experiment, evaluation, params, out)
+    likelihood, of_model = metrics["likelihood"], metrics["samples"]["model"]
+    values = {name: likelihood[name].value for name in ("bits_per_dim", "bound")}
     names = ("frechet", "precision", "recall", "confidence")
-    return values | {"nfe": found["likelihood_nfe"]} | {name: model[name].value for name in names}
+    return values | {"nfe": likelihood["likelihood_nfe"]} | {name: of_model[name].value for name in names}
 
 
-def run(recipe: str, seed: int, steps: int, costs: dict[int, list], base, fast: bool, out: Path) -> dict[str, float]:
+def run(
+    recipe: str, seed: int, steps: int, costs: dict[int, list], base: Params, fast: bool, out: Path
+) -> dict[str, float]:
     """Fine-tunes and measures."""
     order, spend = RECIPES[recipe]
     count = round(steps * costs[spend][0] / costs[1][0])
-    experiment, plan, how = make(order, seed, count, fast=fast)
-    params = common.fit(experiment, plan, params=jax.tree.map(jnp.copy, base))
-    return {"steps": count} | measure(params, experiment, how, out / recipe.replace(", ", "_").replace(" ", "_"))
+    experiment, options, evaluation = make(order, seed, count, fast=fast)
+    params = train.fit_experiment(experiment, options, jax.tree.map(jnp.copy, base))
+    folder = out / recipe.replace(", ", "_").replace(" ", "_")
+    return {"steps": count} | measure(params, experiment, evaluation, folder)
 
 
-def first_model(out: Path, steps: int, fast: bool):
+def first_model(out: Path, steps: int, fast: bool) -> Params:
     """The first model's averaged parameters, from its file if it is there."""
-    experiment, plan, _ = make(0, 0, steps, fast=fast)
-    return common.kept(
-        out / f"first_{'fast' if fast else 'full'}.npz", experiment, lambda: common.fit(experiment, plan)
-    )
+    experiment, options, _ = make(0, 0, steps, fast=fast)
+    fit = functools.partial(train.fit_experiment, experiment, options)
+    return common.memo_params(out / f"first_{'fast' if fast else 'full'}.npz", experiment, fit)
 
 
-def rows_of(found: dict[str, list[dict]], costs: dict[int, list]) -> list[tuple[str, ...]]:
+def rows_of(results: dict[str, list[dict]], costs: dict[int, list]) -> list[tuple[str, ...]]:
     """The table: means over seeds with their standard errors."""
     names = ("bits_per_dim", "bound", "nfe", "frechet", "precision", "recall", "confidence")
     rows = [("goes on by order", "steps", "s / step", "MiB / step", *(name.replace("_", " ") for name in names))]
-    for recipe, runs in found.items():
-        words = [recipe, str(runs[0].get("steps", "")), "", ""]
+    for recipe, runs in results.items():
+        cells = [recipe, str(runs[0].get("steps", "")), "", ""]
         if recipe in RECIPES:
             _, memory, seconds = costs[RECIPES[recipe][0]]
-            words[2:] = [f"{seconds:.3f}", f"{memory / 2**20:.0f}"]
-        for name in names:
-            words.append(common.with_error([run[name] for run in runs], 4))
-        rows.append(tuple(words))
+            cells[2:] = [f"{seconds:.3f}", f"{memory / 2**20:.0f}"]
+        cells += [common.with_error([run[name] for run in runs], 4) for name in names]
+        rows.append(tuple(cells))
     return rows
 
 
@@ -114,42 +116,38 @@ def main() -> None:
     base = first_model(args.out, steps, args.fast)
 
     def first():
-        experiment, _, how = make(0, 0, steps, fast=args.fast)
-        return measure(base, experiment, how, args.out / "before")
+        experiment, _, evaluation = make(0, 0, steps, fast=args.fast)
+        return measure(base, experiment, evaluation, args.out / "before")
 
-    found = {"(before)": [common.memo(records, f"before, {size}", first)], **{recipe: [] for recipe in recipes}}
+    results = {"(before)": [common.memo(records, f"before, {size}", first)], **{recipe: [] for recipe in recipes}}
     cases = [(recipe, seed) for seed in seeds for recipe in recipes]
     for recipe, seed in report.progress(cases, total=len(cases), unit="run"):
         compute = functools.partial(run, recipe, seed, steps, costs, base, args.fast, args.out)
-        found[recipe].append(common.memo(records, f"{recipe}, seed {seed}, {size}", compute))
+        results[recipe].append(common.memo(records, f"{recipe}, seed {seed}, {size}", compute))
     bits = {
         recipe: [[run["steps"], run["bits_per_dim"]] for run in runs]
-        for recipe, runs in found.items()
+        for recipe, runs in results.items()
         if runs[0].get("steps")
     }
     operations = {recipe: costs[RECIPES[recipe][0]][0] / costs[1][0] for recipe in bits}
-    draw(args.out / "bits_per_dim.png", bits, operations, found["(before)"][0]["bits_per_dim"])
+    draw(args.out / "bits_per_dim.png", bits, operations, results["(before)"][0]["bits_per_dim"])
     paid = ", ".join(f"{costs[k][0] / costs[1][0]:.2f} of order {k}" for k in orders if k > 1)
     head = (
         f"{len(seeds)} seeds of fine-tuning one model, mean +- standard error over them. Operations of a step: {paid}"
     )
-    common.finish(args.out, [head, "", report.table(rows_of(found, costs))])
+    common.finish(args.out, [head, "", report.table(rows_of(results, costs))])
 
 
 def draw(path: Path, bits: dict[str, list], operations: dict[str, float], before: float) -> None:
     """Bits/dim against what was spent, in steps of order 1."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(before, color="black", linewidth=1, linestyle=":", label="before")
-    for marker, (recipe, runs) in zip("os^Dv", bits.items()):
-        spent, found = np.array(runs).T
-        axes.plot(spent * operations[recipe], found, marker, fillstyle="none", label=recipe)
-    axes.set(xlabel="fine-tuning, in operations of a step of order 1", ylabel="bits/dim of the ODE, test digits")
-    axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with common.panels(path, 1, 1, (6, 4)) as axes_of:
+        axes = axes_of[0, 0]
+        axes.axhline(before, color="black", linewidth=1, linestyle=":", label="before")
+        for marker, (recipe, runs) in zip("os^Dv", bits.items()):
+            steps, values = np.array(runs).T
+            axes.plot(steps * operations[recipe], values, marker, fillstyle="none", label=recipe)
+        axes.set(xlabel="fine-tuning, in operations of a step of order 1", ylabel="bits/dim of the ODE, test digits")
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

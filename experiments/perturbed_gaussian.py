@@ -3,11 +3,14 @@
     python -m experiments.perturbed_gaussian          10 seconds
 
 The score of N(0, 0.1^2 I) in the plane with an error w(x) of the same size everywhere, along (x1, x2) for a nearly
-conservative score C and along (-x2, x1) for a free one U (Chao et al. 2023, arXiv 2209.12753, section 3.1). Both climb
-without noise, x <- x + c_i s(x), c_i = c_0 exp(-i / 1000), from 10 starts; "steps" is the first i at which the mean of
-max(0, -log p(x_i)) is below 1e-3. Asym and NAsym of U are sums over a 20 x 20 grid on [-3, 3]^2 weighted with p. The
-published table has these two columns exchanged; here each stands under its own name.
+conservative score C and along (-x2, x1) for an unconstrained one U (Chao et al. 2023, arXiv 2209.12753, section 3.1).
+Both climb without noise, x <- x + c_i s(x), c_i = c_0 exp(-i / 1000), from 10 starts; "steps" is the first i at which
+the mean of max(0, -log p(x_i)) is below 1e-3. Asym and NAsym of U are sums over a 20 x 20 grid on [-3, 3]^2 weighted
+with p. The published table has these two columns exchanged; here each stands under its own name.
 """
+
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,9 @@ from scoreflow.runs import report
 
 ERRORS = (0.0, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 1.75e-3, 2.25e-3)
 STD, ITERATIONS = 0.1, 300
+
+Field = Callable[[jax.Array], jax.Array]
+"""x [B, 2] -> [B, 2]."""
 
 
 def log_p(x: jax.Array) -> jax.Array:
@@ -34,8 +40,8 @@ def ring(x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.exp(-0.5 * square), axis=1) / (2 * jnp.pi)
 
 
-def scores(error: float) -> dict[str, object]:
-    """C and U for a squared error e: name -> (x [B, 2] -> [B, 2])."""
+def scores(error: float) -> dict[str, Field]:
+    """C and U for a squared error e, by name."""
 
     def size(x):
         if error == 0:
@@ -49,7 +55,7 @@ def scores(error: float) -> dict[str, object]:
     return {"C": lambda x: exact(x) + size(x) * x, "U": lambda x: exact(x) + size(x) * turned(x)}
 
 
-def climb(score, error: float, start: jax.Array) -> tuple[int, np.ndarray]:
+def climb(score: Field, error: float, start: jax.Array) -> tuple[int, np.ndarray]:
     """Steps until the mean of max(0, -log p) is below 1e-3 (ITERATIONS if never), and the path of all starts."""
     first = 0.01 if error == 0 else 0.0125
 
@@ -57,32 +63,28 @@ def climb(score, error: float, start: jax.Array) -> tuple[int, np.ndarray]:
         return x + first * jnp.exp(-i / 1000) * score(x), x
 
     _, path = jax.lax.scan(step, start, jnp.arange(ITERATIONS))
-    above = jax.vmap(lambda x: jnp.mean(jnp.maximum(0.0, -log_p(x))))(path)
-    reached = np.flatnonzero(np.asarray(above) < 1e-3)
+    distance = jax.vmap(lambda x: jnp.mean(jnp.maximum(0.0, -log_p(x))))(path)
+    reached = np.flatnonzero(np.asarray(distance) < 1e-3)
     return int(reached[0]) if len(reached) else ITERATIONS, np.asarray(path)
 
 
-def on_grid(score) -> tuple[float, float]:
+def on_grid(score: Field) -> tuple[float, float]:
     """Sums over the grid of p Asym and p NAsym."""
     side = jnp.linspace(-3, 3, 20)
     x = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    found = asymmetry_exact(score, x)
+    asymmetry = asymmetry_exact(score, x)
     p = jnp.exp(log_p(x))
-    return float(jnp.sum(p * found.asym)), float(jnp.sum(p * 0.5 * found.asym / found.size))
+    return float(jnp.sum(p * asymmetry.asym)), float(jnp.sum(p * 0.5 * asymmetry.asym / asymmetry.size))
 
 
-def draw(out, paths: dict[str, np.ndarray]) -> None:
-    """The ways of three starts [steps, 10, 2] under each score."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(paths), 4), layout="constrained")
-    for axes, (name, path) in zip(figure.subplots(1, len(paths)), paths.items()):
-        for i in range(3):
-            axes.plot(path[:, i, 0], path[:, i, 1], ".-", markersize=3, linewidth=0.6)
-        axes.plot(0, 0, "k+", markersize=12)
-        axes.set(title=name, xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+def draw(path: Path, climbs: dict[str, np.ndarray]) -> None:
+    """The paths [steps, 10, 2] of three starts under each score."""
+    with common.panels(path, 1, len(climbs), (4.2 * len(climbs), 4)) as axes_of:
+        for axes, (name, steps) in zip(axes_of[0], climbs.items()):
+            for i in range(3):
+                axes.plot(steps[:, i, 0], steps[:, i, 1], ".-", markersize=3, linewidth=0.6)
+            axes.plot(0, 0, "k+", markersize=12)
+            axes.set(title=name, xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), aspect="equal")
 
 
 def main() -> None:
@@ -92,14 +94,11 @@ def main() -> None:
         start = jnp.asarray(np.random.RandomState(0).normal(-2.0, 0.5, (10, 2)))
         for error in ERRORS[:3] if args.fast else ERRORS:
             fields = scores(error)
-            found = {name: climb(score, error, start) for name, score in fields.items()}
-            asym, nasym = on_grid(fields["U"])
-            free = on_grid(fields["C"])
-            rows.append(
-                (f"{error:.2e}", str(found["C"][0]), str(found["U"][0]), f"{asym:.2e}", f"{nasym:.2e}")
-                + tuple(f"{value:.0e}" for value in free)
-            )
-            paths = {f"{name}, e = {error:.2e}": path for name, (_, path) in found.items()}
+            climbs = {name: climb(score, error, start) for name, score in fields.items()}
+            of_u, of_c = on_grid(fields["U"]), on_grid(fields["C"])
+            cells = (f"{error:.2e}", str(climbs["C"][0]), str(climbs["U"][0]), *(f"{value:.2e}" for value in of_u))
+            rows.append((*cells, *(f"{value:.0e}" for value in of_c)))
+            paths = {f"{name}, e = {error:.2e}": path for name, (_, path) in climbs.items()}
     draw(args.out / "paths.png", paths)
     common.finish(args.out, ["Steps to the mode, and asymmetry on the grid", "", report.table(rows)])
 
