@@ -6,7 +6,7 @@ import pytest
 
 from scoreflow.runs import checkpoint
 from scoreflow.runs.errors import RunError, UserError
-from scoreflow.train import TrainState
+from scoreflow.step import TrainState
 
 
 def _state(scale=1.0):
@@ -33,9 +33,9 @@ def test_round_trip_is_exact_and_old_steps_go(tmp_path):
     for step in (10, 20, 30, 40):
         checkpoint.save(tmp_path, step, _state(step), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["30", "30.sha256.json", "40", "40.sha256.json"]
-    found = checkpoint.restore(tmp_path, 30, _state())
-    assert type(found) is TrainState
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(_state(30))):
+    restored = checkpoint.restore(tmp_path, 30, _state())
+    assert type(restored) is TrainState
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(_state(30))):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
     branch = checkpoint.restore(tmp_path, 40, {"ema_params": _state().params})

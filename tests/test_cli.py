@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,8 +58,21 @@ def _complaint(result) -> str:
         (["--config=configs/none.py"], "none.py"),
         (["--config=configs/vp_digits.py", "--mode=fly"], "mode"),
         (["--config=configs/vp_digits.py", "--stepz=3"], "stepz"),
-        (["--config=configs/vp_digits.py", "--config.training.stepz=3"], "stepz"),
-        (["--config=configs/vp_digits.py", "--config.training.steps=many"], "many"),
+        (["--config=vp_digit"], "no shipped config of that name; these are: cifar10_processes, "),
+        (["--config=digits_processes:ve_quadratic"], "ve_quadratic must be one of vp_linear, vp_constant"),
+        (
+            ["--config=configs/vp_digits.py", "--config.training.lr=1"],
+            "error: training.lr is not a known setting; the nearest are training.learning_rate, training.learn",
+        ),
+        (
+            ["--config=configs/vp_digits.py", "--config.loss.order=3"],
+            'loss.order: first_order has no setting "order"; high_order has',
+        ),
+        (
+            ["--config=configs/vp_digits.py", "--config.training.steps=many"],
+            "training.steps = 'many' must be a whole number, 0 or above",
+        ),
+        (["--config=configs/vp_digits.py", "--config.training.steps"], "write --config.training.steps=value"),
         (["--config=configs/vp_digits.py", "train"], "train is not a flag"),
     ],
 )
@@ -66,6 +80,17 @@ def test_wrong_flags_end_in_one_line_and_2(args, words, tmp_path):
     args = [a.replace("configs/", f"{ROOT}/configs/") for a in args]
     result = _run(*args, cwd=tmp_path)
     assert result.returncode == 2 and words in _complaint(result)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shipped_config_is_shown_by_its_name_from_another_folder(tmp_path):
+    said = ["--config.loss.name=high_order", "--config.loss.order=3", "--config.process.name=ve_geometric"]
+    result = _run("--config=vp_digits", "--mode=show", *said, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = {match[2]: (match[1], match[3]) for match in re.finditer(r"^(\*?) *([\w.]+) = (\S+)", result.stdout, re.M)}
+    assert rows["training.steps"] == ("*", "2800") and rows["process.sigma_max"] == ("", "50.0")
+    assert rows["loss.order"] == ("*", "3") and "process.beta_max" not in rows
+    assert "Number of optimizer steps; 0 only fits what needs no steps." in result.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -147,6 +172,51 @@ def test_a_folder_of_another_config_is_refused(trained):
     result = _run(f"--config={config}", "--workdir=run", "--config.model.width=32", cwd=folder)
     assert result.returncode == 2 and "model.width = 16, not 32" in _complaint(result)
     assert sorted(p.name for p in (folder / "run" / "checkpoints").iterdir()) == before
+
+
+# Section and name of settings as version 0.1.0 wrote them, by today's.
+_OLD_NAMES = {
+    ("data", "num_levels"): ("data", "levels"),
+    ("data", "centered"): ("data", "centred"),
+    ("data", "dequantization"): ("data", "dequantisation"),
+    ("data", "binarized"): ("data", "binarised"),
+    ("score", "prediction"): ("score", "kind"),
+    ("score", "sigma_data"): ("score", "data_rms"),
+    ("training", "optimizer"): ("training", "optimiser"),
+    ("training", "grad_accum"): ("training", "accumulate"),
+    ("training", "fsdp"): ("training", "split_state"),
+    ("eval", "dequantization"): ("eval", "dequantisation"),
+    ("eval", "neighbors"): ("eval", "neighbours"),
+    ("sample_times", "name"): ("times", "name"),
+    ("dequantizer", "name"): ("dequantiser", "name"),
+}
+_NEW_SINCE = [("data", "bits"), ("score", "energy_power"), ("training", "skip"), ("model", "dtype"), ("latent", "name")]
+
+
+def test_the_folder_of_an_old_run_opens(trained):
+    """Its `config.json` has the names of an older version, and lacks what that version did not have."""
+    folder, config, _ = trained
+    old = folder / "old"
+    shutil.copytree(folder / "run", old, ignore=shutil.ignore_patterns("eval", "samples"))
+    content = json.loads((old / "config.json").read_text())
+    today = content["config"]
+    for (section, name), (old_section, old_name) in _OLD_NAMES.items():
+        today.setdefault(old_section, {})[old_name] = today[section].pop(name)
+    for section, name in _NEW_SINCE:
+        del today[section][name]
+    (old / "config.json").write_text(json.dumps(content))
+    result = _run(f"--config={config}", "--workdir=old", "--mode=sample", "--config.sampling.num=3", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert np.load(old / "samples" / "8-3.npy").shape == (3, 8, 8, 1)
+    assert json.loads((old / "config.json").read_text()) == content  # only training writes it
+    result = _run(f"--config={config}", "--workdir=old", "--config.score.prediction=noise", cwd=folder)
+    assert result.returncode == 2 and "score.prediction = 'v', not 'noise'" in _complaint(result)
+    result = _run(f"--config={config}", "--workdir=old", "--config.score.energy_power=2", cwd=folder)
+    assert result.returncode == 2 and "score.energy_power = 0, not 2" in _complaint(result)
+    result = _run(f"--config={config}", "--workdir=old", cwd=folder)
+    assert result.returncode == 0 and "step 8 is there already" in result.stdout
+    written, new = (json.loads((folder / name / "config.json").read_text())["config"] for name in ("old", "run"))
+    assert written == new
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(trained):

@@ -156,8 +156,8 @@ def test_every_variant_is_complete_and_is_named(name):
         return
     # grids and training begin where the process has as little noise as it starts with, or less than a level
     assert float(process.sigma(config.t_min)) < max(1.02 * float(process.sigma(0.0)), 2 / 256)
-    parts = variant.split("_", 1) if "<data>_<model>" in tiny.module(path).__doc__ else [variant]
-    assert all(re.search(rf"\b{part}\b", tiny.module(path).__doc__) for part in parts)
+    words = variant.split("_", 1) if "<data>_<model>" in tiny.module(path).__doc__ else [variant]
+    assert all(re.search(rf"\b{word}\b", tiny.module(path).__doc__) for word in words)
 
 
 def test_an_unknown_variant_lists_the_known_ones():

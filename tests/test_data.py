@@ -125,7 +125,7 @@ MAKERS = {
 
 @pytest.fixture
 def make_archive(tmp_path, monkeypatch):
-    """name -> (data folder, contents): builds an archive, whose own digests and counts become the published ones."""
+    """name -> (data folder, contents): makes an archive, whose own digests and counts become the published ones."""
 
     def make(name, place="downloads/{name}"):
         downloads = tmp_path / place.format(name=name)
@@ -172,13 +172,13 @@ def test_load_passes_settings_on(make_archive, tmp_path, monkeypatch):
     toys = load.load("rings")
     assert toys.log_prob is not None and toys.log_density is None
     np.save(tmp_path / "a.npy", np.full((10, 4, 4), 3, np.uint8))
-    found = load.load("arrays", path=str(tmp_path / "a.npy"), num_levels=4, test_fraction=0.3)
-    assert (len(found.train.x), len(found.test.x), found.num_levels) == (7, 3, 4)
+    own = load.load("arrays", path=str(tmp_path / "a.npy"), num_levels=4, test_fraction=0.3)
+    assert (len(own.train.x), len(own.test.x), own.num_levels) == (7, 3, 4)
     for i in range(4):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
-    found = load.load("folder", path=str(tmp_path / "images"), image_size=4, test_fraction=0.5)
-    assert found.shape == (4, 4, 3) and len(found.test.x) == 2
+    images = load.load("folder", path=str(tmp_path / "images"), image_size=4, test_fraction=0.5)
+    assert images.shape == (4, 4, 3) and len(images.test.x) == 2
     for name in ("arrays", "folder"):
         with pytest.raises(DataError, match=f"data.path is empty: data.name = {name}"):
             load.load(name)
@@ -312,8 +312,8 @@ def test_a_tfds_prepared_folder_is_read_without_tensorflow(tmp_path, monkeypatch
     Cifar10(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     source = load.named("cifar10", tmp_path)
     assert "tensorflow" not in sys.modules
-    found = {bytes(x.tobytes()): int(y) for x, y in zip(source.train.x, source.train.label)}
-    assert found == {bytes(x.tobytes()): int(y) for x, y in zip(images[:6], labels[:6])}
+    labels_by_image = {bytes(x.tobytes()): int(y) for x, y in zip(source.train.x, source.train.label)}
+    assert labels_by_image == {bytes(x.tobytes()): int(y) for x, y in zip(images[:6], labels[:6])}
     assert len(source.test.x) == 2
 
 
@@ -327,9 +327,9 @@ def test_a_tfrecord_folder_is_refused_with_the_way_out(tmp_path):
 
 def test_resizing_averages_areas(make_archive):
     data_dir, wanted = make_archive("mnist")
-    found = load.named("mnist", data_dir, image_size=14).train.x
+    resized = load.named("mnist", data_dir, image_size=14).train.x
     means = wanted[0][0].astype(float).reshape(-1, 14, 2, 14, 2, 1).mean((2, 4))
-    np.testing.assert_allclose(found, means, atol=1.01)  # Pillow rounds after each direction
+    np.testing.assert_allclose(resized, means, atol=1.01)  # Pillow rounds after each direction
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -454,20 +454,20 @@ def test_mixture_on_the_line():
     assert entropy == pytest.approx(-0.128854075, abs=1e-8)
     values = -density.log_prob(density.sample(np.random.default_rng(0), 100_000))
     assert abs(values.mean() - entropy) < 4 * values.std() / np.sqrt(1e5)
-    found = density.log_prob(np.array([[-0.9], [-0.25], [0.5]]))
-    np.testing.assert_allclose(found, [0.5242913580, 0.6617913961, -0.0143191160], atol=1e-9)
+    log_prob = density.log_prob(np.array([[-0.9], [-0.25], [0.5]]))
+    np.testing.assert_allclose(log_prob, [0.5242913580, 0.6617913961, -0.0143191160], atol=1e-9)
 
 
 def test_toy_values():
     assert toy.checkerboard().log_prob(np.array([[0.5, 1.0]]))[0] == pytest.approx(-np.log(32))
-    found = toy.gaussian_mixture(*toy.MIXTURES["mixture"]).log_prob(np.array([[0.3, -0.4]]))
+    log_prob = toy.gaussian_mixture(*toy.MIXTURES["mixture"]).log_prob(np.array([[0.3, -0.4]]))
     weights, means = np.array([0.5, 0.3, 0.2]), np.array([[1, 0], [-1, 1], [0, -2]])
     covs = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0], [0, 0.6]], [[0.2, -0.1], [-0.1, 0.3]]])
     wanted = 0.0
     for w, m, c in zip(weights, means, covs):
         d = np.array([0.3, -0.4]) - m
         wanted += w * np.exp(-0.5 * d @ np.linalg.inv(c) @ d) / (2 * np.pi * np.sqrt(np.linalg.det(c)))
-    assert found[0] == pytest.approx(np.log(wanted), rel=1e-12)
+    assert log_prob[0] == pytest.approx(np.log(wanted), rel=1e-12)
 
 
 def test_ring_density_against_quadrature():
@@ -490,11 +490,11 @@ def test_prefetch_changes_neither_items_nor_errors():
             yield i
 
     assert list(prefetch(numbers(5))) == [0, 1, 2, 3, 4]
-    found = []
+    taken = []
     with pytest.raises(DataError, match="damaged"):
         for i in prefetch(numbers(5, broken=3)):
-            found.append(i)
-    assert found == [0, 1, 2]
+            taken.append(i)
+    assert taken == [0, 1, 2]
     produced.clear()
     items = prefetch(numbers(10**9))
     assert next(items) == 0

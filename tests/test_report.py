@@ -11,12 +11,12 @@ from scoreflow.runs import report
 
 def test_grid_places_every_image_with_gaps_and_enlarges():
     images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2)  # three 2x2 images: 0, 1, 2
-    found = report.grid(images, 3, columns=2, gap=1, min_width=1)
-    assert found.shape == (7, 7, 3)
-    assert (found[1:3, 1:3] == 0).all() and (found[1:3, 4:6] == 128).all() and (found[4:6, 1:3] == 255).all()
-    assert (found[0] == 96).all() and (found[:, 3] == 96).all() and (found[4:6, 4:6] == 96).all()
+    grid = report.grid(images, 3, columns=2, gap=1, min_width=1)
+    assert grid.shape == (7, 7, 3)
+    assert (grid[1:3, 1:3] == 0).all() and (grid[1:3, 4:6] == 128).all() and (grid[4:6, 1:3] == 255).all()
+    assert (grid[0] == 96).all() and (grid[:, 3] == 96).all() and (grid[4:6, 4:6] == 96).all()
     large = report.grid(images, 3, columns=2, min_width=640)
-    assert large.shape[1] >= 640 and (large[:: large.shape[0] // 7, :: large.shape[1] // 7][:7, :7] == found).all()
+    assert large.shape[1] >= 640 and (large[:: large.shape[0] // 7, :: large.shape[1] // 7][:7, :7] == grid).all()
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path):
