@@ -63,13 +63,13 @@ def every_probe(fn, x, form):
 def test_asymmetry_of_a_matrix(x64, matrix, asym, share):
     """|M|^2 - tr M^2, and as a share of |J|^2 |A|^2 / (|S|^2 + |A|^2); each form has that mean over all signs."""
     x = jnp.ones((2, len(matrix)))
-    found = divergence.asymmetry_exact(linear(matrix), x)
-    np.testing.assert_allclose(found.value, x @ matrix.T)
-    np.testing.assert_allclose(found.asym, asym, rtol=1e-7)
-    np.testing.assert_allclose(found.asym, (matrix**2).sum() - np.trace(matrix @ matrix), rtol=1e-10)
-    np.testing.assert_allclose(found.size, (matrix**2).sum())
+    exact = divergence.asymmetry_exact(linear(matrix), x)
+    np.testing.assert_allclose(exact.value, x @ matrix.T)
+    np.testing.assert_allclose(exact.asym, asym, rtol=1e-7)
+    np.testing.assert_allclose(exact.asym, (matrix**2).sum() - np.trace(matrix @ matrix), rtol=1e-10)
+    np.testing.assert_allclose(exact.size, (matrix**2).sum())
     if share is not None:
-        np.testing.assert_allclose(0.5 * found.asym / found.size, share, rtol=1e-6)
+        np.testing.assert_allclose(0.5 * exact.asym / exact.size, share, rtol=1e-6)
     for form in FORMS.values():
         assert float(every_probe(linear(matrix), x[0], form).mean()) == pytest.approx(asym, rel=1e-7)
 
@@ -106,18 +106,21 @@ def test_variance_of_a_probe(x64, probe, matrix, wanted):
     )
     np.testing.assert_allclose(np.einsum("ni,nj->ij", v[0], v[0]) / n, np.eye(d), atol=5 * 2 / np.sqrt(n))
     for form, variance in zip((divergence.a1, divergence.b), wanted[probe]):
-        found = np.asarray(divergence.asymmetry(linear(matrix), jnp.ones((n, d)), v, form=form).asym)
-        error = np.sqrt(max(np.mean((found - found.mean()) ** 4) - found.var() ** 2, 0) / n)
-        assert abs(found.var() - variance) < 4 * error + 1e-4 * variance + 1e-9
-        assert abs(found.mean() - ((matrix**2).sum() - np.trace(matrix @ matrix))) < 4 * found.std() / np.sqrt(n) + 1e-9
+        estimates = np.asarray(divergence.asymmetry(linear(matrix), jnp.ones((n, d)), v, form=form).asym)
+        error = np.sqrt(max(np.mean((estimates - estimates.mean()) ** 4) - estimates.var() ** 2, 0) / n)
+        assert abs(estimates.var() - variance) < 4 * error + 1e-4 * variance + 1e-9
+        assert (
+            abs(estimates.mean() - ((matrix**2).sum() - np.trace(matrix @ matrix)))
+            < 4 * estimates.std() / np.sqrt(n) + 1e-9
+        )
 
 
 @pytest.mark.slow
 def test_more_probes_divide_the_variance(x64):
     n, k = 50_000, 4
     v = divergence.rademacher(jax.random.key(0), (k, n, 4), jnp.float64)
-    found = np.asarray(divergence.asymmetry(linear(SEVEN), jnp.ones((n, 4)), v).asym)
-    assert found.var() == pytest.approx(12.3676 / k, rel=0.05)
+    estimates = np.asarray(divergence.asymmetry(linear(SEVEN), jnp.ones((n, 4)), v).asym)
+    assert estimates.var() == pytest.approx(12.3676 / k, rel=0.05)
 
 
 def test_a1_is_a2_and_differs_from_b_by_a_commutator(x64):
@@ -132,7 +135,7 @@ def test_a1_is_a2_and_differs_from_b_by_a_commutator(x64):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_fields_have_none_along_any_probe(x64, form):
+def test_gradient_fields_have_no_asymmetry_along_any_probe(x64, form):
     x = jax.random.normal(jax.random.key(0), (6,))
     size = divergence.asymmetry_exact(gradient_field, x[None]).size[0]
     assert np.abs(every_probe(gradient_field, x, FORMS[form])).max() < 1e-12 * size
@@ -143,12 +146,12 @@ def test_nonlinear_field_in_the_mean(x64):
     c, n = 0.3, 200_000
     field = lambda x: jnp.stack([-x[:, 0] + c * x[:, 1] ** 3, -x[:, 1]], axis=1)
     x = jax.random.normal(jax.random.key(0), (n, 2))
-    found = np.asarray(divergence.asymmetry_exact(field, x).asym)
-    np.testing.assert_allclose(found, 9 * c**2 * x[:, 1] ** 4, rtol=1e-10)
-    assert abs(found.mean() - 27 * c**2) < 4 * found.std() / np.sqrt(n)
+    asym = np.asarray(divergence.asymmetry_exact(field, x).asym)
+    np.testing.assert_allclose(asym, 9 * c**2 * x[:, 1] ** 4, rtol=1e-10)
+    assert abs(asym.mean() - 27 * c**2) < 4 * asym.std() / np.sqrt(n)
 
 
-def test_what_leaves_it_as_it_is(x64):
+def test_transformations_that_leave_or_scale_the_asymmetry(x64):
     """k s: k^2 Asym; s + grad phi: the same; rotated coordinates: the same; s(c x): c^2."""
     x = jax.random.normal(jax.random.key(0), (3, 6))
     asym = lambda fn, x=x: np.asarray(divergence.asymmetry_exact(fn, x).asym)
@@ -160,19 +163,19 @@ def test_what_leaves_it_as_it_is(x64):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradients_by_the_matrix(x64, form):
+def test_gradients_of_the_asymmetry_by_the_matrix(x64, form):
     """Per probe 2 v g^T - v u^T - g v^T for a, w v^T - v w^T with w = u - g for b; both average to 2 (M - M^T)."""
     x, total = jnp.ones((1, 4)), 0.0
     for v in np.asarray(signs(4)):
         value = lambda m, v=v: divergence.asymmetry(linear(m), x, jnp.asarray(v)[None, None], form=FORMS[form]).asym[0]
-        found = jax.grad(value)(jnp.asarray(SEVEN))
+        gradient = jax.grad(value)(jnp.asarray(SEVEN))
         u, g = SEVEN @ v, SEVEN.T @ v
         w = u - g
         wanted = (
             np.outer(w, v) - np.outer(v, w) if form == "b" else 2 * np.outer(v, g) - np.outer(v, u) - np.outer(g, v)
         )
-        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-10)
-        total = total + found
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-9, atol=1e-10)
+        total = total + gradient
     np.testing.assert_allclose(total / 16, 2 * (SEVEN - SEVEN.T), rtol=1e-9, atol=1e-10)
     exactly = jax.grad(lambda m: divergence.asymmetry_exact(linear(m), x).asym[0])(jnp.asarray(SEVEN))
     np.testing.assert_allclose(exactly, 2 * (SEVEN - SEVEN.T), rtol=1e-9)
@@ -210,12 +213,12 @@ def test_the_penalty_is_the_asymmetry_of_the_noise_predictor(x64, name):
     )["asym"]
     np.testing.assert_allclose(run(probe=None), 0.6 / 4 * 7.3755656, rtol=1e-7)
     for probe, form in itertools.product(PROBES.values(), FORMS.values()):
-        found = np.asarray(run(probe=probe, num=4000, form=form))
+        values = np.asarray(run(probe=probe, num=4000, form=form))
         # the largest variance of one probe is 81.4; 24,000 of them
-        assert abs(found.mean() - 0.15 * 7.3755656) < 4 * 0.15 * np.sqrt(81.4 / 24_000)
+        assert abs(values.mean() - 0.15 * 7.3755656) < 4 * 0.15 * np.sqrt(81.4 / 24_000)
 
 
-def test_on_a_fraction_of_the_batch_the_mean_stays(x64):
+def test_the_penalty_on_a_fraction_of_the_batch_keeps_its_mean(x64):
     process = process64("ve")
     x0, t = batch(process)
     score = lambda x, t, cond=None: linear(SEVEN)(x) / process.sigma(t)[:, None]
@@ -247,7 +250,7 @@ def objective_of(**changes):
 
 
 @pytest.mark.slow
-def test_no_coefficient_is_the_loss_without_it_bit_for_bit():
+def test_a_penalty_with_coefficient_zero_is_the_loss_without_it_bit_for_bit():
     plain, params, data = objective_of()
     with jax.numpy_rank_promotion("allow"):
         for loss in ({"name": "first_order"}, {"name": "high_order", "order": 2}):
@@ -261,7 +264,7 @@ def test_no_coefficient_is_the_loss_without_it_bit_for_bit():
 
 
 @pytest.mark.slow
-def test_it_comes_every_kth_step_with_k_times_the_weight():
+def test_the_penalty_in_training_comes_every_kth_step_with_k_times_the_weight():
     options = {"name": "quasi_conservative", "coefficient": 0.1}
     each, params, data = objective_of(penalty=options)
     third, _, _ = objective_of(penalty={**options, "every": 3})
@@ -339,13 +342,13 @@ def test_asymmetry_over_time_of_a_linear_score(x64, num):
     process = sdes.ve_geometric(0.1, 3.0)
     t, n = jnp.arange(10) / 10, 2000
     score = lambda x, t, cond=None: linear(SKEW)(x) / process.variance(t)[:, None]
-    found = jax.jit(lambda: diagnostics.symmetry(process, score, jax.random.key(0), jnp.zeros((n, 2)), t, num=num))()
+    curves = jax.jit(lambda: diagnostics.symmetry(process, score, jax.random.key(0), jnp.zeros((n, 2)), t, num=num))()
     # a probe of form b has no variance for a matrix of two rows, and |J|^2 has one that 64 of them leave small
-    np.testing.assert_allclose(found.asym.mean(1), 6.25 * 1345.0568, rtol=1e-6)
-    np.testing.assert_allclose(found.weighted.mean(1), 6.25 * 20.240733, rtol=1e-6)
+    np.testing.assert_allclose(curves.asym.mean(1), 6.25 * 1345.0568, rtol=1e-6)
+    np.testing.assert_allclose(curves.weighted.mean(1), 6.25 * 20.240733, rtol=1e-6)
     bias = 0.0 if num == 0 else 0.01  # of a ratio of means
-    assert abs(float(found.nasym.mean()) - 0.1470588) < 0.1470588 * bias + 1e-6
-    legacy = np.asarray(found.legacy).ravel()
+    assert abs(float(curves.nasym.mean()) - 0.1470588) < 0.1470588 * bias + 1e-6
+    legacy = np.asarray(curves.legacy).ravel()
     assert abs(legacy.mean() - 0.0448276) < 4 * legacy.std() / np.sqrt(len(legacy))
     np.testing.assert_allclose(np.unique(legacy.round(6)), [-0.1, 0.189655], atol=1e-6)
 
@@ -388,5 +391,5 @@ def test_two_dropout_masks_in_one_estimate_look_like_asymmetry():
     masks = 2.0 * jax.random.bernoulli(jax.random.key(1), 0.5, (2, n, d))
     np.testing.assert_array_equal(divergence.asymmetry(lambda x: masks[0] * x, x, v[None]).asym, 0.0)
     push, pull = (lambda v: masks[0] * v), (lambda v: masks[1] * v)
-    found = np.asarray(divergence.b(divergence.Products(push, pull, v, pull(v))))
-    assert abs(found.mean() - d) < 4 * found.std() / np.sqrt(n)
+    estimates = np.asarray(divergence.b(divergence.Products(push, pull, v, pull(v))))
+    assert abs(estimates.mean() - d) < 4 * estimates.std() / np.sqrt(n)

@@ -1,4 +1,4 @@
-"""Exact laws against their printed digits, their limits, other implementations and Monte Carlo."""
+"""Exact distributions against their printed digits, their limits, other implementations and Monte Carlo."""
 
 import dataclasses
 import functools
@@ -57,11 +57,11 @@ def test_table_of_gaussian_laws(half, process, horizon, sde, ode, mean, var, ei1
     process = dataclasses.replace(process, horizon=horizon)
     limits = [float(exact.w2(exact.continuous_limit(process, half, stochastic=s), half)) for s in (True, False)]
     np.testing.assert_allclose(limits, [sde, ode], rtol=2e-9)
-    law = _law(process, horizon, 100, EI, half)
-    np.testing.assert_allclose([law.mean[0], law.variance[0]], [mean, var], rtol=2e-10)
-    found = [_w2(process, horizon, k, EI, half) for k in (10, 100, 1000)]
-    found += [_w2(process, horizon, 100, rule, half) for rule in (EM, ODE)]
-    np.testing.assert_allclose(found, [ei10, ei100, ei1000, em100, ode100], rtol=2e-9)
+    end = _law(process, horizon, 100, EI, half)
+    np.testing.assert_allclose([end.mean[0], end.variance[0]], [mean, var], rtol=2e-10)
+    distances = [_w2(process, horizon, k, EI, half) for k in (10, 100, 1000)]
+    distances += [_w2(process, horizon, 100, rule, half) for rule in (EM, ODE)]
+    np.testing.assert_allclose(distances, [ei10, ei100, ei1000, em100, ode100], rtol=2e-9)
 
 
 def test_first_order_from_the_exact_start(half):
@@ -69,9 +69,9 @@ def test_first_order_from_the_exact_start(half):
     start = exact.marginal(process, half, 1.5)
     rows = ((10, 0.6662201816, 0.1091163388), (100, 0.514469146, 0.01015826466), (1000, 0.5014274595, 0.001008646915))
     for steps, var, distance in rows:
-        law = _law(process, 1.5, steps, EI, half, start=start)
-        np.testing.assert_allclose([law.mean[0], law.variance[0]], [1.0, var], rtol=1e-9)
-        assert float(exact.w2(law, half)) == pytest.approx(distance, rel=1e-8)
+        end = _law(process, 1.5, steps, EI, half, start=start)
+        np.testing.assert_allclose([end.mean[0], end.variance[0]], [1.0, var], rtol=1e-9)
+        assert float(exact.w2(end, half)) == pytest.approx(distance, rel=1e-8)
 
 
 def test_every_rule_in_three_dimensions(x64):
@@ -99,8 +99,8 @@ def test_full_covariance_by_axes_and_by_matrices(x64):
     process, grid = sdes.vp_linear(0.1, 2.0), jnp.linspace(2.0, 0.0, 21)
     data, axes = exact.principal_axes(mean, covariance)
     for rule, wanted in ((EI, 0.0632324469), (EM, 0.0310080019), (ODE, 0.1055179351), (ANC, 0.1376825241)):
-        law = exact.gaussian_law(process, grid, rule, data)
-        assert float(exact.w2(law, data)) == pytest.approx(wanted, rel=2e-9)
+        end = exact.gaussian_law(process, grid, rule, data)
+        assert float(exact.w2(end, data)) == pytest.approx(wanted, rel=2e-9)
         m, p = np.zeros(2), float(process.variance(2.0)) * np.eye(2)
         for t, s in zip(grid[:-1], grid[1:]):
             scale, weight, noise = (float(v) for v in rule(process, s, t))
@@ -108,8 +108,8 @@ def test_full_covariance_by_axes_and_by_matrices(x64):
             precision = np.linalg.inv(alpha**2 * covariance + float(process.variance(t)) * np.eye(2))
             a = scale * np.eye(2) - weight * precision
             m, p = a @ m + weight * alpha * precision @ mean, a @ p @ a.T + noise * np.eye(2)
-        np.testing.assert_allclose(axes @ law.mean, m, rtol=1e-9)
-        np.testing.assert_allclose(axes @ jnp.diag(law.variance) @ axes.T, p, rtol=1e-9)
+        np.testing.assert_allclose(axes @ end.mean, m, rtol=1e-9)
+        np.testing.assert_allclose(axes @ jnp.diag(end.variance) @ axes.T, p, rtol=1e-9)
         assert float(exact.bures_w2(m, p, mean, covariance)) == pytest.approx(wanted, rel=1e-8)
 
 
@@ -135,17 +135,17 @@ EXPERIMENTS = [
 @pytest.mark.parametrize("process, var100, var1000, em1000", EXPERIMENTS)
 def test_experiments_with_an_offset(x64, process, var100, var1000, em1000):
     """What is recovered at t = 0 is the data with sigma_min^2 added."""
-    data, found = Gaussian(jnp.zeros(1), jnp.array([0.25])), Gaussian(jnp.zeros(1), jnp.array([0.2501]))
+    data, offset = Gaussian(jnp.zeros(1), jnp.array([0.25])), Gaussian(jnp.zeros(1), jnp.array([0.2501]))
     variances = [float(_law(process, 1.0, k, EI, data).variance[0]) for k in (100, 1000)]
     np.testing.assert_allclose(variances, [var100, var1000], rtol=1e-9)
-    assert float(exact.w2(_law(process, 1.0, 1000, EM, data), found)) == pytest.approx(em1000, rel=2e-5)
+    assert float(exact.w2(_law(process, 1.0, 1000, EM, data), offset)) == pytest.approx(em1000, rel=2e-5)
 
 
 def test_the_exponential_integrator_is_not_always_the_better_one(x64):
     """On the geometric schedule with its offset, Euler-Maruyama's first-order term nearly vanishes."""
-    process, found = sdes.ve_geometric(), Gaussian(jnp.zeros(1), jnp.array([0.2501]))
+    process, offset = sdes.ve_geometric(), Gaussian(jnp.zeros(1), jnp.array([0.2501]))
     data = Gaussian(jnp.zeros(1), jnp.array([0.25]))
-    em, ei = (float(exact.w2(_law(process, 1.0, 1000, rule, data), found)) for rule in (EM, EI))
+    em, ei = (float(exact.w2(_law(process, 1.0, 1000, rule, data), offset)) for rule in (EM, EI))
     assert em < ei / 100
 
 
@@ -154,11 +154,11 @@ def test_ve_identity_on_any_grid(x64):
     process, lam, mu = processes.ve_poly(1.3, 0.4, 1.5), 0.7, -1.2
     grid = np.sort(np.random.default_rng(0).uniform(0, 2, 40))[::-1]
     grid = np.concatenate([[2.0], grid, [0.0]])
-    law = exact.gaussian_law(process, jnp.asarray(grid), EI, Gaussian(jnp.array([mu]), jnp.array([lam])))
+    end = exact.gaussian_law(process, jnp.asarray(grid), EI, Gaussian(jnp.array([mu]), jnp.array([lam])))
     spread = lam + np.asarray(process.variance(grid))
     r = lam / spread[0]
     added = lam**2 * ((spread[:-1] - spread[1:]) ** 2 / (spread[1:] ** 2 * spread[:-1])).sum()
-    np.testing.assert_allclose([law.mean[0], law.variance[0]], [mu * (1 - r), lam * (1 - r**2) + added], rtol=1e-12)
+    np.testing.assert_allclose([end.mean[0], end.variance[0]], [mu * (1 - r), lam * (1 - r**2) + added], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "ou", "vp_offset", "vp_power"])
@@ -166,9 +166,9 @@ def test_short_steps_reach_the_limit(x64, name):
     process, data = process64(name), Gaussian(jnp.array([0.8]), jnp.array([0.6]))
     for rule in (EI, EM, CM, ANC, ODE, ODE_EULER, DDIM):
         limit = exact.continuous_limit(process, data, stochastic=rule in (EI, EM, CM, ANC))
-        found = _law(process, process.horizon, 100_000, rule, data)
-        np.testing.assert_allclose(found.mean, limit.mean, atol=5e-4)
-        np.testing.assert_allclose(found.variance, limit.variance, atol=5e-4)
+        end = _law(process, process.horizon, 100_000, rule, data)
+        np.testing.assert_allclose(end.mean, limit.mean, atol=5e-4)
+        np.testing.assert_allclose(end.variance, limit.variance, atol=5e-4)
 
 
 @pytest.mark.parametrize("rule", [EI, EM, CM, ODE])
@@ -176,12 +176,12 @@ def test_short_steps_reach_the_limit(x64, name):
 def test_first_order_coefficients(x64, name, rule):
     process, data, steps = process64(name), Gaussian(jnp.array([1.0]), jnp.array([0.5])), 20_000
     limit = exact.continuous_limit(process, data, stochastic=rule is not ODE)
-    law, step = _law(process, process.horizon, steps, rule, data), float(process.horizon) / steps
+    end, step = _law(process, process.horizon, steps, rule, data), float(process.horizon) / steps
     slope = float(exact.variance_slope(process, rule, 0.5))
-    assert float((law.variance - limit.variance)[0]) / step == pytest.approx(slope, rel=1e-3, abs=2e-4)
+    assert float((end.variance - limit.variance)[0]) / step == pytest.approx(slope, rel=1e-3, abs=2e-4)
     if rule is EI:
         r = float(1 - limit.mean[0])
-        relative = ((1 - float(law.mean[0])) / r - 1) / step
+        relative = ((1 - float(end.mean[0])) / r - 1) / step
         assert relative == pytest.approx(float(exact.mean_slope(process, 0.5)), rel=1e-3, abs=2e-4)
 
 
@@ -215,8 +215,8 @@ def test_a_biased_score_moves_the_mean(x64):
     """In the limit by bias S(0) alpha-weighted int g^2 / S for a VE process: mean += bias lam log(S_T / S_0)."""
     process, lam = processes.ve_const(1.0), 0.5
     data = Gaussian(jnp.zeros(1), jnp.array([lam]))
-    law = _law(process, 2.0, 20_000, EI, data, bias=0.1)
-    assert float(law.mean[0]) == pytest.approx(0.1 * lam * np.log((lam + 2.0) / lam), rel=1e-3)
+    end = _law(process, 2.0, 20_000, EI, data, bias=0.1)
+    assert float(end.mean[0]) == pytest.approx(0.1 * lam * np.log((lam + 2.0) / lam), rel=1e-3)
 
 
 def test_the_start_of_the_experiments_is_not_that_of_the_theory(x64):
@@ -231,7 +231,7 @@ def test_the_start_of_the_experiments_is_not_that_of_the_theory(x64):
     assert ends[1] / ends[0] == pytest.approx(1 / float(process.variance(1.0)), rel=1e-9)
 
 
-def test_laws_have_gradients_by_the_schedule(x64):
+def test_distributions_have_gradients_by_the_schedule(x64):
     """d W2 / d beta_max against a central difference."""
     data = Gaussian(jnp.array([0.3, -1.0]), jnp.array([0.5, 2.0]))
     distance = lambda beta_max: exact.w2(
@@ -258,13 +258,13 @@ TOY, PLANE = (exact.Mixture(*toy.MIXTURES[name]) for name in ("mixture_1d", "mix
     ],
 )
 def test_mixture_in_one_dimension(x64, name, t, x, log_q, s1, s2, s3):
-    found = exact.mixture_derivatives(exact.mixture_marginal(process64(name), TOY, t), jnp.array([x]))
-    flat = [float(leaf.reshape(())) for leaf in found]
+    derivatives = exact.mixture_derivatives(exact.mixture_marginal(process64(name), TOY, t), jnp.array([x]))
+    flat = [float(leaf.reshape(())) for leaf in derivatives]
     np.testing.assert_allclose(flat, [log_q, s1, s2, s3], rtol=2e-8, atol=6e-8)
 
 
 def _at(mixture, alpha, sigma):
-    """The law of alpha x0 + sigma noise."""
+    """The distribution of alpha x0 + sigma noise."""
     return exact.Mixture(
         mixture.weights, alpha * mixture.means, alpha**2 * mixture.covariances + sigma**2 * np.eye(2)[None]
     )
@@ -272,18 +272,20 @@ def _at(mixture, alpha, sigma):
 
 def test_mixture_in_the_plane(x64):
     x = jnp.array([0.3, -0.4])
-    found = exact.mixture_derivatives(_at(PLANE, 0.8, 0.6), x)
-    assert float(found.log_density) == pytest.approx(-2.1234332991, rel=1e-9)
-    np.testing.assert_allclose(found.score, [0.2519608529, 0.2826707687], rtol=1e-8)
-    np.testing.assert_allclose(found.hessian, [[-0.9412878202, 0.4080735048], [0.4080735048, -0.7420036610]], rtol=1e-8)
-    np.testing.assert_allclose(found.trace_gradient, [-1.6138145845, -0.9388253262], rtol=1e-8)
+    derivatives = exact.mixture_derivatives(_at(PLANE, 0.8, 0.6), x)
+    assert float(derivatives.log_density) == pytest.approx(-2.1234332991, rel=1e-9)
+    np.testing.assert_allclose(derivatives.score, [0.2519608529, 0.2826707687], rtol=1e-8)
+    np.testing.assert_allclose(
+        derivatives.hessian, [[-0.9412878202, 0.4080735048], [0.4080735048, -0.7420036610]], rtol=1e-8
+    )
+    np.testing.assert_allclose(derivatives.trace_gradient, [-1.6138145845, -0.9388253262], rtol=1e-8)
     third = exact.mixture_third(_at(PLANE, 0.8, 0.6), x, jnp.array([1.0, -1.0]))
     np.testing.assert_allclose(third, [-2.7207533096, 0.9701698566], rtol=1e-8)
-    found = exact.mixture_derivatives(_at(PLANE, 1.0, 0.5), x)
-    assert float(found.log_density) == pytest.approx(-2.3904000777, rel=1e-9)
-    np.testing.assert_allclose(found.score, [0.5697248917, 0.2610851597], rtol=1e-8)
-    assert float(jnp.trace(found.hessian)) == pytest.approx(-1.836182015, rel=1e-8)
-    np.testing.assert_allclose(found.trace_gradient, [-2.4144507319, -1.0750336073], rtol=1e-8)
+    derivatives = exact.mixture_derivatives(_at(PLANE, 1.0, 0.5), x)
+    assert float(derivatives.log_density) == pytest.approx(-2.3904000777, rel=1e-9)
+    np.testing.assert_allclose(derivatives.score, [0.5697248917, 0.2610851597], rtol=1e-8)
+    assert float(jnp.trace(derivatives.hessian)) == pytest.approx(-1.836182015, rel=1e-8)
+    np.testing.assert_allclose(derivatives.trace_gradient, [-2.4144507319, -1.0750336073], rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -294,19 +296,19 @@ def test_mixture_against_scipy_and_automatic_differentiation(x64):
         w * multivariate_normal(m, c).pdf(np.asarray(x))
         for w, m, c in zip(mixture.weights, np.asarray(mixture.means), np.asarray(mixture.covariances))
     )
-    found = exact.mixture_derivatives(mixture, x)
+    derivatives = exact.mixture_derivatives(mixture, x)
     log_q = lambda x: exact.mixture_derivatives(mixture, x).log_density
-    assert float(found.log_density) == pytest.approx(np.log(density), rel=1e-12)
+    assert float(derivatives.log_density) == pytest.approx(np.log(density), rel=1e-12)
     score, hessian, third = (
         jax.jit(f(log_q))(x) for f in (jax.grad, jax.hessian, lambda f: jax.jacfwd(jax.hessian(f)))
     )
-    np.testing.assert_allclose(found.score, score, rtol=1e-10)
-    np.testing.assert_allclose(found.hessian, hessian, rtol=1e-10)
-    np.testing.assert_allclose(found.trace_gradient, jnp.trace(third), rtol=1e-9)
+    np.testing.assert_allclose(derivatives.score, score, rtol=1e-10)
+    np.testing.assert_allclose(derivatives.hessian, hessian, rtol=1e-10)
+    np.testing.assert_allclose(derivatives.trace_gradient, jnp.trace(third), rtol=1e-9)
     v = jnp.array([0.4, -2.0])
     np.testing.assert_allclose(exact.mixture_third(mixture, x, v), v @ (third.T @ v).T, rtol=1e-9)
     batch = exact.mixture_score(process, PLANE)(x[None].repeat(2, 0), jnp.array([t, 0.9]))
-    np.testing.assert_allclose(batch[0], found.score, rtol=1e-12)
+    np.testing.assert_allclose(batch[0], derivatives.score, rtol=1e-12)
 
 
 def test_score_of_the_marginal_is_the_mean_noise(x64):
@@ -319,8 +321,8 @@ def test_score_of_the_marginal_is_the_mean_noise(x64):
     )
     joint = lambda x0: density(x0) * np.exp(-0.5 * ((x - alpha * x0) / sigma) ** 2)
     noise = integral(lambda x0: joint(x0) * (x - alpha * x0) / sigma, -2, 2) / integral(joint, -2, 2)
-    found = exact.mixture_score(process, TOY)(jnp.array([[x]]), jnp.array([t]))
-    assert -sigma * float(found[0, 0]) == pytest.approx(noise, rel=1e-9)
+    score = exact.mixture_score(process, TOY)(jnp.array([[x]]), jnp.array([t]))
+    assert -sigma * float(score[0, 0]) == pytest.approx(noise, rel=1e-9)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -354,10 +356,10 @@ def test_checkerboard_score_is_the_mean_noise_and_float32_keeps_it(name, t):
         dark = np.add.outer(range(4), range(4)) % 2 == 0
         total = (np.outer(mass[0], mass[1]) * dark).sum()
         score.append([(np.outer(pull[0], mass[1]) * dark).sum(), (np.outer(mass[0], pull[1]) * dark).sum()] / total)
-    found = exact.score_of(process, exact.checkerboard_log_density)(
+    computed = exact.score_of(process, exact.checkerboard_log_density)(
         jnp.asarray(x, jnp.float32), jnp.full(3, t, jnp.float32)
     )
-    np.testing.assert_allclose(found, np.array(score) / sigma**2, rtol=1e-3, atol=1e-3 / sigma)
+    np.testing.assert_allclose(computed, np.array(score) / sigma**2, rtol=1e-3, atol=1e-3 / sigma)
 
 
 @pytest.mark.slow

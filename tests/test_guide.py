@@ -19,8 +19,8 @@ def test_classifier_free_scales():
 
     x, t, cond = jnp.ones((2, 3)), jnp.full(2, 0.5), jnp.array([1, 3])
     for scale, shift in ((0.0, 0.0), (1.0, 1.0), (2.5, 2.5)):
-        found = guide.classifier_free(score, scale)(x, t, cond)
-        np.testing.assert_allclose(found, -x + shift * cond[:, None], rtol=1e-6)
+        guided = guide.classifier_free(score, scale)(x, t, cond)
+        np.testing.assert_allclose(guided, -x + shift * cond[:, None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("guidance, asked", [(1.0, [True]), (0.0, [False, True]), (2.5, [False, True])])
@@ -93,7 +93,7 @@ def test_inpainting_a_gaussian_gives_the_exact_conditional(monkeypatch):
 
 @pytest.mark.slow
 def test_independent_pixels_are_exact_with_the_default_variance():
-    """Without correlation the known pixel ends at its value and the other keeps its own law; strength 0 agrees."""
+    """Without correlation the known pixel ends at its value and the other keeps its own distribution; strength 0 agrees."""
     process, n = PROCESSES["vp"], 20_000
     known, mask = jnp.full((n, 2), 0.5), jnp.array([[1.0, 0.0]])
     grid = grids.log_snr(process, 200, t_min=1e-3)

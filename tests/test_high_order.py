@@ -33,8 +33,8 @@ def mean(values):
 
 
 def near(values, wanted, errors=4.0):
-    found, error = mean(values)
-    assert abs(found - wanted) < errors * error, (found, error, wanted)
+    average, error = mean(values)
+    assert abs(average - wanted) < errors * error, (average, error, wanted)
 
 
 @pytest.mark.parametrize("name, t", [("vp", 0.1), ("ve", 0.4), slow("sub_vp", 0.3), slow("edm", 0.5)])
@@ -53,8 +53,8 @@ def test_minima_for_gaussian_data(name, t):
     for method, values in wanted.items():
         match = functools.partial(high_order.high_order, order=3, method=method, **RAW)
         terms = jax.jit(lambda key, m=match: m(process, true, key, x0, jnp.full(n, t)))(jax.random.key(1))
-        for (key, found), value in zip(terms.items(), values):
-            near(found, value / d if key == "order1" else value)
+        for (key, samples), value in zip(terms.items(), values):
+            near(samples, value / d if key == "order1" else value)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_what_a_wrong_score_does_to_the_orders_above(x64, method):
         numbers = jnp.array([s1 + 0.1, jacobian, third])
 
         def terms(numbers, noise):
-            found = method(local(numbers, x), jax.random.key(0), xs[:1], noise[None], sigmas[:1], third=True)
-            return jnp.stack([found["order2"][0], found["order2_trace"][0], found["order3"][0]])
+            orders = method(local(numbers, x), jax.random.key(0), xs[:1], noise[None], sigmas[:1], third=True)
+            return jnp.stack([orders["order2"][0], orders["order2_trace"][0], orders["order3"][0]])
 
         slopes = jax.vmap(jax.jacobian(terms), in_axes=(None, 0))(numbers, noise)
         assert not np.any(slopes[:, :2, 0]) and not np.any(slopes[:, 2, :2])  # targets carry no gradient
@@ -217,11 +217,11 @@ def test_directional_derivatives_are_those_of_the_full_tensors(x64):
     one = lambda y: field(y[None])[0]
     jacobian, tensor = jax.jacfwd(one)(x[0]), jax.jacfwd(jax.jacfwd(one))(x[0])
     assert np.abs(jacobian - jacobian.T).max() > 0.1
-    found = divergence.directional(field, x, v, third=True)
-    np.testing.assert_allclose(found.value[0], one(x[0]), rtol=1e-12)
-    np.testing.assert_allclose(found.product[0], jacobian @ v[0], rtol=1e-12)
-    np.testing.assert_allclose(found.slope[0], jnp.einsum("i,ijk,j->k", v[0], tensor, v[0]), rtol=1e-12)
-    np.testing.assert_allclose(divergence.directional(field, x, v, third=False).product, found.product, rtol=1e-12)
+    along = divergence.directional(field, x, v, third=True)
+    np.testing.assert_allclose(along.value[0], one(x[0]), rtol=1e-12)
+    np.testing.assert_allclose(along.product[0], jacobian @ v[0], rtol=1e-12)
+    np.testing.assert_allclose(along.slope[0], jnp.einsum("i,ijk,j->k", v[0], tensor, v[0]), rtol=1e-12)
+    np.testing.assert_allclose(divergence.directional(field, x, v, third=False).product, along.product, rtol=1e-12)
 
 
 def test_the_mean_over_probes_is_what_the_exact_terms_say(x64):
@@ -348,20 +348,20 @@ def test_the_trace_method_also_pulls_off_diagonal_curvature_to_zero(x64):
     x, noise, sigma = jnp.ones((1, 3)), jnp.array([[0.5, -1.0, 0.2]]), jnp.array([0.7])
     field = lambda x: x @ matrix.T
     probes = jnp.asarray(np.array(np.meshgrid(*3 * [[-1.0, 1.0]])).reshape(3, 8).T)
-    found = []
+    squares = []
     for v in probes:
         moved = sigma[0] ** 2 * matrix @ v + v
         residual = sigma[0] * field(x)[0] + noise[0]
-        found.append((v @ moved - residual @ residual) ** 2)
+        squares.append((v @ moved - residual @ residual) ** 2)
     terms = jax.vmap(lambda key: high_order.trace(field, key, x, noise, sigma, third=False)["order2_trace"][0])(
         jax.random.split(jax.random.key(0), 2000)
     )
-    near(terms, np.mean(found))
+    near(terms, np.mean(squares))
     full = high_order.exact(field, None, x, noise, sigma, third=False)["order2_trace"][0]
     moment = sigma[0] ** 2 * matrix + jnp.eye(3)
     symmetric = 0.5 * (moment + moment.T)
     off = jnp.sum(symmetric**2) - jnp.sum(jnp.diag(symmetric) ** 2)
-    assert np.mean(found) == pytest.approx(float(full + 2 * off), rel=1e-10)
+    assert np.mean(squares) == pytest.approx(float(full + 2 * off), rel=1e-10)
 
 
 @pytest.mark.slow

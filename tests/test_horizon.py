@@ -54,9 +54,9 @@ def test_the_best_horizon_of_the_mixture(x64, delta, wanted):
     """Without a bridge; there the divergence left is delta^2 / 2 (first-order condition, log-Sobolev nearly tight)."""
     process, data = process64("vp"), hz.TWO_PEAKS
     kl = lambda t: hz.line_kl(data.at(process, t), hz.STANDARD)
-    found = hz.best(lambda t: kl(t) + float(hz.constant_error_gap(process, delta, t)), 0.3, 1.0, 30)
-    assert found == pytest.approx(wanted, abs=1e-4)
-    assert kl(found) == pytest.approx(delta**2 / 2, rel=2e-3)
+    best = hz.best(lambda t: kl(t) + float(hz.constant_error_gap(process, delta, t)), 0.3, 1.0, 30)
+    assert best == pytest.approx(wanted, abs=1e-4)
+    assert kl(best) == pytest.approx(delta**2 / 2, rel=2e-3)
 
 
 def test_the_bridge_of_the_mixture_beats_its_best_unbridged_horizon_from_early_on(x64):
@@ -67,8 +67,8 @@ def test_the_bridge_of_the_mixture_beats_its_best_unbridged_horizon_from_early_o
         last = data.at(process, t)
         return gap(t) + hz.line_kl(last, last.matched())
 
-    found = hz.best(bridged, 0.05, 0.6, 30)
-    assert found == pytest.approx(0.24113, abs=1e-4) and bridged(found) == pytest.approx(0.036629, abs=2e-6)
+    best = hz.best(bridged, 0.05, 0.6, 30)
+    assert best == pytest.approx(0.24113, abs=1e-4) and bridged(best) == pytest.approx(0.036629, abs=2e-6)
     unbridged = 0.851960 - 1.084110
     assert -bridged(0.07951) == pytest.approx(unbridged, abs=2e-5)
 
@@ -120,16 +120,16 @@ def test_gaussian_data_under_a_variance_exploding_process(x64):
                          (0.6, 2.33537, 1.01906, 0.00202)],
 )  # fmt: skip
 def test_what_the_exact_reverse_process_makes_of_noise(x64, t, mean, std, kl):
-    found = hz.generated(process64("vp"), hz.TWO_PEAKS, hz.STANDARD, t)
-    assert found == pytest.approx((mean, std, kl), abs=1e-5 if kl > 0.1 and kl < 1 else 6e-5)
-    assert found.kl < TABLE[t][0]
+    generated = hz.generated(process64("vp"), hz.TWO_PEAKS, hz.STANDARD, t)
+    assert generated == pytest.approx((mean, std, kl), abs=1e-5 if kl > 0.1 and kl < 1 else 6e-5)
+    assert generated.kl < TABLE[t][0]
 
 
 @pytest.mark.parametrize("t, mean, std, kl", [(0.1, 2.41326, 0.98057, 0.05466), (0.2, 2.39716, 1.00405, 0.00145)])
 def test_what_the_exact_reverse_process_makes_of_a_bridge(x64, t, mean, std, kl):
     process = process64("vp")
-    found = hz.generated(process, hz.TWO_PEAKS, hz.TWO_PEAKS.at(process, t).matched(), t)
-    assert found == pytest.approx((mean, std, kl), abs=1e-5)
+    generated = hz.generated(process, hz.TWO_PEAKS, hz.TWO_PEAKS.at(process, t).matched(), t)
+    assert generated == pytest.approx((mean, std, kl), abs=1e-5)
 
 
 def test_what_the_exact_reverse_process_makes_of_gaussian_data(x64):
@@ -141,9 +141,9 @@ def test_what_the_exact_reverse_process_makes_of_gaussian_data(x64):
         0.6: (0.902837, 3.971678, 1.201139e-3),
     }
     for t, (mean, var, kl) in table.items():
-        found = hz.generated(process, data, hz.STANDARD, t)
-        assert (found.mean, found.std**2) == pytest.approx((mean, var), abs=2e-6)
-        assert found.kl == pytest.approx(kl, rel=2e-5)
+        generated = hz.generated(process, data, hz.STANDARD, t)
+        assert (generated.mean, generated.std**2) == pytest.approx((mean, var), abs=2e-6)
+        assert generated.kl == pytest.approx(kl, rel=2e-5)
 
 
 # T: isotropic (and diagonal), then 1, 4 and 16 directions
@@ -165,14 +165,14 @@ def test_gaussians_of_restricted_covariance(x64):
     values = np.linalg.eigvalsh(field())
     noise = {0.1: 39.01653, 0.2: 13.94188, 0.4: 1.21147, 0.6: 0.05441}
     for t, kl in noise.items():
-        law = Gaussian(
+        data = Gaussian(
             jnp.zeros(64).at[0].set(abs(mean) * 8), jnp.asarray(values)
         )  # the mean's length is all that counts
-        assert hz.gaussian_kl(process, law, t, 1.0) == pytest.approx(kl, abs=6e-6)
+        assert hz.gaussian_kl(process, data, t, 1.0) == pytest.approx(kl, abs=6e-6)
     for t, wanted in CLASSES.items():
         cov = float(process.alpha(t)) ** 2 * field() + float(process.variance(t)) * np.eye(64)
-        found = [hz.class_kl(cov, rank) for rank in (0, 1, 4, 16)]
-        np.testing.assert_allclose(found, wanted, atol=6e-6)
+        costs = [hz.class_kl(cov, rank) for rank in (0, 1, 4, 16)]
+        np.testing.assert_allclose(costs, wanted, atol=6e-6)
         assert hz.class_kl(cov) == pytest.approx(wanted[0], abs=6e-6)
 
 
@@ -180,13 +180,13 @@ def test_a_wrong_mixture_carried_along_comes_no_further(x64):
     process = process64("vp")
     wrong = hz.Line(np.array([0.4, 0.6]), np.array([1.1, 2.9]), np.array([0.15, 0.45]) ** 2)
     table = {0.0: 0.148427, 0.05: 0.071052, 0.1: 0.041331, 0.2: 0.021125, 0.3: 0.010942, 0.5: 0.001951}
-    found = [hz.line_kl(hz.TWO_PEAKS.at(process, t), wrong.at(process, t)) for t in table]
-    np.testing.assert_allclose(found, list(table.values()), atol=6e-7)
-    assert (np.diff(found) < 0).all()
+    costs = [hz.line_kl(hz.TWO_PEAKS.at(process, t), wrong.at(process, t)) for t in table]
+    np.testing.assert_allclose(costs, list(table.values()), atol=6e-7)
+    assert (np.diff(costs) < 0).all()
 
 
 def test_quadrature_is_the_closed_form_where_there_is_one(x64):
-    """One Gaussian: KL to N(0, 1) to 1e-8; and p_T itself as terminal law costs nothing."""
+    """One Gaussian: KL to N(0, 1) to 1e-8; and p_T itself as terminal distribution costs nothing."""
     process = process64("vp")
     data = hz.Line(np.ones(1), np.ones(1), np.array([4.0]))
     for t in (0.1, 0.4, 0.8):
@@ -220,8 +220,8 @@ def test_only_the_log_snr_at_the_end_counts(x64):
         level = usual.log_snr(t)
         assert float(level) == pytest.approx(wanted, abs=6e-4 * max(1, abs(wanted)))
         when = float(other.inverse_log_snr(level))
-        found = [hz.line_kl(data.at(p, s), hz.STANDARD) for p, s in ((usual, t), (other, when))]
-        assert found[0] == pytest.approx(found[1], rel=1e-7)
+        costs = [hz.line_kl(data.at(p, s), hz.STANDARD) for p, s in ((usual, t), (other, when))]
+        assert costs[0] == pytest.approx(costs[1], rel=1e-7)
         starts = [float(p.inverse_log_snr(8.0)) for p in (usual, other)]
         gaps = [
             hz.noise_error_gap(p, 0.2, s, start) for p, s, start in ((usual, t, starts[0]), (other, when, starts[1]))
@@ -230,7 +230,7 @@ def test_only_the_log_snr_at_the_end_counts(x64):
 
 
 def test_the_entropy_at_the_cut_off(x64):
-    """Bounds that begin at t = 1e-4 are of that law; with the exact score they are -0.927575 and -0.854404."""
+    """Bounds that begin at t = 1e-4 are of the distribution there; with the exact score they are -0.927575 and -0.854404."""
     process, data = process64("vp"), hz.TWO_PEAKS
     first = -hz.line_entropy(data.at(process, 1e-4))
     assert first == pytest.approx(-0.852119, abs=1e-6)
@@ -248,8 +248,8 @@ def test_the_truth_and_the_bound_under_an_error_of_the_score(x64, t, true, bound
     process = dataclasses.replace(process64("vp"), horizon=jnp.asarray(t))
     grid = jnp.linspace(t, 0.0, 4001)
     start = Gaussian(jnp.zeros(1), jnp.ones(1))
-    found = exact.gaussian_law(process, grid, transitions.euler_maruyama, ends(0.0, 4.0), bias=0.3, start=start)
-    mean, variance = float(found.mean[0]), float(found.variance[0])
+    reached = exact.gaussian_law(process, grid, transitions.euler_maruyama, ends(0.0, 4.0), bias=0.3, start=start)
+    mean, variance = float(reached.mean[0]), float(reached.variance[0])
     assert 0.5 * (np.log(variance / 4) + (4 + mean**2) / variance - 1) == pytest.approx(true, rel=5e-3)
     total = hz.gaussian_kl(process, ends(0.0, 4.0), t, 1.0) + hz.constant_error_gap(process, 0.3, t)
     assert float(total) == pytest.approx(bound, abs=6e-7)

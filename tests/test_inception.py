@@ -175,10 +175,10 @@ def written(path, torch, archive: bool, content=None):
 def test_tensors_come_back_from_both_formats(tmp_path, names, archive):
     path = tmp_path / "weights.pth"
     wanted = written(path, names, archive)
-    found = read_tensors(path)
-    assert found.keys() == wanted.keys()
+    stored = read_tensors(path)
+    assert stored.keys() == wanted.keys()
     for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(stored[name], value)
 
 
 @pytest.mark.slow
@@ -192,10 +192,10 @@ def test_what_pytorch_writes_is_read(tmp_path, archive):
     tensors["parameter"] = torch.nn.Parameter(torch.randn(2))
     path = tmp_path / "weights.pth"
     torch.save(tensors, path, _use_new_zipfile_serialization=archive)
-    found = read_tensors(path)
-    assert found.keys() == tensors.keys()
+    stored = read_tensors(path)
+    assert stored.keys() == tensors.keys()
     for name, value in tensors.items():
-        np.testing.assert_array_equal(found[name], value.detach().numpy())
+        np.testing.assert_array_equal(stored[name], value.detach().numpy())
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -247,11 +247,11 @@ def test_missing_and_altered_weights_are_one_line(tmp_path):
 def test_images_are_resized_as_tensorflow_1_did():
     """Pixel i of the new image lies at i * old / new of the old one, whose last pixel goes on; no filter."""
     x = np.random.default_rng(0).uniform(size=(1, 4, 4, 1)).astype(np.float32)
-    found = np.asarray(inception.resize(jnp.asarray(x), 6))[0, :, :, 0]
+    resized = np.asarray(inception.resize(jnp.asarray(x), 6))[0, :, :, 0]
     at = np.arange(6) * 4 / 6
     rows = np.stack([np.interp(at, np.arange(4), x[0, :, j, 0]) for j in range(4)], axis=1)  # np.interp holds the end
     wanted = np.stack([np.interp(at, np.arange(4), row) for row in rows])
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(resized, wanted, atol=1e-6)
     small = np.asarray(inception.resize(jnp.asarray(x), 2))[0, :, :, 0]
     np.testing.assert_allclose(small, x[0, ::2, ::2, 0], atol=1e-6)
 
@@ -286,9 +286,9 @@ def test_features_are_those_of_a_reference_implementation():
     net = reference(module, torch, tensors)
     with torch.no_grad():
         wanted_pool, wanted_logits = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    for found, wanted in ((pool, wanted_pool), (logits, wanted_logits)):
+    for ours, wanted in ((pool, wanted_pool), (logits, wanted_logits)):
         wanted = wanted.numpy()
-        assert np.abs(np.asarray(found) - wanted).max() < 1e-4 * np.abs(wanted).max()
+        assert np.abs(np.asarray(ours) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def reference(module, torch, tensors):

@@ -48,8 +48,8 @@ def test_the_cross_entropy_of_gaussians_is_the_analytic_one(x64, name):
     """Quadrature, and the estimator: match, constant and boundary as tabled; their sum is the closed form."""
     process, tau, (mean, std, a, b), (wanted, constant, boundary) = CASES[name]
     process = double(process)
-    found = match(process, tau, mean, std, a, b)
-    assert found == pytest.approx(wanted, abs=1e-8 if name != "E" else 1e-6)
+    estimate = match(process, tau, mean, std, a, b)
+    assert estimate == pytest.approx(wanted, abs=1e-8 if name != "E" else 1e-6)
     n = 100_000
     z0 = jnp.asarray(mean + std * np.random.default_rng(0).standard_normal((n, 1)))
     score = gaussian_score(process, np.array([a]), np.array([b**2]))
@@ -72,7 +72,7 @@ def test_the_cross_entropy_of_gaussians_is_the_analytic_one(x64, name):
     alpha2, var = float(process.alpha(tau)) ** 2, float(process.variance(tau))
     v = alpha2 * b**2 + var
     analytic = 0.5 * (np.log(2 * np.pi * v) + (alpha2 * std**2 + var + alpha2 * (mean - a) ** 2) / v)
-    assert found + constant + boundary == pytest.approx(analytic, abs=1e-6)
+    assert estimate + constant + boundary == pytest.approx(analytic, abs=1e-6)
 
 
 def test_under_a_variance_exploding_process_the_prior_at_the_end_is_wide(x64):
@@ -97,10 +97,10 @@ def test_the_encoder_s_gradient_comes_through_the_noised_latent(x64):
         score = gaussian_score(process, np.array([a]), np.array([b**2]))
 
         def each(mean, std, score=score):
-            found = cross_entropy.cross_entropy(
+            terms = cross_entropy.cross_entropy(
                 process, score, jax.random.key(1), mean + std * noise, t, inv_density, t_min=tau
             )
-            return found.match
+            return terms.match
 
         slopes = jax.jit(lambda m, s: jax.jvp(lambda m: each(m, s), (m,), (jnp.ones(()),))[1])(jnp.asarray(mean), 0.5)
         assert abs(float(slopes.mean()) - wanted) < 4 * float(slopes.std()) / np.sqrt(n)
@@ -129,9 +129,9 @@ def test_every_network_gets_its_own_gradient(x64, weight, shared):
     by = jax.jacobian(lambda p: [loss.sum() for loss in losses(*p)])(point)
     assert by[0][0] != 0 and by[0][1] == 0  # vae: encoder, not score
     assert by[1][0] == 0 and by[1][1] != 0  # prior: score, not encoder
-    found = losses(*point)
+    at_point = losses(*point)
     if weight is likelihood_weight:
-        np.testing.assert_array_equal(found.vae, found.prior)
+        np.testing.assert_array_equal(at_point.vae, at_point.prior)
 
 
 def test_one_pass_of_the_network_serves_both_losses(x64):
@@ -167,10 +167,10 @@ def test_without_a_network_the_mixed_score_is_that_of_a_normal(x64, name):
     x, t = jnp.asarray(np.random.default_rng(0).standard_normal((4, 2, 3))), jnp.array([0.01, 0.2, 0.3, 0.39])
     network = lambda x, t, cond=None: jnp.sin(x)
     normal = gaussian_score(process, 0.0, 1.0 - float(process.variance(0.0)))(x, t)
-    found = scores.mixed(process, network, jnp.array([-800.0, 800.0, 0.0]))(x, t)
-    np.testing.assert_allclose(found[..., 0], normal[..., 0], rtol=1e-9)
-    np.testing.assert_allclose(found[..., 1], jnp.sin(x)[..., 1], rtol=1e-12)
-    np.testing.assert_allclose(found[..., 2], 0.5 * (normal + jnp.sin(x))[..., 2], rtol=1e-9)
+    mixture = scores.mixed(process, network, jnp.array([-800.0, 800.0, 0.0]))(x, t)
+    np.testing.assert_allclose(mixture[..., 0], normal[..., 0], rtol=1e-9)
+    np.testing.assert_allclose(mixture[..., 1], jnp.sin(x)[..., 1], rtol=1e-12)
+    np.testing.assert_allclose(mixture[..., 2], 0.5 * (normal + jnp.sin(x))[..., 2], rtol=1e-9)
 
 
 def test_where_the_variance_is_kept_a_normal_does_not_flow(x64):
@@ -185,11 +185,11 @@ def test_where_the_variance_is_kept_a_normal_does_not_flow(x64):
 def test_a_product_of_normals(x64):
     """N(0, 1)^0.7 N(.5, .25)^0.3 has the score of N(0.3157894737, 0.5263157895)."""
     process = process64("ve_constant")
-    part = lambda x, t, cond=None: -(x - 0.5) / 0.25
+    component = lambda x, t, cond=None: -(x - 0.5) / 0.25
     x, t = jnp.array([[0.2], [1.0]]), jnp.full(2, 1e-9)
-    found = scores.mixed(process, part, jnp.log(jnp.array([0.3 / 0.7])))(x, t)
+    product = scores.mixed(process, component, jnp.log(jnp.array([0.3 / 0.7])))(x, t)
     v = float(process.normal_variance(1e-9))
-    np.testing.assert_allclose(found, -(x - 0.3157894737) / 0.5263157895 + 0.7 * x * (1 - 1 / v), rtol=1e-8)
+    np.testing.assert_allclose(product, -(x - 0.3157894737) / 0.5263157895 + 0.7 * x * (1 - 1 / v), rtol=1e-8)
 
 
 @pytest.mark.parametrize("logit, excess", [(-3.0, 1.1300e-2), (-6.0, 3.0716e-5)])
@@ -205,9 +205,9 @@ def test_what_a_silent_network_costs_at_first(x64, logit, excess):
         apart = jax.vmap(lambda t: weights @ (zero(x, jnp.full(20, t))[:, 0] + x[:, 0]) ** 2)(jnp.ravel(t))
         return 0.5 * process.diffusion_sq(t) * apart.reshape(jnp.shape(t))
 
-    found = integral(lambda t: rate(jnp.asarray(t)), 0.01, 1.0)
-    assert found == pytest.approx(excess, rel=1e-4)
-    assert found == pytest.approx(0.5 * a**2 * float(process.beta.integral(0.01, 1.0)), rel=1e-9)
+    cost = integral(lambda t: rate(jnp.asarray(t)), 0.01, 1.0)
+    assert cost == pytest.approx(excess, rel=1e-4)
+    assert cost == pytest.approx(0.5 * a**2 * float(process.beta.integral(0.01, 1.0)), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def test_mixing_with_an_exact_component(x64, share, wanted):
     score = scores.mixed(process, gaussian_score(process, np.array([-0.4]), np.array([0.36])), logits)
     z0 = jnp.asarray(0.3 + 0.5 * np.random.default_rng(0).standard_normal((n, 1)))
     t, inv_density = times.normal_likelihood(process, jax.random.key(0), n, t_min=0.01)
-    found = jax.jit(
+    errors = jax.jit(
         lambda z0: cross_entropy.cross_entropy(process, score, jax.random.key(1), z0, t, inv_density, t_min=0.01).match
     )(z0)
-    assert abs(float(found.mean()) - wanted) < 4 * float(found.std()) / np.sqrt(n)
+    assert abs(float(errors.mean()) - wanted) < 4 * float(errors.std()) / np.sqrt(n)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -286,11 +286,11 @@ def test_three_channels_depend_on_each_other_and_sum_to_one(x64):
 def test_a_single_component_s_mean_is_moved_by_the_channels_before():
     """Coefficients tanh(c): green = mean + c0 red, blue = mean + c1 red + c2 green, in [-1, 1]."""
     decoder = decoders.logistic_mixture(256, components=1)
-    parts = np.array(
+    rows = np.array(
         [[0.2, -3.0, 0.5], [0.1, -3.0, -0.4], [-0.3, -3.0, 0.3]]
     )  # mean, log scale, coefficient of each channel
-    out = jnp.asarray(np.concatenate([[0.0], parts.ravel()]), jnp.float32).reshape(1, 1, 1, 10)
-    c = np.tanh(parts[:, 2])
+    out = jnp.asarray(np.concatenate([[0.0], rows.ravel()]), jnp.float32).reshape(1, 1, 1, 10)
+    c = np.tanh(rows[:, 2])
     red = 0.2
     green = 0.1 + c[0] * red
     blue = -0.3 + c[1] * red + c[2] * green

@@ -31,11 +31,13 @@ def _solve(process, score, x, t_min, **options):
 def test_gaussian_closed_form(x64, name, t_min, wanted, rule):
     """Per dimension, for c^2 = 0.25 at x = 0.7, in two dimensions at once."""
     process = process64(name)
-    found = _solve(
+    solution = _solve(
         process, gaussian_score(process, 0.0, 0.25), jnp.full((1, 2), 0.7), t_min, divergence=rule, rtol=1e-9, atol=1e-9
     )
-    assert float(found.logp[0]) / 2 == pytest.approx(wanted, abs=2e-8)
-    assert bool(found.ok[0]) and float(found.prior[0] + found.integral[0]) == pytest.approx(float(found.logp[0]))
+    assert float(solution.logp[0]) / 2 == pytest.approx(wanted, abs=2e-8)
+    assert bool(solution.ok[0]) and float(solution.prior[0] + solution.integral[0]) == pytest.approx(
+        float(solution.logp[0])
+    )
 
 
 @pytest.mark.parametrize("name, column", [("ve", 0), ("vp", 1)])
@@ -50,22 +52,22 @@ def test_mixture_against_monotone_transport(x64, name, column):
     }
     process = process64(name)
     x = jnp.array(list(wanted))[:, None]
-    found = _solve(process, TOY.score(process), x, 1e-5, divergence=divergence.exact, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(found.logp, [values[column] for values in wanted.values()], atol=3e-7)
+    solution = _solve(process, TOY.score(process), x, 1e-5, divergence=divergence.exact, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(solution.logp, [values[column] for values in wanted.values()], atol=3e-7)
 
 
 def test_default_tolerance_in_float32_is_good_to_a_thousandth():
     for name, wanted in (("ve", -1.205647400), ("vp", -1.205774365)):
         process = PROCESSES[name]
-        found = _solve(process, gaussian_score(process, 0.0, 0.25), jnp.full((1, 8), 0.7), 1e-5)
-        assert float(found.logp[0]) / 8 == pytest.approx(wanted, abs=1e-3)
+        solution = _solve(process, gaussian_score(process, 0.0, 0.25), jnp.full((1, 8), 0.7), 1e-5)
+        assert float(solution.logp[0]) / 8 == pytest.approx(wanted, abs=1e-3)
 
 
 def test_the_flow_is_invertible_and_runs_from_data_to_noise(x64):
     """log p falls with |x| of a Gaussian: the reversed integral would make it rise."""
     process = process64("vp")
-    found = _solve(process, gaussian_score(process, 0.0, 0.25), jnp.array([[0.0], [1.0], [2.0]]), 1e-5).logp
-    np.testing.assert_allclose(np.diff(found), [-2.0, -6.0], rtol=1e-2)
+    logp = _solve(process, gaussian_score(process, 0.0, 0.25), jnp.array([[0.0], [1.0], [2.0]]), 1e-5).logp
+    np.testing.assert_allclose(np.diff(logp), [-2.0, -6.0], rtol=1e-2)
 
 
 def test_hutchinson_is_unbiased_and_exact_is_exact(x64):
@@ -77,8 +79,8 @@ def test_hutchinson_is_unbiased_and_exact_is_exact(x64):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3)))
     jacobians = jax.vmap(jax.jacfwd(lambda x: field(x[None])[0]))(x)
     traces = jnp.trace(jacobians, axis1=1, axis2=2)
-    value, found = divergence.exact(field, x)
-    np.testing.assert_allclose(found, traces, rtol=1e-12)
+    value, trace = divergence.exact(field, x)
+    np.testing.assert_allclose(trace, traces, rtol=1e-12)
     np.testing.assert_allclose(value, field(x), rtol=1e-12)
     # all 8 sign patterns: their mean is the trace exactly
     signs = jnp.asarray(np.array(np.meshgrid(*[[-1.0, 1.0]] * 3)).reshape(3, 8).T)
@@ -117,8 +119,8 @@ def test_integer_data_are_refused():
 
 def test_a_solve_that_cannot_finish_says_so():
     process = PROCESSES["vp"]
-    found = _solve(process, gaussian_score(process, 0.0, 0.25), jnp.full((2, 2), 0.7), 1e-5, max_steps=3)
-    assert not np.asarray(found.ok).any() and np.isnan(np.asarray(found.logp)).all()
+    solution = _solve(process, gaussian_score(process, 0.0, 0.25), jnp.full((2, 2), 0.7), 1e-5, max_steps=3)
+    assert not np.asarray(solution.ok).any() and np.isnan(np.asarray(solution.logp)).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,10 +176,10 @@ def test_dequantised_levels_come_back():
 @pytest.mark.parametrize("name, wanted", [("ve", -1.205647400), ("vp", -1.205774365)])
 def test_log_snr_as_the_clock_gives_the_same_density(x64, name, wanted):
     process = process64(name)
-    found = _solve(
+    solution = _solve(
         process, gaussian_score(process, 0.0, 0.25), jnp.full((1, 2), 0.7), 1e-5, rtol=1e-9, atol=1e-9, in_log_snr=True
     )
-    assert float(found.logp[0]) / 2 == pytest.approx(wanted, abs=2e-8)
+    assert float(solution.logp[0]) / 2 == pytest.approx(wanted, abs=2e-8)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,12 +205,12 @@ def _near(values, wanted):
 def test_the_bound_of_the_true_score_is_the_entropy(x64, sample_times):
     """VP, N(0, 0.25), per dimension: the terms one by one, and a total of .7257913529 against .7257913526."""
     process, d = process64("vp"), 2
-    found = _bound(process, gaussian_score(process, 0.0, 0.25), 40_000, d, 0.25, sample_times=sample_times)
-    np.testing.assert_allclose(found.total, found.prior + found.diffusion + found.offset, rtol=1e-12)
-    _near(found.prior / d, 1.4189223385)
-    _near(found.diffusion / d, -0.6931294842)
-    _near(found.offset / d, -0.0000015015)
-    _near(found.total / d, 0.7257913529)
+    bound = _bound(process, gaussian_score(process, 0.0, 0.25), 40_000, d, 0.25, sample_times=sample_times)
+    np.testing.assert_allclose(bound.total, bound.prior + bound.diffusion + bound.offset, rtol=1e-12)
+    _near(bound.prior / d, 1.4189223385)
+    _near(bound.diffusion / d, -0.6931294842)
+    _near(bound.offset / d, -0.0000015015)
+    _near(bound.total / d, 0.7257913529)
 
 
 @pytest.mark.parametrize("k, j_sm", [(0.95, 0.00978043242), (1.05, 0.00978043242)])
@@ -239,9 +241,9 @@ ALPHA, SIGMA = float(np.sqrt(1 / (1 + np.exp(-13.3)))), float(np.sqrt(1 / (1 + n
 def _bits(log_density, pixels, key=0):
     """Bits per dimension of one-pixel images under a density at that noise level."""
     image = jnp.asarray(pixels, jnp.uint8)[:, None]
-    found = dequantise.truncated_normal(jax.random.key(key), image, dequantise.Bins(256), alpha=ALPHA, sigma=SIGMA)
+    point = dequantise.truncated_normal(jax.random.key(key), image, dequantise.Bins(256), alpha=ALPHA, sigma=SIGMA)
     return dequantise.bits_per_dim(
-        log_density(np.asarray(found.x, np.float64)[:, 0]), found.log_q, 1, dequantise.Bins(256)
+        log_density(np.asarray(point.x, np.float64)[:, 0]), point.log_q, 1, dequantise.Bins(256)
     )
 
 
@@ -262,15 +264,15 @@ def test_truncated_normal_is_expensive_for_a_smooth_model(x64):
     """y ~ N(.1, .3^2), pixel 100: exactly 7.38327520 bits; uniform noise costs 7.38332010, truncated normal 7.95207654."""
     pixels = np.full(100_000, 100)
     _near(_bits(lambda x: norm.logpdf(x, 0.1 * ALPHA, np.sqrt(0.09 * ALPHA**2 + SIGMA**2)), pixels), 7.95207654)
-    found = dequantise.uniform(jax.random.key(0), jnp.asarray(pixels, jnp.uint8)[:, None], dequantise.Bins(256))
-    logp = norm.logpdf(np.asarray(found.x, np.float64)[:, 0], 0.1, 0.3)
-    _near(dequantise.bits_per_dim(logp, found.log_q, 1, dequantise.Bins(256)), 7.38332010)
+    point = dequantise.uniform(jax.random.key(0), jnp.asarray(pixels, jnp.uint8)[:, None], dequantise.Bins(256))
+    logp = norm.logpdf(np.asarray(point.x, np.float64)[:, 0], 0.1, 0.3)
+    _near(dequantise.bits_per_dim(logp, point.log_q, 1, dequantise.Bins(256)), 7.38332010)
 
 
 def test_truncated_normal_has_its_entropy_and_stays_in_its_bin(x64):
     """Per dimension -7.568786695 bits, the cut at 3.018688772 standard deviations."""
     assert ALPHA / (256 * SIGMA) == pytest.approx(3.018688772, rel=1e-8)
     image = jnp.full((100_000, 1), 37, jnp.uint8)
-    found = dequantise.truncated_normal(jax.random.key(0), image, dequantise.Bins(256), alpha=ALPHA, sigma=SIGMA)
-    _near((found.log_q - np.log(2 / 256)) / np.log(2), 7.568786695)
-    assert (np.asarray(dequantise.quantise(found.x / ALPHA, dequantise.Bins(256))) == 37).all()
+    point = dequantise.truncated_normal(jax.random.key(0), image, dequantise.Bins(256), alpha=ALPHA, sigma=SIGMA)
+    _near((point.log_q - np.log(2 / 256)) / np.log(2), 7.568786695)
+    assert (np.asarray(dequantise.quantise(point.x / ALPHA, dequantise.Bins(256))) == 37).all()

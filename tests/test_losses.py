@@ -23,14 +23,14 @@ def test_minimum_for_gaussian_data_is_rho(name, t):
     alpha, variance = float(process.alpha(t)), float(process.variance(t))
     rho = alpha**2 * c2 / (alpha**2 * c2 + variance)
     exact, ts = gaussian_score(process, 0.3, c2), jnp.full(N // 4, t)
-    found, error = _mean(dsm.dsm(process, exact, jax.random.key(1), x0, ts)["order1"])
-    assert abs(found - rho) < 4 * error
+    loss, error = _mean(dsm.dsm(process, exact, jax.random.key(1), x0, ts)["order1"])
+    assert abs(loss - rho) < 4 * error
 
     def wrong(x, t, cond=None):
         return exact(x, t) + 0.2
 
-    found, error = _mean(dsm.dsm(process, wrong, jax.random.key(1), x0, ts)["order1"])
-    assert abs(found - (rho + 0.04 * variance)) < 4 * error
+    loss, error = _mean(dsm.dsm(process, wrong, jax.random.key(1), x0, ts)["order1"])
+    assert abs(loss - (rho + 0.04 * variance)) < 4 * error
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_minimum_for_the_toy_mixture(name, t, minimum):
     process = PROCESSES[name]
     x0 = jnp.asarray(TOY.sample(np.random.default_rng(0), N), jnp.float32)[:, None]
     terms = dsm.dsm(process, TOY.score(process), jax.random.key(1), x0, jnp.full(N, t))
-    found, error = _mean(terms["order1"])
-    assert abs(found - minimum) < 4 * error
+    loss, error = _mean(terms["order1"])
+    assert abs(loss - minimum) < 4 * error
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_average_over_uniform_time(name, c2, average):
     process = PROCESSES[name]
     x0 = np.sqrt(c2) * jax.random.normal(jax.random.key(0), (N, 1))
     t = times.stratified(process, jax.random.key(2), N, t_min=1e-5).t
-    found, error = _mean(dsm.dsm(process, gaussian_score(process, 0.0, c2), jax.random.key(1), x0, t)["order1"])
-    assert abs(found - average) < 4 * error
+    loss, error = _mean(dsm.dsm(process, gaussian_score(process, 0.0, c2), jax.random.key(1), x0, t)["order1"])
+    assert abs(loss - average) < 4 * error
 
 
 @pytest.mark.parametrize("sample_times", [times.uniform, times.importance])
@@ -75,13 +75,13 @@ def test_likelihood_weight_is_the_same_integral_under_any_distribution(sample_ti
     terms = dsm.dsm(
         process, gaussian_score(process, 0.0, 1.0), jax.random.key(1), x0, t, weight=weights.likelihood_weight
     )
-    found, error = _mean(inv_density * terms["order1"])
+    estimate, error = _mean(inv_density * terms["order1"])
 
     def integrand(t):
         t = jnp.float32(t)
         return float(process.diffusion_sq(t) / process.variance(t) * process.alpha(t) ** 2)
 
-    assert abs(found - quad(integrand, t_min, 1, limit=200)[0]) < 4 * error
+    assert abs(estimate - quad(integrand, t_min, 1, limit=200)[0]) < 4 * error
 
 
 def test_weights_by_their_formulas(x64):
@@ -99,7 +99,7 @@ def test_weights_by_their_formulas(x64):
     np.testing.assert_allclose(weights.sigmoid_weight(process, t, bias=0.5), sigmoid, rtol=1e-6)
 
 
-def test_one_number_per_example_that_depends_on_that_example_alone():
+def test_the_loss_is_one_number_per_example_that_depends_on_that_example_alone():
     process = PROCESSES["vp"]
     score = gaussian_score(process, 0.0, 1.0)
     x0, t = jax.random.normal(jax.random.key(0), (6, 3, 2)), jnp.linspace(0.1, 0.9, 6)

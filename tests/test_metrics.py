@@ -15,8 +15,8 @@ def _distance(first, second):
 
 def test_bures_distance_closed_form():
     target = frechet.reference(np.array([0, 1.0]), np.array([[1, -0.3], [-0.3, 2]]))
-    found = frechet.gaussian_distance(np.array([1.0, 0]), np.array([[2, 0.5], [0.5, 1]]), target)
-    assert np.sqrt(found) == pytest.approx(1.6048133515, rel=1e-9)
+    square = frechet.gaussian_distance(np.array([1.0, 0]), np.array([[2, 0.5], [0.5, 1]]), target)
+    assert np.sqrt(square) == pytest.approx(1.6048133515, rel=1e-9)
 
 
 def test_frechet_against_the_matrix_square_root():
@@ -29,7 +29,7 @@ def test_frechet_against_the_matrix_square_root():
     assert _distance(stats[0], stats[0]) == pytest.approx(0, abs=1e-8)
 
 
-def test_fewer_samples_than_dimensions():
+def test_frechet_distance_of_fewer_samples_than_dimensions():
     """A rank-deficient covariance: the distance of two samples on orthogonal lines is that of their own variances."""
     x, y = np.zeros((4, 5)), np.zeros((4, 5))
     x[:, 0], y[:, 1] = [-1, 1, -1, 1], [-2, 2, -2, 2]
@@ -93,18 +93,18 @@ def test_wasserstein_in_one_dimension_is_sorting():
 def test_jackknife_of_a_mean_is_its_standard_error():
     x = np.random.default_rng(0).standard_normal(50)
     left_out = [np.delete(x, i).mean() for i in range(50)]
-    found = metrics.jackknife(x.mean(), np.array(left_out))
-    assert found.stderr == pytest.approx(metrics.mean_estimate(x).stderr, rel=1e-12)
+    estimate = metrics.jackknife(x.mean(), np.array(left_out))
+    assert estimate.stderr == pytest.approx(metrics.mean_estimate(x).stderr, rel=1e-12)
 
 
 def test_mixture_baseline_finds_a_gaussian():
     """For Gaussian data the best mixture is one Gaussian, and its score is minus the entropy."""
     rng = np.random.default_rng(0)
     train, test = rng.standard_normal((5000, 3)), rng.standard_normal((5000, 3))
-    found = baseline.gaussian_mixture(train, test)
+    fitted = baseline.gaussian_mixture(train, test)
     entropy = 1.5 * np.log(2 * np.pi * np.e)
-    assert found.components <= 2
-    assert abs(found.log_prob + entropy) < 4 * np.sqrt(1.5 / 5000) + 0.01
+    assert fitted.components <= 2
+    assert abs(fitted.log_prob + entropy) < 4 * np.sqrt(1.5 / 5000) + 0.01
 
 
 def test_the_class_score_of_certain_and_of_uncertain_classifiers():
@@ -124,14 +124,14 @@ def test_the_class_score_of_certain_and_of_uncertain_classifiers():
 def test_digit_classifier_knows_digits_and_is_cached(tmp_path):
     source = load.digits()
     extractor = digits.classifier(source.train, source.num_levels, tmp_path)
-    found = extractor.extract(source.test.x)
-    assert (found.probs.argmax(1) == source.test.label).mean() > 0.95
-    np.testing.assert_allclose(found.probs.sum(1), 1, rtol=1e-5)
+    features = extractor.extract(source.test.x)
+    assert (features.probs.argmax(1) == source.test.label).mean() > 0.95
+    np.testing.assert_allclose(features.probs.sum(1), 1, rtol=1e-5)
     (path,) = tmp_path.iterdir()
     before = path.stat().st_mtime_ns
     again = digits.classifier(source.train, source.num_levels, tmp_path).extract(source.test.x)
-    np.testing.assert_array_equal(again.pool, found.pool)
+    np.testing.assert_array_equal(again.pool, features.pool)
     assert path.stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:100])  # a damaged cache is refitted, to the same network
     refitted = digits.classifier(source.train, source.num_levels, tmp_path).extract(source.test.x)
-    np.testing.assert_allclose(refitted.probs, found.probs, atol=1e-4)
+    np.testing.assert_allclose(refitted.probs, features.probs, atol=1e-4)

@@ -186,6 +186,6 @@ def test_what_stands_between_fusions_is_the_identity_in_all_derivatives(x64):
 
     np.testing.assert_allclose(third(wall)(x, number), third(plain)(x, number), rtol=1e-12)
     many = jnp.zeros(3)
-    found = jax.vmap(third(wall), (None, 0))(x, many)
-    np.testing.assert_allclose(found, jnp.broadcast_to(third(plain)(x, number), (3, 6)), rtol=1e-12)
+    derivatives = jax.vmap(third(wall), (None, 0))(x, many)
+    np.testing.assert_allclose(derivatives, jnp.broadcast_to(third(plain)(x, number), (3, 6)), rtol=1e-12)
     assert np.isnan(jax.jit(layers.fusion_barrier)(x, jnp.float64(jnp.nan))).all()

@@ -64,7 +64,7 @@ TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "d
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm"])
-def test_they_are_functions_of_image_noise_label_and_class(name):
+def test_networks_are_functions_of_image_noise_label_and_class(name):
     """At first zero; then an example does not see its batch mates, and sees its own noise label and class."""
     net = network(getattr(plus, name)(**TINY | ({"channels": 64} if name == "adm" else {}), num_classes=3))
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))

@@ -79,12 +79,12 @@ def test_order_on_a_mixture(x64, name):
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_rules_converge_with_weak_order_one(x64, name):
-    """Error in the variance of the law they produce from an exact start, by its exact recursion."""
+    """Error in the variance of the distribution they produce from an exact start, by its exact recursion."""
     process, counts, data = process64("vp"), (200, 400, 800, 1600), exact.Gaussian(jnp.zeros(1), jnp.array([0.5]))
     start, end = exact.marginal(process, data, 1.0), exact.marginal(process, data, 0.1)
     rule = transitions.TRANSITIONS[name]
-    laws = [exact.gaussian_law(process, jnp.linspace(1, 0.1, n + 1), rule, data, start=start) for n in counts]
-    assert abs(slope([float(abs(law.variance - end.variance)[0]) for law in laws], counts) - 1) < 0.3
+    ends = [exact.gaussian_law(process, jnp.linspace(1, 0.1, n + 1), rule, data, start=start) for n in counts]
+    assert abs(slope([float(abs(reached.variance - end.variance)[0]) for reached in ends], counts) - 1) < 0.3
 
 
 def corrected(predictor, corrector_steps, snr):
@@ -108,15 +108,17 @@ LAWS = {
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_rule_has_the_law_of_its_coefficients(name):
+def test_rule_has_the_distribution_of_its_coefficients(name):
     """100,000 samples against the recursion for Gaussian data: mean and variance within 5 standard errors."""
     process, n = PROCESSES["vp"], 100_000
     rule, (transition, repeated) = LAWS[name]
     mu, lam = np.array([0.3, -1.0]), np.array([0.5, 2.0])
     grid = np.linspace(1, 0.1, 21) ** 2
     with jax.enable_x64(True):
-        law = exact.gaussian_law(process64("vp"), jnp.asarray(repeated(grid)), transition, exact.Gaussian(mu, lam))
-        mean, var = np.asarray(law.mean), np.asarray(law.variance)
+        predicted = exact.gaussian_law(
+            process64("vp"), jnp.asarray(repeated(grid)), transition, exact.Gaussian(mu, lam)
+        )
+        mean, var = np.asarray(predicted.mean), np.asarray(predicted.variance)
         start = float(process64("vp").sigma(1.0))
     x_init = start * jax.random.normal(jax.random.key(0), (n, 2))
     score, times = gaussian_score(process, mu, lam), jnp.asarray(grid, jnp.float32)
@@ -195,7 +197,7 @@ def test_stochastic_samplers_reach_a_mixture(name):
 
 
 def test_langevin_corrector_alone_keeps_and_restores_the_marginal():
-    """Started from a law that is too wide, many corrector steps at one time bring p_t back."""
+    """Started from a distribution that is too wide, many corrector steps at one time bring p_t back."""
     process, n = PROCESSES["vp"], 50_000
     score, t = gaussian_score(process, 0.0, 0.5), jnp.full(n, 0.3)
     wanted = float(process.alpha(0.3) ** 2 * 0.5 + process.variance(0.3))
@@ -230,9 +232,9 @@ def test_grids_are_even_in_what_they_say(x64, name, grid):
 def test_karras_grid_is_that_of_edm(x64):
     """For sigma = t the published formula (max^(1/7) + i/n (min^(1/7) - max^(1/7)))^7."""
     process = process64("edm")
-    found = grids.karras(process, 17, t_min=0.002)
+    grid = grids.karras(process, 17, t_min=0.002)
     ramp = 3.0 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 3.0 ** (1 / 7))
-    np.testing.assert_allclose(found, ramp**7, rtol=1e-9)
+    np.testing.assert_allclose(grid, ramp**7, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -299,10 +301,10 @@ def test_adaptive_solver_counts_its_evaluations():
         jax.debug.callback(lambda _: calls.append(1), t[0])
         return -50.0 * t[:, None] * y + jnp.sin(40.0 * t)[:, None]
 
-    found = jax.jit(lambda y: adaptive.integrate(drift, y, 0.0, 1.0, rtol=1e-5, atol=1e-5))(jnp.ones((1, 3)))
+    solution = jax.jit(lambda y: adaptive.integrate(drift, y, 0.0, 1.0, rtol=1e-5, atol=1e-5))(jnp.ones((1, 3)))
     jax.effects_barrier()
-    assert int(found.n_rejected[0]) > 0
-    assert int(found.nfe[0]) == len(calls)
+    assert int(solution.n_rejected[0]) > 0
+    assert int(solution.nfe[0]) == len(calls)
 
 
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)])
@@ -315,9 +317,9 @@ def test_adaptive_solver_against_scipy(x64, ends):
     def drift(t, y, args):
         return jnp.stack([y[:, 1], -jnp.sin(y[:, 0]) - 0.1 * y[:, 1] + jnp.sin(t)], axis=1)
 
-    found = adaptive.integrate(drift, jnp.asarray(y0), *ends, rtol=1e-9, atol=1e-9)
+    solution = adaptive.integrate(drift, jnp.asarray(y0), *ends, rtol=1e-9, atol=1e-9)
     wanted = [solve_ivp(field, ends, y, rtol=1e-11, atol=1e-11).y[:, -1] for y in y0]
-    np.testing.assert_allclose(found.y, wanted, atol=1e-7)
+    np.testing.assert_allclose(solution.y, wanted, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -337,7 +339,7 @@ def test_adaptive_error_follows_the_tolerance(x64):
 
 
 @pytest.mark.slow
-def test_an_example_does_not_depend_on_its_batch_mates():
+def test_an_adaptive_solve_does_not_depend_on_its_batch_mates():
     process = PROCESSES["vp"]
     x = jnp.array([[-1.5], [0.3], [1.2]])
     whole = adaptive.adaptive(process, TOY.score(process), jax.random.key(0), x, jnp.array(ENDS))

@@ -38,8 +38,8 @@ def _meaning(x0, noise, scales):
 def test_every_conversion_keeps_the_meaning(x64, source, target):
     x0, noise, xt, scales = _example()
     outputs = _meaning(x0, noise, scales)
-    found = scores.convert(outputs[source], xt, scales, KINDS[source], KINDS[target])
-    np.testing.assert_allclose(found, outputs[target], rtol=1e-10, atol=1e-12)
+    converted = scores.convert(outputs[source], xt, scales, KINDS[source], KINDS[target])
+    np.testing.assert_allclose(converted, outputs[target], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,8 +58,8 @@ def test_a_perfect_network_gives_the_exact_score(x64, kind, name):
         xt = scaled * jnp.sqrt(scales.alpha**2 * rms**2 + scales.sigma**2)
         return scores.convert(exact(xt, times), xt, scales, scores.SCORE, KINDS[kind])
 
-    found = scores.score_fn(process, apply, None, KINDS[kind], sigma_data=rms)(x, t)
-    np.testing.assert_allclose(found, exact(x, t), rtol=1e-7)
+    score = scores.score_fn(process, apply, None, KINDS[kind], sigma_data=rms)(x, t)
+    np.testing.assert_allclose(score, exact(x, t), rtol=1e-7)
 
 
 def test_network_input_has_unit_mean_square():
@@ -95,8 +95,8 @@ def test_velocity_networks_and_the_noise(x64):
     x0, noise, f = np.random.default_rng(0).standard_normal((3, 4))
     for alpha, sigma, kind, scale, share in ((0.6, 0.8, scores.V, 1.0, 0.8), (0.3, 0.7, scores.FLOW, np.sqrt(2), 1.0)):
         xt, scales = alpha * x0 + sigma * noise, scores.SignalNoise(alpha, sigma)
-        found = scores.convert(f, xt, scales, kind, scores.NOISE)
-        np.testing.assert_allclose(found, scale * alpha * f + share * xt, rtol=1e-12)
+        noise_of = scores.convert(f, xt, scales, kind, scores.NOISE)
+        np.testing.assert_allclose(noise_of, scale * alpha * f + share * xt, rtol=1e-12)
 
 
 def test_tweedie_and_probability_flow_of_a_gaussian(x64):

@@ -35,8 +35,8 @@ REFERENCE = [
 @pytest.mark.parametrize("process, wanted", REFERENCE)
 def test_reference_values(x64, process, wanted):
     step = process.reverse_integrals(0.6, 0.7)
-    found = [process.diffusion_sq(0.8), process.alpha(0.8), process.variance(0.8), *step]
-    np.testing.assert_allclose(np.array(found, float), wanted, rtol=1e-9)
+    values = [process.diffusion_sq(0.8), process.alpha(0.8), process.variance(0.8), *step]
+    np.testing.assert_allclose(np.array(values, float), wanted, rtol=1e-9)
 
 
 def test_reference_values_of_the_experiments(x64):
@@ -81,8 +81,8 @@ def test_variance_and_log_snr_obey_their_differential_equations(x64, name):
     process = process64(name)
     t = np.array(TIMES) * float(process.horizon)
     slope = jax.vmap(jax.grad(process.variance))(t)
-    law = 2 * process.drift_coeff(t) * process.variance(t) + process.diffusion_sq(t)
-    np.testing.assert_allclose(slope, law, rtol=1e-9)
+    right_side = 2 * process.drift_coeff(t) * process.variance(t) + process.diffusion_sq(t)
+    np.testing.assert_allclose(slope, right_side, rtol=1e-9)
     np.testing.assert_allclose(jax.vmap(jax.grad(process.log_alpha))(t), process.drift_coeff(t), rtol=1e-11, atol=1e-15)
     likelihood_weight = process.diffusion_sq(t) / process.variance(t)
     np.testing.assert_allclose(-jax.vmap(jax.grad(process.log_snr))(t), likelihood_weight, rtol=1e-9)
@@ -127,8 +127,8 @@ def test_float32_keeps_its_digits_near_zero(name):
         exact = process64(name)
         wanted = [float(v) for v in (exact.sigma(1e-6), exact.log_snr(1e-6), *exact.reverse_integrals(0.0, 1e-6))]
     t = jnp.float32(1e-6)
-    found = [float(v) for v in (single.sigma(t), single.log_snr(t), *single.reverse_integrals(jnp.float32(0.0), t))]
-    np.testing.assert_allclose(found, wanted, rtol=4e-6)
+    values = [float(v) for v in (single.sigma(t), single.log_snr(t), *single.reverse_integrals(jnp.float32(0.0), t))]
+    np.testing.assert_allclose(values, wanted, rtol=4e-6)
 
 
 def test_float32_variance_of_a_power_schedule():
@@ -186,9 +186,9 @@ def test_closed_forms_of_the_standard_processes(x64):
 def test_geometric_vp_has_the_published_values(x64):
     """beta(0), beta(1/2), beta(1), sigma^2(1/2) and alpha(1)^2 for variances from 3e-5 to 0.999."""
     process = sdes.vp_geometric()
-    found = [*process.diffusion_sq(np.array([0.0, 0.5, 1.0])), process.variance(0.5), process.alpha(1.0) ** 2]
+    values = [*process.diffusion_sq(np.array([0.0, 0.5, 1.0])), process.variance(0.5), process.alpha(1.0) ** 2]
     wanted = [3.1240875e-4, 0.0573213422, 10402.89936, 0.0054744863, 1.00003e-3]
-    np.testing.assert_allclose(found, wanted, rtol=3e-7)
+    np.testing.assert_allclose(values, wanted, rtol=3e-7)
 
 
 def test_families_meet_where_they_should(x64):
@@ -225,8 +225,8 @@ def test_the_straight_path_is_its_own_linear_sde(x64):
     for name in ("log_alpha", "variance", "diffusion_sq", "drift_coeff"):
         np.testing.assert_allclose(getattr(path, name)(t), getattr(general, name)(t), rtol=1e-10)
     for s in (0.0, t - 1e-5, 0.9 * t, 0.2 * t):
-        for found, wanted in zip(path.reverse_integrals(s, t), general.reverse_integrals(s, t)):
-            np.testing.assert_allclose(found, wanted, rtol=1e-9)
+        for value, wanted in zip(path.reverse_integrals(s, t), general.reverse_integrals(s, t)):
+            np.testing.assert_allclose(value, wanted, rtol=1e-9)
 
 
 def test_two_rates_make_any_linear_sde(x64):
@@ -281,16 +281,16 @@ def test_every_number_of_a_schedule_has_a_finite_gradient(x64, name):
         step = process.reverse_integrals(0.2 * process.horizon, 0.7 * process.horizon)
         return process.log_snr(0.5 * process.horizon) + sum(step) + process.diffusion_sq(0.9 * process.horizon)
 
-    for i, found in enumerate(jax.grad(quantity)(leaves)):
+    for i, gradient in enumerate(jax.grad(quantity)(leaves)):
         h = 1e-6 * max(abs(float(leaves[i])), 1e-3)
         up, down = (quantity([leaf + sign * h * (i == j) for j, leaf in enumerate(leaves)]) for sign in (1, -1))
         if float(leaves[i]) == 0.0:  # at the edge of what is allowed: one-sided
             up, down, h = up, quantity(leaves), h / 2
-        np.testing.assert_allclose(found, (up - down) / (2 * h), rtol=3e-4, atol=1e-5 * abs(float(up)))
+        np.testing.assert_allclose(gradient, (up - down) / (2 * h), rtol=3e-4, atol=1e-5 * abs(float(up)))
 
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "ve"])
-def test_perturbed_data_have_the_marginal_law(name):
+def test_perturbed_data_have_the_marginal_distribution(name):
     process = PROCESSES[name]
     n = 200_000
     x0 = 0.5 + 2.0 * jax.random.normal(jax.random.key(1), (n, 1))

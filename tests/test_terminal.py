@@ -68,10 +68,10 @@ def test_density_and_draws_of_a_mixture(x64, form):
 @pytest.mark.parametrize("form, name", [("full", "full"), ("diagonal", "diag"), ("isotropic", "spherical")])
 def test_a_fit_is_as_likely_as_that_of_scikit_learn(x64, form, name):
     x = blobs()
-    found = mixture.fit(x, components=3, covariance=FORMS[form], floor=1e-9, tol=1e-9)
+    fit = mixture.fit(x, components=3, covariance=FORMS[form], floor=1e-9, tol=1e-9)
     other = GaussianMixture(3, covariance_type=name, reg_covar=0.0, tol=1e-9, max_iter=1000, random_state=0).fit(x)
-    assert found.converged and found.log_prob[-1] == pytest.approx(other.score(x), abs=1e-6)
-    assert (np.diff(found.log_prob) > -1e-9).all()
+    assert fit.converged and fit.log_prob[-1] == pytest.approx(other.score(x), abs=1e-6)
+    assert (np.diff(fit.log_prob) > -1e-9).all()
 
 
 def test_one_component_is_the_best_gaussian_of_its_class(x64):
@@ -89,9 +89,12 @@ def test_one_component_is_the_best_gaussian_of_its_class(x64):
         (mixture.FULL, 0.0),
     ):
         fitted = mixture.fit(x, covariance=form, floor=1e-9).mixture
-        found = covariances(fitted)[0]
+        fitted_cov = covariances(fitted)[0]
         kl = 0.5 * (
-            np.trace(np.linalg.solve(found, cov)) - 64 + np.linalg.slogdet(found)[1] - np.linalg.slogdet(cov)[1]
+            np.trace(np.linalg.solve(fitted_cov, cov))
+            - 64
+            + np.linalg.slogdet(fitted_cov)[1]
+            - np.linalg.slogdet(cov)[1]
         )
         assert kl == pytest.approx(wanted, abs=6e-6)
         entropy = 0.5 * (64 * np.log(2 * np.pi * np.e) + np.linalg.slogdet(cov)[1])
@@ -103,9 +106,9 @@ def test_one_component_is_the_best_gaussian_of_its_class(x64):
 def test_no_variance_falls_below_the_floor_and_no_component_stays_empty(x64):
     """Thirty copies of two points and a far one: without a floor the likelihood has no bound."""
     x = np.concatenate([np.zeros((30, 3)), np.ones((30, 3)), [[50.0, 50.0, 50.0]]])
-    found = mixture.fit(x, components=3, covariance=mixture.FULL, floor=0.01)
-    assert min(np.linalg.eigvalsh(c).min() for c in covariances(found.mixture)) >= 0.01 - 1e-12
-    assert np.isfinite(found.log_prob).all()
+    fit = mixture.fit(x, components=3, covariance=mixture.FULL, floor=0.01)
+    assert min(np.linalg.eigvalsh(c).min() for c in covariances(fit.mixture)) >= 0.01 - 1e-12
+    assert np.isfinite(fit.log_prob).all()
     spread = blobs(200, 2, 2, seed=3)
     fitted = mixture.fit(spread, components=6, covariance=mixture.FULL, floor=1e-3).mixture
     shares = jax.nn.softmax(
@@ -184,11 +187,11 @@ def test_a_pushforward_reads_its_pool_once():
         calls.append(path)
         return jnp.full((5, 2, 2, 1), 3.0)
 
-    family, process = families.pushforward(read, "made.npy"), sdes.vp_linear()
+    family, process = families.pushforward(read, "images.npy"), sdes.vp_linear()
     for t in (0.1, 0.5):
         distribution = family.at(None, process, t)
         assert float(distribution.sigma) == pytest.approx(float(process.sigma(t)))
-    assert calls == ["made.npy"]
+    assert calls == ["images.npy"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -196,23 +199,23 @@ def test_a_pushforward_reads_its_pool_once():
 
 
 @pytest.mark.parametrize(
-    "shape, levels, steps, width, wanted",
+    "shape, resolutions, steps, width, wanted",
     [
         ((32, 32, 3), 3, 32, 512, 44_703_060), ((64, 64, 3), 4, 32, 512, 75_431_940), ((32, 32, 3), 3, 8, 128, 1_739_796),
         ((28, 28, 1), 2, 16, 256, 2_875_044), ((28, 28, 1), 2, 8, 64, 167_012),
     ],
 )  # fmt: skip
 @pytest.mark.slow
-def test_published_sizes_of_the_flow(shape, levels, steps, width, wanted):
-    module = glow.Glow(levels, steps, width)
+def test_published_sizes_of_the_flow(shape, resolutions, steps, width, wanted):
+    module = glow.Glow(resolutions, steps, width)
     with jax.numpy_rank_promotion("allow"):
-        found = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
-    assert sum(leaf.size for leaf in jax.tree.leaves(found["params"])) == wanted
+        variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == wanted
 
 
-def small_flow(shape=(8, 8, 2), levels=2, steps=2, width=16, noise=0.05, batch=4):
+def small_flow(shape=(8, 8, 2), resolutions=2, steps=2, width=16, noise=0.05, batch=4):
     """A flow whose parameters were moved off where it begins, and points."""
-    module = glow.Glow(levels, steps, width)
+    module = glow.Glow(resolutions, steps, width)
     x = jax.random.normal(jax.random.key(1), (batch, *shape))
     params = module.init(jax.random.key(0), x)
     leaves, tree = jax.tree.flatten(params["params"])
@@ -269,7 +272,7 @@ def test_density_of_the_flow_where_it_begins():
 def test_density_of_a_scaled_flow_integrates_to_one(x64):
     """Importance sampling of an image of 2 x 2: E[p(x) / q(x)] = 1 under a wider Gaussian q."""
     with jax.numpy_rank_promotion("allow"):
-        module, params, _ = small_flow((2, 2, 1), levels=1, steps=2, width=4)
+        module, params, _ = small_flow((2, 2, 1), resolutions=1, steps=2, width=4)
         forward, inverse = (lambda p, y: module.apply(p, y)), (lambda p, z: module.apply(p, z, method=glow.Glow.invert))
         distribution = Flow(params, 3.0, 0.5, forward, inverse, module.shapes)
         draws = distribution.sample(jax.random.key(0), (20_000, 2, 2, 1))
@@ -307,7 +310,7 @@ def test_the_profile_is_the_laboratory_s(x64):
             process, score, terminals, key, x, t_min=eps, horizons=jnp.asarray(horizons), num_times=50
         )
     )
-    found = run(jax.random.key(0), jnp.asarray(x0))
+    profile = run(jax.random.key(0), jnp.asarray(x0))
     first = data.at(process, eps)
     for name, start in (("prior", hz.STANDARD), ("bridge", None)):
 
@@ -317,12 +320,12 @@ def test_the_profile_is_the_laboratory_s(x64):
 
         for i, t in enumerate(horizons):
             gap = float(hz.constant_error_gap(process, delta, t) - hz.constant_error_gap(process, delta, eps))
-            total = np.asarray(found.end[name][:, i] + found.path[:, i])
+            total = np.asarray(profile.end[name][:, i] + profile.path[:, i])
             assert abs(total.mean() - hz.line_entropy(first) - gap - kl(t)) < 4 * total.std() / np.sqrt(n), (name, t)
-            slope, step = np.asarray(found.slope[name][:, i]), 1e-3
+            slope, step = np.asarray(profile.slope[name][:, i]), 1e-3
             wanted = (kl(t + step) - kl(t - step)) / (2 * step) + 0.5 * float(process.diffusion_sq(t)) * delta**2
             assert abs(slope.mean() - wanted) < 4 * slope.std() / np.sqrt(n) + 1e-3 * abs(wanted), (name, t)
-    gain = np.asarray(found.end["prior"] - found.end["bridge"])
+    gain = np.asarray(profile.end["prior"] - profile.end["bridge"])
     wanted = [
         hz.line_kl(data.at(process, t), hz.STANDARD) - hz.line_kl(data.at(process, t), data.at(process, t).matched())
         for t in horizons
@@ -347,9 +350,9 @@ def test_one_pass_gives_what_a_pass_for_each_horizon_gives(x64):
     each = jax.jit(
         lambda x, t: likelihood.bound(cut(t), score, terminal.prior(cut(t)), jax.random.key(1), x, t_min=1e-3).total
     )
-    found = run(x)
+    profile = run(x)
     for i, t in enumerate(horizons):
-        apart = np.asarray(found.end["prior"][:, i] + found.path[:, i] + found.offset - each(x, t))
+        apart = np.asarray(profile.end["prior"][:, i] + profile.path[:, i] + profile.offset - each(x, t))
         assert abs(apart.mean()) < 4 * apart.std() / np.sqrt(n)
 
 
@@ -377,5 +380,5 @@ def test_a_bridge_in_the_likelihood_and_in_the_sampler(x64):
     start = line_terminal(short, data.matched())(0.2).sample(jax.random.key(1), (40_000, 1))
     grid = grids.uniform(short, 400, t_min=1e-4)
     rule = rules.affine(exponential_sde)
-    made = jax.jit(lambda x: sample(rule, short, score, jax.random.key(2), x, grid, denoise=False).x)(start)
-    assert abs(float(made.mean()) - 2.39716) < 4 * 1.004 / 200 + 2e-3 and abs(float(made.std()) - 1.00405) < 0.015
+    drawn = jax.jit(lambda x: sample(rule, short, score, jax.random.key(2), x, grid, denoise=False).x)(start)
+    assert abs(float(drawn.mean()) - 2.39716) < 4 * 1.004 / 200 + 2e-3 and abs(float(drawn.std()) - 1.00405) < 0.015

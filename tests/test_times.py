@@ -33,10 +33,10 @@ def test_importance_has_the_published_quantiles(x64, name, t_min):
     top, bottom = process.log_snr(t_min), process.log_snr(1.0)
     assert float(top - bottom) == pytest.approx(z, rel=1e-9)
     drawn = times.importance(process, jax.random.key(0), 4000, t_min=t_min).t
-    found = np.quantile(drawn, [0.25, 0.5, 0.75])
+    quartiles = np.quantile(drawn, [0.25, 0.5, 0.75])
     # stratified in 4000 cells: an empirical quantile is within one cell of the true one
-    found_u = (top - process.log_snr(found)) / z
-    np.testing.assert_allclose(found_u, [0.25, 0.5, 0.75], atol=1.1 / 4000)
+    quartiles_u = (top - process.log_snr(quartiles)) / z
+    np.testing.assert_allclose(quartiles_u, [0.25, 0.5, 0.75], atol=1.1 / 4000)
     np.testing.assert_allclose(process.inverse_log_snr(top - z * jnp.array([0.25, 0.5, 0.75])), quantiles, rtol=1e-7)
 
 
@@ -64,15 +64,15 @@ def test_velocity_has_the_published_quantiles(x64, name):
     np.testing.assert_allclose(inv_density * pace * process.alpha(t) ** 2, z, rtol=2e-2)
     assert float(jnp.mean(inv_density * pace * process.alpha(t) ** 2)) == pytest.approx(z, rel=1e-5)
     u = np.array([0.25, 0.5, 0.75])
-    found = np.quantile(process.log_snr(t), 1 - u)
+    log_snr = np.quantile(process.log_snr(t), 1 - u)
     if quantiles is None:
         total = _straight_mass(13.3) - _straight_mass(-5.0)
         assert total == pytest.approx(z, rel=1e-8)
-        np.testing.assert_allclose((_straight_mass(13.3) - _straight_mass(found)) / total, u, atol=1.1 / 4000)
+        np.testing.assert_allclose((_straight_mass(13.3) - _straight_mass(log_snr)) / total, u, atol=1.1 / 4000)
     else:
         mass = lambda s: np.logaddexp(0, s)  # int sigmoid
         assert mass(13.3) - mass(-5.0) == pytest.approx(z, rel=1e-8)
-        np.testing.assert_allclose((mass(13.3) - mass(found)) / z, u, atol=1.1 / 4000)
+        np.testing.assert_allclose((mass(13.3) - mass(log_snr)) / z, u, atol=1.1 / 4000)
         np.testing.assert_allclose((mass(13.3) - mass(np.array(quantiles))) / z, u, atol=1e-8)
 
 
@@ -168,9 +168,9 @@ def test_distributions_near_a_normal_have_the_tabled_quantiles_and_totals(x64, m
     """The weighted error of the best prediction has no variance left: every draw gives the total."""
     process = process64("vp")
     wanted, total = PUBLISHED[name]
-    found = quantiles(monkeypatch, NORMAL[name], process, [0.1, 0.25, 0.5, 0.75, 0.9])
-    np.testing.assert_allclose(found.t, wanted, rtol=4e-9)
-    each = 0.5 * WEIGHTS[name](process, found.t) * (1 - process.variance(found.t)) * found.inv_density
+    drawn = quantiles(monkeypatch, NORMAL[name], process, [0.1, 0.25, 0.5, 0.75, 0.9])
+    np.testing.assert_allclose(drawn.t, wanted, rtol=4e-9)
+    each = 0.5 * WEIGHTS[name](process, drawn.t) * (1 - process.variance(drawn.t)) * drawn.inv_density
     np.testing.assert_allclose(each, total, rtol=1e-9)
     density = {"ll": 2.9045731008, "re": 1.8770517708, "un": 3.3694349239}[name]
     fine = quantiles(monkeypatch, NORMAL[name], process, np.linspace(0, 1, 20001))
@@ -179,11 +179,11 @@ def test_distributions_near_a_normal_have_the_tabled_quantiles_and_totals(x64, m
 
 def test_the_rule_for_sub_vp(x64, monkeypatch):
     process = process64("sub_vp")
-    found = quantiles(monkeypatch, times.normal_likelihood, process, [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(found.t, (0.0149401164, 0.0621931509, 0.2459146343), rtol=1e-8)
-    weight = 0.5 * found.inv_density * process.diffusion_sq(found.t) / process.variance(found.t)
+    drawn = quantiles(monkeypatch, times.normal_likelihood, process, [0.1, 0.5, 0.9])
+    np.testing.assert_allclose(drawn.t, (0.0149401164, 0.0621931509, 0.2459146343), rtol=1e-8)
+    weight = 0.5 * drawn.inv_density * process.diffusion_sq(drawn.t) / process.variance(drawn.t)
     np.testing.assert_allclose(weight, (6.2171772585, 6.2295190580, 8.7365849826), rtol=1e-9)
-    share = 1 - process.variance(found.t) / process.normal_variance(found.t)
+    share = 1 - process.variance(drawn.t) / process.normal_variance(drawn.t)
     np.testing.assert_allclose(weight * share, 6.2170914585, rtol=1e-9)
 
 
@@ -193,9 +193,9 @@ def test_the_geometric_process_needs_no_importance_sampling(x64, monkeypatch):
     growth = float(np.log(0.999 / 3e-5))
     process = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_geometric(3e-5, 0.999))
     levels = np.array([0.0, 0.3, 0.8])
-    found = quantiles(monkeypatch, times.normal_likelihood, process, levels, t_min=0.0)
-    np.testing.assert_allclose(found.t, levels, atol=1e-9)
-    each = 0.5 * process.diffusion_sq(found.t) / process.variance(found.t) * (1 - process.variance(found.t))
+    drawn = quantiles(monkeypatch, times.normal_likelihood, process, levels, t_min=0.0)
+    np.testing.assert_allclose(drawn.t, levels, atol=1e-9)
+    each = 0.5 * process.diffusion_sq(drawn.t) / process.variance(drawn.t) * (1 - process.variance(drawn.t))
     np.testing.assert_allclose(each, growth / 2, rtol=1e-6)
     linear = process64("vp")
     ends = [float(linear.variance(t)) for t in (0.01, 1.0)]
@@ -215,7 +215,7 @@ def test_the_geometric_process_needs_no_importance_sampling(x64, monkeypatch):
 def test_distributions_near_a_normal_are_unbiased_under_every_process(x64, name, process):
     """E[inv_density f(t)] = int f, in 100,000 strata."""
     process = process64(process)
-    found = NORMAL[name](process, jax.random.key(0), 100_000, t_min=1e-2)
+    drawn = NORMAL[name](process, jax.random.key(0), 100_000, t_min=1e-2)
     grid = np.linspace(1e-2, 1.0, 200_001)
     share = lambda t: 1 - process.variance(t) / process.normal_variance(t)
     rates = {
@@ -224,7 +224,7 @@ def test_distributions_near_a_normal_are_unbiased_under_every_process(x64, name,
     }
     f = lambda t: rates[name](t) * jnp.cos(3 * t)
     wanted = np.trapezoid(np.asarray(f(jnp.asarray(grid))), grid)
-    assert float(jnp.mean(found.inv_density * f(found.t))) == pytest.approx(wanted, rel=2e-3)
+    assert float(jnp.mean(drawn.inv_density * f(drawn.t))) == pytest.approx(wanted, rel=2e-3)
 
 
 def test_normal_unweighted_is_for_a_linear_beta_alone():

@@ -1,4 +1,4 @@
-"""The coefficient triples against what they are made for. Their exact laws for Gaussian data are in `test_exact`."""
+"""The coefficient triples against what they are made for. Their exact results for Gaussian data are in `test_exact`."""
 
 import jax
 import jax.numpy as jnp

@@ -37,45 +37,49 @@ INVERTED = HierarchicalVAE(
 )
 def test_draws_have_the_density_that_is_said_of_them(module):
     """log q + log std + log(2 pi) / 2 = -noise^2 / 2, with mean -1/2 and deviation sqrt(1/2) over many draws."""
-    made = vae.vae(module)
-    params = made.init(jax.random.key(0), (1, 8, 8, 1))
+    functions = vae.vae(module)
+    params = functions.init(jax.random.key(0), (1, 8, 8, 1))
     x = jax.random.uniform(jax.random.key(1), (1, 8, 8, 1), minval=-1.0)
 
     @jax.jit
     def draw(keys):
-        return jax.vmap(lambda key: made.infer(params, key, x))(keys)
+        return jax.vmap(lambda key: functions.infer(params, key, x))(keys)
 
-    found = draw(jax.random.split(jax.random.key(2), 2000))
-    for part in (found.top, *found.lower):
-        rest = np.asarray(part.log_q + part.log_std).reshape(2000, -1) + 0.5 * np.log(2 * np.pi)
+    inferred = draw(jax.random.split(jax.random.key(2), 2000))
+    for posterior in (inferred.top, *inferred.lower):
+        rest = np.asarray(posterior.log_q + posterior.log_std).reshape(2000, -1) + 0.5 * np.log(2 * np.pi)
         n = rest.size
         assert abs(rest.mean() + 0.5) < 4 * np.sqrt(0.5 / n)
         assert rest.std() == pytest.approx(np.sqrt(0.5), rel=0.1)
-        if part is found.top and module is not DEEP and module is not INVERTED:  # the first two moments of z itself
-            z, std = np.asarray(part.z).reshape(2000, -1), np.exp(np.asarray(part.log_std)[0].ravel())
+        if (
+            posterior is inferred.top and module is not DEEP and module is not INVERTED
+        ):  # the first two moments of z itself
+            z, std = np.asarray(posterior.z).reshape(2000, -1), np.exp(np.asarray(posterior.log_std)[0].ravel())
             np.testing.assert_allclose(z.std(0), std, rtol=0.1)
-    assert found.out.shape == (2000, 1, 8, 8, 3)
+    assert inferred.out.shape == (2000, 1, 8, 8, 3)
 
 
 @pytest.mark.parametrize("module", [CONV, MLP, INVERTED], ids=["conv", "mlp", "inverted"])
 def test_the_decoder_is_one_function_of_all_latents(module):
     """With one scale, what is inferred with a draw is what is generated from it."""
-    made = vae.vae(module)
-    params = made.init(jax.random.key(0), (1, 8, 8, 1))
+    functions = vae.vae(module)
+    params = functions.init(jax.random.key(0), (1, 8, 8, 1))
     x = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1), minval=-1.0)
-    found = made.infer(params, jax.random.key(2), x)
-    np.testing.assert_allclose(made.generate(params, jax.random.key(3), found.top.z), found.out, rtol=1e-5, atol=1e-5)
+    inferred = functions.infer(params, jax.random.key(2), x)
+    np.testing.assert_allclose(
+        functions.generate(params, jax.random.key(3), inferred.top.z), inferred.out, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [CONV, INVERTED], ids=["conv", "inverted"])
 def test_half_precision_inside_changes_little_and_nothing_at_the_ends(module):
     """Same parameters, which stay float32, as does what comes out; and the same draw to the precision of the inside."""
-    made, half = vae.vae(module), vae.vae(module.clone(dtype=jnp.bfloat16))
+    whole, half = vae.vae(module), vae.vae(module.clone(dtype=jnp.bfloat16))
     params = half.init(jax.random.key(0), (1, 8, 8, 1))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     x = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1), minval=-1.0)
-    one, two = (m.infer(params, jax.random.key(2), x) for m in (made, half))
+    one, two = (m.infer(params, jax.random.key(2), x) for m in (whole, half))
     assert two.out.dtype == two.top.log_std.dtype == jnp.float32
     scale = float(jnp.abs(one.out).max())
     assert 0 < float(jnp.abs(one.out - two.out).max()) < 0.05 * scale
@@ -83,13 +87,13 @@ def test_half_precision_inside_changes_little_and_nothing_at_the_ends(module):
 
 
 def test_groups_are_drawn_one_after_the_other():
-    """The second group's law depends on what was drawn of the first, and lower scales on both; not the reverse."""
-    made = vae.vae(DEEP)
-    params = made.init(jax.random.key(0), (1, 8, 8, 1))
+    """The second group's distribution depends on what was drawn of the first, and lower scales on both; not the reverse."""
+    functions = vae.vae(DEEP)
+    params = functions.init(jax.random.key(0), (1, 8, 8, 1))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(3), leaf.shape), params)
     x = jnp.zeros((1, 8, 8, 1))
-    first, second = (made.infer(params, jax.random.key(i), x) for i in (0, 1))
-    assert made.groups == 2 and made.sizes == (0.5, 0.5, 2.0, 2.0)
+    first, second = (functions.infer(params, jax.random.key(i), x) for i in (0, 1))
+    assert functions.groups == 2 and functions.sizes == (0.5, 0.5, 2.0, 2.0)
     assert first.top.z.shape == (1, 3, 3, 6) and first.lower[0].z.shape == (1, 6, 6, 3)
     one, two = np.asarray(first.top.log_std), np.asarray(second.top.log_std)
     np.testing.assert_array_equal(one[..., :3], two[..., :3])
@@ -99,10 +103,10 @@ def test_groups_are_drawn_one_after_the_other():
 
 def test_finer_latents_are_drawn_from_a_normal():
     """From one z, other keys give other images where there are finer scales."""
-    made = vae.vae(DEEP)
-    params = made.init(jax.random.key(0), (1, 8, 8, 1))
+    functions = vae.vae(DEEP)
+    params = functions.init(jax.random.key(0), (1, 8, 8, 1))
     z = jax.random.normal(jax.random.key(1), (1, 3, 3, 6))
-    one, two = (made.generate(params, jax.random.key(i), z) for i in (0, 1))
+    one, two = (functions.generate(params, jax.random.key(i), z) for i in (0, 1))
     assert one.shape == (1, 8, 8, 3) and np.abs(one - two).max() > 1e-3
 
 
@@ -144,12 +148,12 @@ def test_cells_resize_and_start_near_their_skip(resize, side):
     x = x if resize == 0 else jnp.broadcast_to(x[:, :1, :1], x.shape)
     params = cell.init(jax.random.key(1), x)["params"]
     quiet = {**params, "NormedConv_1": params["NormedConv_1"] | {"log_norm": jnp.full(8, -50.0)}}
-    found = cell.apply({"params": quiet}, x)
+    silent = cell.apply({"params": quiet}, x)
     np.testing.assert_allclose(
-        found, x if resize == 0 else jnp.broadcast_to(found[:, :1, :1], (1, side, side, 8)), atol=1e-5
+        silent, x if resize == 0 else jnp.broadcast_to(silent[:, :1, :1], (1, side, side, 8)), atol=1e-5
     )
     loud = cell.apply({"params": params}, x)
-    assert 1e-4 < np.abs(loud - found).max() < 1.0
+    assert 1e-4 < np.abs(loud - silent).max() < 1.0
 
 
 def test_entropy_of_diagonal_gaussians_and_its_gradient(x64):
@@ -187,8 +191,8 @@ def test_the_spectral_penalty(x64):
     for shape in ((27, 8), (8, 27), (5, 5)):
         matrix = rng.standard_normal(shape)
         left, values, right = np.linalg.svd(matrix)
-        found, slope = jax.value_and_grad(spectral.largest_singular_value)(jnp.asarray(matrix))
-        assert float(found) == pytest.approx(values[0], rel=1e-3)
+        largest, slope = jax.value_and_grad(spectral.largest_singular_value)(jnp.asarray(matrix))
+        assert float(largest) == pytest.approx(values[0], rel=1e-3)
         assert np.abs(slope - np.outer(left[:, 0], right[0])).max() < 0.1
     assert float(spectral.largest_singular_value(jnp.zeros((3, 4)))) < 1e-10
 
@@ -235,10 +239,10 @@ def test_with_the_exact_posterior_and_prior_the_bound_is_the_likelihood(x64, t_m
     process = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_linear())
     _, z, log_q, log_lik, log_p, _, _ = linear_terms(process, t_min)
     score = gaussian_score(process, CENTER, SPREAD)
-    law = terminal.prior(process)
+    prior = terminal.prior(process)
     options = {"t_min": t_min, "divergence": divergence.exact, "rtol": 1e-8, "atol": 1e-8}
-    found = likelihood.log_prob(process, score, law, jax.random.key(0), jnp.asarray(z), **options)
-    bound = -log_lik + log_q - np.asarray(found.logp)
+    solution = likelihood.log_prob(process, score, prior, jax.random.key(0), jnp.asarray(z), **options)
+    bound = -log_lik + log_q - np.asarray(solution.logp)
     # at T the path ends in N(m a, .), not N(0, I): an error of its own, below 1e-2 here
     np.testing.assert_allclose(bound, -log_p, atol=tolerance + 1.2e-2)
 
@@ -252,13 +256,13 @@ def test_the_training_bound_is_the_likelihood_too(x64):
     z = mean[0] + rng.standard_normal((n, 2)) @ np.linalg.cholesky(covariance).T
     score = gaussian_score(process, CENTER, SPREAD)
     t, inv_density = times.normal_likelihood(process, jax.random.key(0), n, t_min=t_min)
-    found = jax.jit(
+    entropies = jax.jit(
         lambda z: cross_entropy.cross_entropy(process, score, jax.random.key(1), z, t, inv_density, t_min=t_min).total
     )(jnp.asarray(z))
     negative_entropy = -0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
     residual = x[0] - z @ LOADINGS.T
     reconstruction = 0.5 * (residual**2).sum(1) / NOISE**2 + 1.5 * np.log(2 * np.pi * NOISE**2)
-    total = reconstruction + negative_entropy + np.asarray(found)
+    total = reconstruction + negative_entropy + np.asarray(entropies)
     assert abs(total.mean() + log_p[0]) < 4 * total.std() / np.sqrt(n) + 5e-3
 
 
@@ -284,18 +288,18 @@ def test_the_ode_s_density_has_the_tabled_parts(x64):
     process = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), sdes.vp_linear())
     score = gaussian_score(process, np.array([0.5]), np.array([0.25]))
     options = {"t_min": 1e-5, "divergence": divergence.exact, "rtol": 1e-10, "atol": 1e-10}
-    law = terminal.Gaussian(jnp.ones(()))
-    found = likelihood.log_prob(process, score, law, jax.random.key(0), jnp.ones((1, 1)), **options)
-    assert float(found.last[0, 0]) == pytest.approx(1.003268597, abs=1e-7)
-    assert float(found.logp[0]) == pytest.approx(-0.729082988, abs=1e-7)
-    assert float(found.integral[0]) == pytest.approx(0.693129484, abs=1e-7)
+    prior = terminal.Gaussian(jnp.ones(()))
+    solution = likelihood.log_prob(process, score, prior, jax.random.key(0), jnp.ones((1, 1)), **options)
+    assert float(solution.last[0, 0]) == pytest.approx(1.003268597, abs=1e-7)
+    assert float(solution.logp[0]) == pytest.approx(-0.729082988, abs=1e-7)
+    assert float(solution.integral[0]) == pytest.approx(0.693129484, abs=1e-7)
 
 
 def test_a_probe_of_signs_is_exact_for_a_score_that_acts_on_each_number_alone(x64):
     scales = jnp.asarray([0.5, -2.0, 3.0])
     probe = divergence.rademacher(jax.random.key(0), (4, 3), jnp.float64)
-    _, found = divergence.hutchinson(lambda x: scales[None] * x, jnp.ones((4, 3)), probe)
-    np.testing.assert_allclose(found, 1.5, rtol=1e-12)
+    _, trace = divergence.hutchinson(lambda x: scales[None] * x, jnp.ones((4, 3)), probe)
+    np.testing.assert_allclose(trace, 1.5, rtol=1e-12)
 
 
 def test_the_geometric_process_spends_its_time_evenly(x64):

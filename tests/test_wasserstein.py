@@ -37,16 +37,16 @@ def _bound(process, horizon, steps, target, **options):
 @pytest.mark.parametrize("process, horizon, start, score, steps, total, tri_steps, tri_total", FOUR_FOUR)
 def test_table_of_bounds(x64, process, horizon, start, score, steps, total, tri_steps, tri_total):
     target = Target(4, 1.0, 2.0, 2.0)
-    found, tri = (
+    bound, tri = (
         _bound(process, horizon, 100, target, score_error=0.01, orthogonal=orthogonal) for orthogonal in (True, False)
     )
     np.testing.assert_allclose(
-        [found.start, found.score, found.steps, found.total], [start, score, steps, total], rtol=5e-10
+        [bound.start, bound.score, bound.steps, bound.total], [start, score, steps, total], rtol=5e-10
     )
     np.testing.assert_allclose([tri.steps, tri.total], [tri_steps, tri_total], rtol=5e-10)
     # ten times as many steps: the orthogonal errors fall by 10, their norms' sum by sqrt(10)
     finer, tri_finer = (_bound(process, horizon, 1000, target, orthogonal=orthogonal) for orthogonal in (True, False))
-    assert 9.69 < float(found.steps / finer.steps) < 10.1
+    assert 9.69 < float(bound.steps / finer.steps) < 10.1
     assert 3.1 < float(tri.steps / tri_finer.steps) < 3.4
 
 
@@ -69,16 +69,16 @@ SECTION_FIVE = [
 )
 def test_table_of_plans(x64, process, horizons, steps, tri):
     for accuracy, horizon, k in zip((0.4, 0.2, 0.1), horizons, steps):
-        found = wasserstein.plan(process, accuracy, UNIT)
-        assert found.steps == k and found.horizon == pytest.approx(horizon, abs=6e-7)
-        assert found.distance <= accuracy < float(_bound(process, found.horizon, k - 1, UNIT).total)
-        assert found.distance == pytest.approx(float(_bound(process, found.horizon, k, UNIT).total), rel=1e-12)
+        plan = wasserstein.plan(process, accuracy, UNIT)
+        assert plan.steps == k and plan.horizon == pytest.approx(horizon, abs=6e-7)
+        assert plan.distance <= accuracy < float(_bound(process, plan.horizon, k - 1, UNIT).total)
+        assert plan.distance == pytest.approx(float(_bound(process, plan.horizon, k, UNIT).total), rel=1e-12)
     assert wasserstein.plan(process, 0.4, UNIT, orthogonal=False).steps == tri
 
 
 def test_ve_families_are_ordered_at_a_fixed_accuracy(x64):
-    made = (processes.ve_exp(), processes.ve_poly(), processes.ve_sqrt(), processes.ve_const())
-    steps = [wasserstein.plan(process, 0.1, UNIT).steps for process in made]
+    families = (processes.ve_exp(), processes.ve_poly(), processes.ve_sqrt(), processes.ve_const())
+    steps = [wasserstein.plan(process, 0.1, UNIT).steps for process in families]
     assert steps == sorted(steps)
 
 
@@ -145,9 +145,9 @@ def test_the_bound_holds_for_every_sampler_and_gaussian(x64, process, horizon):
         grid = _padded(horizon, steps)
         distance = float(exact.w2(exact.gaussian_law(process, grid, rule, data, bias=bias), data))
         error = bias * np.sqrt(len(mean))
-        found = wasserstein.bound(process, grid, target, score_error=error, rule=rule)
+        bound = wasserstein.bound(process, grid, target, score_error=error, rule=rule)
         loose = wasserstein.bound(process, grid, target, score_error=error, rule=rule, orthogonal=False)
-        assert distance <= float(found.total) <= float(loose.total)
+        assert distance <= float(bound.total) <= float(loose.total)
 
 
 @pytest.mark.parametrize("process, horizon", [(sdes.vp_linear(), 1.0), (processes.ve_exp(), 1.5)])
@@ -166,10 +166,10 @@ def test_quadrature_of_the_frozen_score_has_its_closed_form(x64):
     """VE, one step: int = D - 2 A log1p(D/A) + A D/(A + D), A = 1/L0 + v(s), D = v(t) - v(s)."""
     process, target = processes.ve_const(1.3), Target(3, 1.0, 2.0, 0.0)
     grid = jnp.array([0.9, 0.5])
-    found = wasserstein.bound(process, grid, target)
+    bound = wasserstein.bound(process, grid, target)
     start, added = 0.5 + 1.69 * 0.5, 1.69 * 0.4
     area = added - 2 * start * np.log1p(added / start) + start * added / (start + added)
-    assert float(found.steps) == pytest.approx(np.sqrt(3 * area), rel=1e-8)
+    assert float(bound.steps) == pytest.approx(np.sqrt(3 * area), rel=1e-8)
 
 
 def test_start_and_score_tend_to_their_limits(x64):
@@ -177,9 +177,9 @@ def test_start_and_score_tend_to_their_limits(x64):
         process = dataclasses.replace(process, horizon=horizon)
         for m0 in (0.7, 1.0, 1.6):
             target = Target(4, m0, 2.0, 2.0)
-            found = _bound(process, horizon, 20_000, target, score_error=0.3)
-            assert float(found.start) == pytest.approx(float(wasserstein.start_limit(process, target)), rel=3e-3)
-            assert float(found.score) == pytest.approx(float(wasserstein.score_limit(process, target, 0.3)), rel=3e-3)
+            bound = _bound(process, horizon, 20_000, target, score_error=0.3)
+            assert float(bound.start) == pytest.approx(float(wasserstein.start_limit(process, target)), rel=3e-3)
+            assert float(bound.score) == pytest.approx(float(wasserstein.score_limit(process, target, 0.3)), rel=3e-3)
 
 
 def test_limits_in_closed_form(x64):
@@ -256,12 +256,12 @@ def test_a_mixture_against_grid_quadrature(x64, bias, distance, total, loose):
     data = 0.5 * normal(x - 0.5, 0.64) + 0.5 * normal(x + 0.5, 0.64)
     levels = (np.arange(200_000) + 0.5) / 200_000
     quantiles = [np.interp(levels, np.cumsum(p) * (x[1] - x[0]), x + 0.5 * (x[1] - x[0])) for p in (density, data)]
-    found = np.sqrt(np.mean((quantiles[0] - quantiles[1]) ** 2))
-    assert found == pytest.approx(distance, abs=1e-4)
+    reached = np.sqrt(np.mean((quantiles[0] - quantiles[1]) ** 2))
+    assert reached == pytest.approx(distance, abs=1e-4)
     for orthogonal, wanted in ((True, total), (False, loose)):
         value = wasserstein.bound(process, jnp.asarray(grid), MIXED, score_error=bias, orthogonal=orthogonal).total
         assert float(value) == pytest.approx(wanted, abs=6e-6)
-        assert found < float(value)
+        assert reached < float(value)
 
 
 def test_the_constants_of_the_mixture(x64):
@@ -285,11 +285,11 @@ ODE_ROWS = [  # process, T, L1: exact distance; total, start, score, steps
 @pytest.mark.parametrize("process, horizon, lipschitz, distance, total, start, score, steps", ODE_ROWS)
 def test_ode_bound(x64, process, horizon, lipschitz, distance, total, start, score, steps):
     grid, data = jnp.linspace(horizon, 0.0, 641), exact.Gaussian(jnp.zeros(1), jnp.array([0.25]))
-    law = exact.gaussian_law(process, grid, transitions.exponential_ode, data, bias=0.05)
-    assert float(exact.w2(law, data)) == pytest.approx(distance, rel=1e-9)
+    end = exact.gaussian_law(process, grid, transitions.exponential_ode, data, bias=0.05)
+    assert float(exact.w2(end, data)) == pytest.approx(distance, rel=1e-9)
     target = Target(1, 4.0, 4.0, 0.5)
-    found = wasserstein.ode_bound(process, grid, target, time_lipschitz=lipschitz, score_error=0.05)
-    np.testing.assert_allclose(found, [total, start, score, steps], rtol=5e-10)
+    bound = wasserstein.ode_bound(process, grid, target, time_lipschitz=lipschitz, score_error=0.05)
+    np.testing.assert_allclose(bound, [total, start, score, steps], rtol=5e-10)
 
 
 def _lipschitz(process, horizon, var):
@@ -310,12 +310,12 @@ def test_the_ode_bound_holds(x64, process, horizon):
             continue
         data, target = exact.Gaussian(jnp.array(mean), jnp.array(var)), _target(mean, var)
         grid = _padded(horizon, steps, 160)
-        law = exact.gaussian_law(process, grid, transitions.exponential_ode, data, bias=bias)
-        found = wasserstein.ode_bound(
+        end = exact.gaussian_law(process, grid, transitions.exponential_ode, data, bias=bias)
+        bound = wasserstein.ode_bound(
             process, grid, target, time_lipschitz=_lipschitz(process, horizon, np.array(var)),
             score_error=bias * np.sqrt(len(mean)),
         )  # fmt: skip
-        assert float(exact.w2(law, data)) <= float(found.total)
+        assert float(exact.w2(end, data)) <= float(bound.total)
 
 
 @pytest.mark.slow
