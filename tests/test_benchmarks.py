@@ -1,6 +1,8 @@
-"""The benchmark of the image path at tiny width: it runs, and counts operations as the layers do."""
+"""Benchmarks start as their commands; that of the image path runs at tiny width and counts operations as layers do."""
 
+import os
 import re
+import subprocess
 import sys
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 from benchmarks import images
 from scoreflow.models import network, plus
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +20,18 @@ def _allow_rank_promotion():
         yield
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run", "images"])
+def test_benchmarks_start_from_the_root_of_the_repository(name):
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "XLA_FLAGS")}
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    result = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"python -m benchmarks.{name}" in result.stdout
+
+
 @pytest.mark.full
-def test_it_prints_rates_and_the_operations_of_a_step(capsys, monkeypatch):
+def test_the_image_benchmark_prints_rates_and_the_operations_of_a_step(capsys, monkeypatch):
     monkeypatch.setattr(images, "torch", None)
     options = ["--only=train,sample,likelihood", "--channels=8", "--blocks=1", "--batch=4", "--repeats=1"]
     monkeypatch.setattr(sys, "argv", ["images.py", *options])
@@ -58,7 +71,7 @@ def test_the_network_timed_against_is_the_same_function():
         module.bias.data = torch.tensor(np.asarray(given["bias"]).reshape(-1))
 
     put(theirs.first, params["Conv3x3_0"])
-    put(theirs.embed[0], params["Dense_1"])  # made after the layer it feeds
+    put(theirs.embed[0], params["Dense_1"])  # Flax numbers it after the layer it feeds
     put(theirs.embed[2], params["Dense_0"])
     put(theirs.last_norm, params["GroupNorm_0"])
     put(theirs.last, params["Conv3x3_1"])
@@ -69,10 +82,11 @@ def test_the_network_timed_against_is_the_same_function():
         for ours, name in pairs.items():
             put(getattr(block, ours), given[name])
         if "Attention_0" in given:
-            parts = {"norm": "GroupNorm_0", "qkv": "DenseGeneral_0", "out": "DenseGeneral_1"}
-            for ours, name in parts.items():
+            layers = {"norm": "GroupNorm_0", "qkv": "DenseGeneral_0", "out": "DenseGeneral_1"}
+            for ours, name in layers.items():
                 put(getattr(block.attention, ours), given["Attention_0"][name])
     with torch.no_grad():
-        found = theirs(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2), torch.tensor(np.asarray(log_snr)))
-    wanted = np.asarray(net.apply(params, x, log_snr))
-    np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+        output = theirs(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2), torch.tensor(np.asarray(log_snr)))
+    expected = np.asarray(net.apply(params, x, log_snr))
+    tolerances = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
+    np.testing.assert_allclose(output.permute(0, 2, 3, 1).numpy(), expected, **tolerances)

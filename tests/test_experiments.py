@@ -21,7 +21,8 @@ from experiments import (
     processes_on_digits,
     tune_schedule,
 )
-from scoreflow.divergence import asymmetry_exact as exact_asymmetry
+from scoreflow.divergence import asymmetry_exact
+from scoreflow.experiment import Model
 from scoreflow.theory import exact
 from tests import tiny
 
@@ -37,19 +38,19 @@ def run(name: str, out, *flags: str) -> str:
 
 def test_a_schedule_has_the_gradient_that_finite_differences_give(x64):
     data = exact.Gaussian(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
-    log = jnp.log(jnp.array([0.1, 20.0, 1.0]))
-    distance = lambda log: tune_schedule.distance(log, 10, data)
+    log_schedule = jnp.log(jnp.array([0.1, 20.0, 1.0]))
+    distance = lambda log_schedule: tune_schedule.distance(log_schedule, 10, data)
     step = 1e-5 * jnp.eye(3)
-    differences = [(distance(log + h) - distance(log - h)) / 2e-5 for h in step]
-    np.testing.assert_allclose(jax.grad(distance)(log), differences, rtol=1e-6)
+    differences = [(distance(log_schedule + h) - distance(log_schedule - h)) / 2e-5 for h in step]
+    np.testing.assert_allclose(jax.grad(distance)(log_schedule), differences, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_descent_ends_below_the_start_at_a_flat_place(x64):
+def test_descent_on_a_schedule_ends_below_its_start_at_a_flat_place(x64):
     data = exact.Gaussian(jnp.array([0.3, -1.0, 0.5]), jnp.array([0.5, 1.0, 2.0]))
     start = jnp.log(jnp.array([0.1, 20.0, 1.0]))
     best, history = tune_schedule.tune(5, start, data, 300)
-    slope = jax.grad(lambda log: tune_schedule.distance(log, 5, data))
+    slope = jax.grad(lambda log_schedule: tune_schedule.distance(log_schedule, 5, data))
     assert float(tune_schedule.distance(best, 5, data)) == pytest.approx(min(history)) and min(history) < history[0]
     assert np.linalg.norm(slope(best)) < 0.02 * np.linalg.norm(slope(start))
 
@@ -69,14 +70,14 @@ def test_a_killed_experiment_computes_nothing_twice(tmp_path):
     assert common.memo(path, "one", compute) == common.memo(path, "two", compute) and len(calls) == 2
 
 
-def test_rank_correlations_and_orderings_of_the_table():
-    found = {
+def test_the_table_of_processes_has_rank_correlations_and_orderings():
+    distances = {
         "a": np.array([[3.0, 1.0], [3.2, 1.2]]),
         "b": np.array([[2.0, 2.0], [2.2, 2.0]]),
         "c": np.ones((2, 2)) * 1.5,
     }
     expected = {"a": [9.0, 9.0], "b": [8.0, 8.0], "c": [7.0, 7.0]}
-    text = "\n".join(processes_on_digits.lines_of("uniform", (10, 20), found, expected))
+    text = "\n".join(processes_on_digits.lines_of("uniform", (10, 20), distances, expected))
     assert re.findall(r"rank correlation (\S+)", text) == ["+1.00", "-0.50"]  # ranks 3 2 1, then 1 3 2, against 3 2 1
     assert "measured  c b a" in text and "measured  a c b" in text and text.count("theory    c b a") == 2
     assert "3.10 +- 0.10" in text
@@ -84,24 +85,24 @@ def test_rank_correlations_and_orderings_of_the_table():
 
 @pytest.mark.slow
 def test_tuning_a_schedule_prints_the_gain(tmp_path):
-    said = run("tune_schedule", tmp_path)
-    (before, after, gain), *_ = re.findall(r"^10 +(\S+) +(\S+) +(\S+)x", said, re.MULTILINE)
+    printed = run("tune_schedule", tmp_path)
+    (before, after, gain), *_ = re.findall(r"^10 +(\S+) +(\S+) +(\S+)x", printed, re.MULTILINE)
     assert float(gain) > 1 and float(gain) == pytest.approx(float(before) / float(after), rel=0.01)
-    assert (tmp_path / "report.txt").read_text().strip() in said and (tmp_path / "distance.png").exists()
+    assert (tmp_path / "report.txt").read_text().strip() in printed and (tmp_path / "distance.png").exists()
 
 
 @pytest.mark.slow
 def test_processes_on_digits_resumes(tmp_path):
-    said = run("processes_on_digits", tmp_path)
+    printed = run("processes_on_digits", tmp_path)
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert len(runs) == 4  # two processes, two seeds
-    shown = {float(value) for value in re.findall(r"(\d+\.\d+) \+- ", said)}
+    means = {float(value) for value in re.findall(r"(\d+\.\d+) \+- ", printed)}
     values = [value["uniform"] for value in runs.values()]
     for first, second in zip(values[::2], values[1::2]):
-        assert {round((a + b) / 2, 2) for a, b in zip(first, second)} <= shown
+        assert {round((a + b) / 2, 2) for a, b in zip(first, second)} <= means
     runs.popitem()
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    assert run("processes_on_digits", tmp_path) == said  # the fourth again, to the same number
+    assert run("processes_on_digits", tmp_path) == printed  # the fourth again, to the same number
     assert (tmp_path / "likelihood.png").exists()
 
 
@@ -112,43 +113,48 @@ def test_the_judge_of_the_orders_knows_a_scaled_score(monkeypatch):
     make = orders_on_toys.make
 
     def with_known_score(*args, **options):
-        experiment, plan = make(*args, **options)
+        experiment, train_options = make(*args, **options)
         true = exact.score_of(experiment.model.process, experiment.data.log_density)
-        return experiment._replace(score=lambda params, **_: lambda x, t, cond=None: 0.95 * true(x, t)), plan
+
+        class KnownModel(Model):
+            def score(self, params, *, train=False, key=None):
+                return lambda x, t, cond=None: 0.95 * true(x, t)
+
+        return experiment._replace(model=KnownModel(*experiment.model)), train_options
 
     monkeypatch.setattr(orders_on_toys, "make", with_known_score)
     orders_on_toys.judge.cache_clear()
-    found = orders_on_toys.score_run(None, "mixture_1d", "VE", 20_000, picture=False)
+    values = orders_on_toys.score_run(None, "mixture_1d", "VE", 20_000, picture=False)
     orders_on_toys.judge.cache_clear()
-    assert found["kl"] == pytest.approx(0.0553434, rel=2e-3)
-    assert found["j_sm"] == pytest.approx(0.0136114, rel=0.03)  # 20,000 points
-    assert found["j_diff"] == pytest.approx(0.0553434 - 0.0136114, rel=0.02)
+    assert values["kl"] == pytest.approx(0.0553434, rel=2e-3)
+    assert values["j_sm"] == pytest.approx(0.0136114, rel=0.03)  # 20,000 points
+    assert values["j_diff"] == pytest.approx(0.0553434 - 0.0136114, rel=0.02)
     # E sigma^2 |s1|^2 = 1 - L1, whose mean over t is .360750
-    assert found["err1"] == pytest.approx(0.05**2 * (1 - 0.360750), rel=0.03)
+    assert values["err1"] == pytest.approx(0.05**2 * (1 - 0.360750), rel=0.03)
 
 
 @pytest.mark.slow
 def test_orders_on_toys_prints_what_it_measured(tmp_path):
-    said = run("orders_on_toys", tmp_path)
+    printed = run("orders_on_toys", tmp_path)
     (runs,) = json.loads((tmp_path / "runs.json").read_text()).values()
     for recipe in ("1", "3"):
-        (line,) = re.findall(rf"^mixture_1d +VE +{recipe} +(.+)$", said, re.MULTILINE)
+        (line,) = re.findall(rf"^mixture_1d +VE +{recipe} +(.+)$", printed, re.MULTILINE)
         steps, _, kl, j_sm, *_ = line.split()
         assert int(steps) == runs[recipe]["steps"]
         assert (kl, j_sm) == tuple(f"{runs[recipe][name]:.2g}" for name in ("kl", "j_sm"))
     assert (tmp_path / "densities.png").exists()
-    assert run("orders_on_toys", tmp_path) == said  # nothing is measured again
+    assert run("orders_on_toys", tmp_path) == printed  # nothing is measured again
 
 
 @pytest.mark.slow
 def test_orders_on_digits_prints_what_it_measured_and_keeps_its_first_model(tmp_path):
-    said = run("orders_on_digits", tmp_path)
+    printed = run("orders_on_digits", tmp_path)
     records = json.loads((tmp_path / "runs.json").read_text())
     (values,) = (value for key, value in records.items() if key.startswith("2, seed 0"))
-    (line,) = re.findall(r"^2 +(.+)$", said, re.MULTILINE)
+    (line,) = re.findall(r"^2 +(.+)$", printed, re.MULTILINE)
     assert f"{values['bits_per_dim']:.4g}" in line and f"{values['bound']:.4g}" in line
     assert (tmp_path / "first_fast.npz").exists() and (tmp_path / "bits_per_dim.png").exists()
-    assert run("orders_on_digits", tmp_path) == said
+    assert run("orders_on_digits", tmp_path) == printed
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -169,9 +175,9 @@ CLIMBS = {
 @pytest.mark.slow
 def test_the_perturbed_gaussian_has_its_published_table(tmp_path):
     assert tuple(CLIMBS) == perturbed_gaussian.ERRORS
-    said = run("perturbed_gaussian", tmp_path)
+    printed = run("perturbed_gaussian", tmp_path)
     for error in perturbed_gaussian.ERRORS[:3]:
-        assert f"{error:.2e}  {CLIMBS[error][0]}" in said
+        assert f"{error:.2e}  {CLIMBS[error][0]}" in printed
     with jax.enable_x64(True):
         start = jnp.asarray(np.random.RandomState(0).normal(-2.0, 0.5, (10, 2)))
         for error, (steps_c, steps_u, asym, nasym) in CLIMBS.items():
@@ -188,21 +194,20 @@ def test_when_an_autoencoder_is_conservative(x64):
     weights, x = autoencoder.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 2))
     w, r, b, _, beta = (np.asarray(leaf) for leaf in weights)
     slope = jax.vmap(jax.vmap(jax.grad(lambda z, beta: z * jax.nn.sigmoid(beta * z)), (0, 0)), (0, None))
-    parts = np.einsum("nk,ik,jk->nij", slope(jnp.asarray(np.asarray(x) @ w + b), jnp.asarray(beta)), r, w)
-    wanted = 0.5 * ((parts - parts.transpose(0, 2, 1)) ** 2).sum((1, 2))
-    asym = lambda weights, x, h=None: exact_asymmetry(lambda x: autoencoder.score(weights, x, h), x).asym
-    np.testing.assert_allclose(asym(weights, x), wanted, rtol=1e-10)
+    jacobian = np.einsum("nk,ik,jk->nij", slope(jnp.asarray(np.asarray(x) @ w + b), jnp.asarray(beta)), r, w)
+    expected = 0.5 * ((jacobian - jacobian.transpose(0, 2, 1)) ** 2).sum((1, 2))
+    asym = lambda weights, x, h=None: asymmetry_exact(lambda x: autoencoder.score(weights, x, h), x).asym
+    np.testing.assert_allclose(asym(weights, x), expected, rtol=1e-10)
     assert np.abs(asym(weights._replace(r=weights.w * jnp.array([[0.5, -2.0]])), x)).max() < 1e-20
     swap = weights._replace(w=jnp.eye(2), r=jnp.array([[0.0, 1.0], [1.0, 0.0]]), b=jnp.zeros(2), c=jnp.zeros(2))
-    found = float(asym(swap, jnp.array([[0.0, 1.0]]), jnp.tanh)[0])
-    assert found == pytest.approx(0.33642976, rel=1e-7)
+    assert float(asym(swap, jnp.array([[0.0, 1.0]]), jnp.tanh)[0]) == pytest.approx(0.33642976, rel=1e-7)
     np.testing.assert_allclose(np.asarray(swap.w @ swap.r.T), np.asarray(swap.r @ swap.w.T))
 
 
 @pytest.mark.slow
 def test_descent_on_the_asymmetry_prints_its_measures(tmp_path):
-    said = run("autoencoder", tmp_path)
-    (before, after), *rest = re.findall(r"^\d +([\d.e-]+) +([\d.e-]+) ", said, re.MULTILINE)
+    printed = run("autoencoder", tmp_path)
+    (before, after), *rest = re.findall(r"^\d +([\d.e-]+) +([\d.e-]+) ", printed, re.MULTILINE)
     assert len(rest) == 2 and float(after) < float(before)
     with jax.enable_x64(True):
         weights = autoencoder.init(jax.random.key(0))
@@ -217,34 +222,34 @@ def test_conservative_scores_in_the_plane_print_what_they_measured(tmp_path):
     with jax.numpy_rank_promotion("allow"):
         params = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones(1))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 42_509
-    said = run("conservative_in_the_plane", tmp_path)
+    printed = run("conservative_in_the_plane", tmp_path)
     records = json.loads((tmp_path / "runs.json").read_text())
-    found = {key.split(", ")[1]: value for key, value in records.items()}
-    assert found["C"]["asym"] < 1e-9 < found["U"]["asym"]
-    for model, values in found.items():
-        (line,) = re.findall(rf"^8-Gaussian +{model} +(.+)$", said, re.MULTILINE)
+    by_model = {key.split(", ")[1]: value for key, value in records.items()}
+    assert by_model["C"]["asym"] < 1e-9 < by_model["U"]["asym"]
+    for model, values in by_model.items():
+        (line,) = re.findall(rf"^8-Gaussian +{model} +(.+)$", printed, re.MULTILINE)
         assert line.split()[:3] == [f"{values[name]:.3g}" for name in ("asym", "nasym", "error")]
 
 
 @pytest.mark.slow
 def test_the_linear_vae_prints_what_it_measured(tmp_path):
     """The bound is the likelihood; the likelihood weight finds the posterior and weight 1 does not."""
-    said = run("latent_linear", tmp_path)
-    for line in re.findall(r"^0\.0\d* +(.+)$", said, re.MULTILINE):
+    printed = run("latent_linear", tmp_path)
+    for line in re.findall(r"^0\.0\d* +(.+)$", printed, re.MULTILINE):
         by_ode, error = re.match(r"(-?[\d.]+) \+- ([\de.-]+)", line).groups()
         assert abs(float(by_ode)) < 5e-3 and float(error) < 5e-3
-    found = dict(re.findall(r"^(likelihood weight|weight 1) .* ([\de.+-]+)$", said, re.MULTILINE))
-    assert float(found["likelihood weight"]) < 0.05 < 0.15 < float(found["weight 1"])
+    kl = dict(re.findall(r"^(likelihood weight|weight 1) .* ([\de.+-]+)$", printed, re.MULTILINE))
+    assert float(kl["likelihood weight"]) < 0.05 < 0.15 < float(kl["weight 1"])
 
 
 @pytest.mark.slow
 def test_latent_models_of_digits_print_what_they_measured(tmp_path):
     """Both rows of the table are the records, and the reconstruction and the divergence add up to the bound."""
-    said = run("latent_on_digits", tmp_path)
+    printed = run("latent_on_digits", tmp_path)
     records = json.loads((tmp_path / "runs.json").read_text())
     for recipe in ("VAE alone", "1"):
         values = records[f"binary, {recipe}, fast"]
-        (line,) = re.findall(rf"^{recipe} +(\d.+)$", said, re.MULTILINE)
+        (line,) = re.findall(rf"^{recipe} +(\d.+)$", printed, re.MULTILINE)
         assert f"{values['bound'][0]:.4g} +- " in line
         rest, kl = re.search(r" ([\d.]+) \+- \S+ +(-?[\d.]+) ", line.split("+-", 1)[1]).groups()
         assert float(rest) + float(kl) == pytest.approx(values["bound"][0], abs=0.02)
@@ -252,16 +257,16 @@ def test_latent_models_of_digits_print_what_they_measured(tmp_path):
 
 @pytest.mark.slow
 def test_conservative_scores_on_digits_print_what_they_measured(tmp_path):
-    """The penalty costs what it is said to, and both tables say what was kept."""
-    said = run("conservative_on_digits", tmp_path)
+    """The penalty costs two to four gradients, and both tables have the kept numbers."""
+    printed = run("conservative_on_digits", tmp_path)
     records = json.loads((tmp_path / "runs.json").read_text())
     assert 2 < records["cost of qc, fast"][0] / records["cost of u, fast"][0] < 3.7
-    found = {key.split(", ")[0]: value for key, value in records.items() if "seed" in key}
-    for model, values in found.items():
-        (line,) = re.findall(rf"^{model} +(.+)$", said, re.MULTILINE)
+    by_model = {key.split(", ")[0]: value for key, value in records.items() if "seed" in key}
+    for model, values in by_model.items():
+        (line,) = re.findall(rf"^{model} +(.+)$", printed, re.MULTILINE)
         assert f"{values['bits_per_dim']:.4g}" in line and f"{values['nasym']:.4g}" in line
-    cost = [found[model]["tolerances"][1][2] for model in ("U", "QC 10")]
-    assert re.search(rf"1e-02 +1e-03 +{cost[0]:.4g} +{cost[1]:.4g}", said)
+    cost = [by_model[model]["tolerances"][1][2] for model in ("U", "QC 10")]
+    assert re.search(rf"1e-02 +1e-03 +{cost[0]:.4g} +{cost[1]:.4g}", printed)
     assert (tmp_path / "asymmetry.png").exists() and (tmp_path / "first_fast.npz").exists()
 
 
@@ -270,15 +275,15 @@ def test_conservative_scores_on_digits_print_what_they_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_laboratory_of_diffusion_times_prints_its_table(tmp_path):
-    said = run("diffusion_time", tmp_path)
+def test_diffusion_time_prints_its_table(tmp_path):
+    printed = run("diffusion_time", tmp_path)
     for t, row in {
         "0.2": "1.92003 +0.0239146 +0.01881 +-2.7908",
         "0.3": "1.14374 +0.00228523 +0.0416475 +-2.03735",
     }.items():
-        assert re.search(rf"^{re.escape(t)} +{row}", said, re.MULTILINE)
-    assert re.search(r"0.3 +0.64151 +0.232150 +0.24113 +0.036629", said)
-    assert re.search(r"^0.2 +13.94188 +7.11531 +1.63414 +0.28486 +0.01286 +7.11531", said, re.MULTILINE)
+        assert re.search(rf"^{re.escape(t)} +{row}", printed, re.MULTILINE)
+    assert re.search(r"0.3 +0.64151 +0.232150 +0.24113 +0.036629", printed)
+    assert re.search(r"^0.2 +13.94188 +7.11531 +1.63414 +0.28486 +0.01286 +7.11531", printed, re.MULTILINE)
     assert (tmp_path / "bound.png").exists()
 
 
@@ -287,30 +292,30 @@ def test_networks_on_the_line_are_judged_by_quadrature(tmp_path):
     """The gap of a network that says 0 is known: half the integral of E |E[noise | x]|^2 = sigma^2 E |score|^2."""
     process, data, t = bridge_on_the_line.PROCESS, bridge_on_the_line.DATA, 0.4
     zero = jax.tree.map(jnp.zeros_like, bridge_on_the_line.NET.init(jax.random.key(0), jnp.zeros(1), jnp.zeros(1)))
-    levels = np.linspace(float(process.log_snr(t)), float(process.log_snr(1e-3)), 400)
+    log_snr_points = np.linspace(float(process.log_snr(t)), float(process.log_snr(1e-3)), 400)
     values = []
-    for level in levels:
-        law = data.at(process, float(process.inverse_log_snr(level)))
-        x = law.points()
-        p = np.exp(law.log_density(x))
-        values.append(np.trapezoid(np.gradient(p, x) ** 2 / np.maximum(p, 1e-300), x) / (1 + np.exp(level)))
+    for log_snr in log_snr_points:
+        noised = data.at(process, float(process.inverse_log_snr(log_snr)))
+        x = noised.points()
+        p = np.exp(noised.log_density(x))
+        values.append(np.trapezoid(np.gradient(p, x) ** 2 / np.maximum(p, 1e-300), x) / (1 + np.exp(log_snr)))
     with jax.numpy_rank_promotion("allow"):
-        found = bridge_on_the_line.gap(zero, t)
-    assert found == pytest.approx(0.5 * np.trapezoid(values, levels), rel=2e-3)
-    said = run("bridge_on_the_line", tmp_path)
+        gap = bridge_on_the_line.gap(zero, t)
+    assert gap == pytest.approx(0.5 * np.trapezoid(values, log_snr_points), rel=2e-3)
+    printed = run("bridge_on_the_line", tmp_path)
     records = json.loads((tmp_path / "runs.json").read_text())
     gaps = [value for key, value in records.items() if key.startswith("T = 1.0")]
-    assert re.search(rf"^1 +{np.median(gaps):.3f} +{min(gaps):.3f}", said, re.MULTILINE)
+    assert re.search(rf"^1 +{np.median(gaps):.3f} +{min(gaps):.3f}", printed, re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_bridges_on_digits_print_what_they_measured(tmp_path):
-    """An untrained score needs its bridge, and the table says what was kept."""
-    said = run("bridge_on_digits", tmp_path)
+    """An untrained score needs its bridge, and the table has the kept numbers."""
+    printed = run("bridge_on_digits", tmp_path)
     records = json.loads((tmp_path / "runs.json").read_text())
-    found = records["T = 0.2, fast"]
-    assert found["mixture"]["bits"] < found["prior"]["bits"]
-    (line,) = re.findall(r"^0.2 +mixture  +(.+)$", said, re.MULTILINE)
-    assert line.startswith(f"{found['mixture']['bits']:.3f} +- {found['mixture']['bits_error']:.3f}")
-    assert found["mixture, 40 steps"]["sample_nfe"] > 3 * found["mixture"]["sample_nfe"]
-    assert "bits" not in found["pushforward"] and (tmp_path / "bits_per_dim.png").exists()
+    measures = records["T = 0.2, fast"]
+    assert measures["mixture"]["bits"] < measures["prior"]["bits"]
+    (line,) = re.findall(r"^0.2 +mixture  +(.+)$", printed, re.MULTILINE)
+    assert line.startswith(f"{measures['mixture']['bits']:.3f} +- {measures['mixture']['bits_error']:.3f}")
+    assert measures["mixture, 40 steps"]["sample_nfe"] > 3 * measures["mixture"]["sample_nfe"]
+    assert "bits" not in measures["pushforward"] and (tmp_path / "bits_per_dim.png").exists()
