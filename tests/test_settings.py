@@ -203,7 +203,15 @@ def test_a_shipped_config_is_found_by_its_name_from_any_folder(tmp_path, monkeyp
 
 
 def test_settings_are_taken_from_the_command_line_as_other_flags_are():
-    argv = ["main.py", "--config=a.py", "--config.seed", "3", "--config.t_min=1e-4", "--config.data.flip", "--mode=eval"]
+    argv = [
+        "main.py",
+        "--config=a.py",
+        "--config.seed",
+        "3",
+        "--config.t_min=1e-4",
+        "--config.data.flip",
+        "--mode=eval",
+    ]
     rest, settings = cli.take_settings(argv)
     assert rest == ["main.py", "--config=a.py", "--mode=eval"]
     assert settings == {"seed": "3", "t_min": "1e-4", "data.flip": "True"}
