@@ -8,8 +8,10 @@ a colon goes to the file's `get_config`. Every setting is a flag, --config.secti
 """
 
 import importlib.util
+import inspect
 import re
 import sys
+import traceback
 import types
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,14 +63,15 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError("--config is missing; try --config=configs/vp_digits.py, or --config=vp_digits")
         return rest
     except (flags.Error, ValueError) as error:
-        _fail(error, 2)
+        advice = "; settings are given as --config.section.key=value" if "Unknown command line flag" in str(error) else ""
+        _fail(f"{error}{advice}", 2)
 
 
 def shipped() -> Path:
     """The folder of the configs that come with the package, or with the checkout it is run from."""
     package = Path(__file__).parent
-    inside, beside = package / "configs", package.parent / "configs"
-    return inside if inside.is_dir() else beside
+    installed, checkout = package / "configs", package.parent / "configs"
+    return installed if installed.is_dir() else checkout
 
 
 def find(name: str) -> Path:
@@ -85,7 +88,7 @@ def find(name: str) -> Path:
     if name == path.stem and (shipped() / f"{name}.py").is_file():
         return shipped() / f"{name}.py"
     if path.suffix == ".py" or len(path.parts) > 1:
-        raise UserError(f"--config={name}: there is no such file")
+        raise UserError(f"--config={name}: there is no such file" + (", only a folder" if path.is_dir() else ""))
     known = ", ".join(sorted(file.stem for file in shipped().glob("*.py") if file.stem not in ("default", "__init__")))
     raise UserError(f"--config={name}: there is no such file, and no shipped config of that name; these are: {known}")
 
@@ -103,7 +106,7 @@ def load_config(argument: str) -> Any:
     name, colon, variant = argument.partition(":")
     path = find(name)
     package = types.ModuleType("configs")
-    package.__path__ = list(dict.fromkeys([str(path.parent.resolve()), str(shipped())]))
+    package.__path__ = list(dict.fromkeys([str(shipped()), str(path.parent.resolve())]))
     sys.modules["configs"] = package
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -111,9 +114,17 @@ def load_config(argument: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(variant) if colon else module.get_config()
+        if colon and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"{path.name} has no variants")
+        config = module.get_config(variant) if colon else module.get_config()
     except Exception as error:  # whatever a file of the user's raises
-        raise UserError(f"--config={argument}: {error or type(error).__name__}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines and not isinstance(error, UserError) else ""
+        words = str(error.args[0]).replace("\n", ". ") if error.args else type(error).__name__
+        raise UserError(f"--config={argument}{where}: {words}") from error
+    if not callable(getattr(config, "to_dict", None)):
+        raise UserError(f"--config={argument}: get_config returns {type(config).__name__}; it must return the config")
+    return config
 
 
 def _show(config: Any) -> None:
@@ -144,7 +155,7 @@ def _main(_: list[str]) -> None:
     try:
         config = configure.resolve(load_config(name), _overrides)
         if mode == "show":
-            _show(config)
+            _show(configure.check(config))
             return
         parallel.initialize()
         experiment = configure.experiment(config, name)
@@ -175,4 +186,8 @@ def run(doc: str | None = None) -> None:
 
 def command() -> None:
     """The `scoreflow` command of an installed package."""
+    run()
+
+
+if __name__ == "__main__":
     run()

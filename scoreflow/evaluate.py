@@ -72,6 +72,7 @@ def evaluate(experiment: Experiment, evaluation: Evaluation, folder: Path) -> di
     step = workdir.newest(folder, evaluation.best)
     params = load_params(experiment, folder, step, evaluation.best)
     out = folder / "eval" / (f"{step}-{evaluation.best}" if evaluation.best else str(step))
+    report.say(f"evaluating step {step}; the first batch of each measurement takes longer, while it is compiled")
     partial = PartialResults(out / "partial" / workdir.fingerprint(folder, step, experiment.config, evaluation.best))
     results = measure(evaluation.context(experiment, params, out, partial), evaluation.evaluators)
     metrics = {"step": step, **results.metrics}

@@ -17,7 +17,7 @@ from scoreflow.samplers.sampler import Sampler
 from scoreflow.score import PredictionName, Score
 from scoreflow.space import Space
 from scoreflow.terminal import families
-from scoreflow.types import CountOrZero, Flag, Key, Number, Params, Positive, Text
+from scoreflow.types import Flag, Key, Number, Params, Positive, Seed, Text
 
 INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE, READ = range(6)
 """Purposes of `Experiment.key`; no two share a number."""
@@ -33,7 +33,7 @@ class RunOptions(NamedTuple):
       init_from: Folder of a run whose averaged parameters training begins with; empty for fresh ones.
     """
 
-    seed: CountOrZero = 0
+    seed: Seed = 0
     t_min: Positive = 1e-5
     checkpoint: Literal["newest", "validation", "frechet"] = "newest"
     init_from: Text = ""

@@ -19,6 +19,7 @@ from scoreflow.objectives.protocols import Objective
 from scoreflow.optimizers import optimizer as default_optimizer
 from scoreflow.runs import checkpoint, parallel, report, workdir
 from scoreflow.runs.best import Best
+from scoreflow.runs.errors import UserError
 from scoreflow.step import (
     Batch,
     TrainState,
@@ -135,6 +136,7 @@ def fit(
     dispatch, skipped = compile_dispatch(step, 1), 0
     state = parallel.replicate(jax.tree.map(jnp.copy, state_of(params, optimizer)))
     for i, batch in enumerate(batches):
+        parallel.check_divides(len(batch["x"]) // grad_accum, "examples of a batch / grad_accum")
         on_device = parallel.shard(jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(batch)), axis=1)
         state, metrics = dispatch(state, on_device)
         metrics = parallel.gather(metrics)
@@ -145,10 +147,15 @@ def fit(
 
 
 def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params | None = None) -> Params:
-    """Trains an experiment in memory, from `params` (which stay) or from scratch; returns the averaged parameters."""
+    """Trains an experiment in memory, from `params` (which stay) or from scratch; returns the averaged parameters.
+
+    From scratch, what is fitted to the training data before training begins is fitted first, as in `train`.
+    """
     optimizer = options.optimizer or default_optimizer(options.steps)
     state = init_state(experiment.init, optimizer, experiment.key(INIT))
-    if params is not None:  # copied twice, since a dispatch reuses the memory of its state
+    if params is None:
+        state = _fit_groups(experiment, state)
+    else:  # copied twice, since a dispatch reuses the memory of its state
         state = state._replace(params=jax.tree.map(jnp.copy, params), ema_params=jax.tree.map(jnp.copy, params))
     dispatch, skipped = dispatch_of(experiment, options), 0
     for first, batch in batches_of(experiment, options, 0):
@@ -215,6 +222,8 @@ def train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainS
     validate = validator(experiment, options)
     best = Best(folder, options.best, start)
     makers = {"validation": validator, **options.measures}
+    if missing := set(options.best) - makers.keys():
+        raise UserError(f"training.best: there is no measure {', '.join(missing)} among TrainOptions.measures")
     measures = {name: makers[name](experiment, options) for name in options.best}
     draw_samples = draw.make_draw(experiment, options.sample_batch)
 
@@ -362,5 +371,5 @@ def _finish(experiment: Experiment, params: Params, folder: Path, step: int, log
     if peak := parallel.peak_memory():
         report.say(f"most memory in use on a device: {peak / 2**20:,.0f} MiB")
     report.say(f"trained to step {step} in {seconds:.0f} s")
-    report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {plots} and beside it")
+    report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {plots} and in its folder")
     report.say(f"next:    python main.py --config={experiment.name} --workdir={folder} --mode=eval")

@@ -52,6 +52,8 @@ class Check(NamedTuple):
             return values[text.lower()]
         if self.kind is tuple:
             return tuple(_number_or_word(word) for word in text.strip("()[]").split(",") if word.strip())
+        if self.kind is int and "e" in text.lower() and float(text).is_integer():
+            return int(float(text))
         return self.kind(text)
 
 
@@ -67,7 +69,7 @@ def _number_or_word(word: str) -> int | float | str:
 
 def one_of(choices: tuple[Any, ...]) -> Check:
     """One of the given words, or of the given numbers."""
-    return Check(type(choices[0]), lambda value: value in choices, "one of " + ", ".join(map(str, choices)))
+    return Check(type(choices[0]), lambda value: value in choices, "one of " + ", ".join(str(choice) or "''" for choice in choices))
 
 
 class OneOf(NamedTuple):
@@ -84,17 +86,23 @@ def _positive_floats(value: tuple) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < float("inf") for x in value)
 
 
+_INTS, _FLOATS = "a tuple of whole numbers above 0", "a tuple of numbers above 0"
+
 Positive = Annotated[float, Check(float, lambda v: v > 0, "a number above 0")]
 NonNegative = Annotated[float, Check(float, lambda v: v >= 0, "a number, 0 or above")]
 Number = Annotated[float, Check(float, lambda v: True, "a finite number")]
 Fraction = Annotated[float, Check(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")]
 Share = Annotated[float, Check(float, lambda v: 0 < v <= 1, "a number above 0, at most 1")]
 Inside = Annotated[float, Check(float, lambda v: 0 < v < 1, "a number between 0 and 1")]
+Seed = Annotated[int, Check(int, lambda v: 0 <= v < 2**32, "a whole number from 0 to below 2**32")]
+Steps = Annotated[int, Check(int, lambda v: 1 <= v <= 10**6, "a whole number from 1 to a million")]
 Count = Annotated[int, Check(int, lambda v: v >= 1, "a whole number, 1 or above")]
 CountOrZero = Annotated[int, Check(int, lambda v: v >= 0, "a whole number, 0 or above")]
 Index = Annotated[int, Check(int, lambda v: v >= -1, "a whole number, 0 or above, or -1")]
 Flag = Annotated[bool, Check(bool, lambda v: True, "True or False")]
 Text = Annotated[str, Check(str, lambda v: True, "text")]
-Counts = Annotated[tuple[int, ...], Check(tuple, _positive_ints, "a tuple of whole numbers above 0")]
-Numbers = Annotated[tuple[float, ...], Check(tuple, _positive_floats, "a tuple of numbers above 0")]
+Counts = Annotated[tuple[int, ...], Check(tuple, lambda v: len(v) > 0 and _positive_ints(v), _INTS)]
+CountsOrNone = Annotated[tuple[int, ...], Check(tuple, _positive_ints, f"{_INTS}, or ()")]
+Numbers = Annotated[tuple[float, ...], Check(tuple, lambda v: len(v) > 0 and _positive_floats(v), _FLOATS)]
+NumbersOrNone = Annotated[tuple[float, ...], Check(tuple, _positive_floats, f"{_FLOATS}, or ()")]
 Dtype = Annotated[Any, OneOf({"float32": None, "bfloat16": jnp.bfloat16})]

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +89,7 @@ def process(config: Config) -> Process:
         built = _build(config, "process")
     except UserError as error:
         raise UserError(f"process.{error}") from None
-    if not math.isfinite(last := float(built.log_snr(built.horizon))):
-        name, words = config.process.name, f"its log-SNR there is {last}; stop earlier"
-        raise UserError(f"process.horizon = {config.process.horizon} leaves {name} no signal: {words}")
+    checks.refuse(checks.with_process(config, built))
     return built
 
 

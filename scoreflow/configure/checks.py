@@ -1,9 +1,11 @@
 """Refuses settings that are possible alone and impossible together, or with the data: pairs (is it wrong, one line)."""
 
+import math
 from collections.abc import Iterator
 
 from scoreflow.configure.overrides import Config
 from scoreflow.data import Dataset
+from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
 from scoreflow.theory.known import LOG_DENSITIES
 
@@ -40,6 +42,20 @@ def _times(config: Config) -> Rows:
     words = "has a closed form for process.name = vp_linear alone"
     wrong = config.sample_times.name == "normal_unweighted" and process != "vp_linear"
     yield wrong, f"sample_times.name = normal_unweighted {words}, not for {process}; choose normal_likelihood"
+    flat = config.sample_times.name == "normal_unweighted" and config.process.beta_max == config.process.beta_min
+    yield flat, "sample_times.name = normal_unweighted needs process.beta_max above process.beta_min"
+
+
+def with_process(config: Config, process: Process) -> Rows:
+    """Times at which float32 has no signal left, or no noise yet."""
+    horizon, name = config.process.horizon, config.process.name
+    last = float(process.log_snr(horizon))
+    words = f"leaves {name} no signal: its log-SNR there is {last}; stop earlier"
+    yield not math.isfinite(last), f"process.horizon = {horizon} {words}"
+    times = {"t_min": config.t_min, "sampling.t_min": config.sampling.t_min, "eval.t_min": config.eval.t_min}
+    for setting, t in times.items():
+        early = t > 0 and not math.isfinite(float(process.log_snr(t)))
+        yield early, f"{setting} = {t} is so small that {name} has no noise there in float32; choose a later time"
 
 
 def _training(config: Config) -> Rows:
@@ -75,8 +91,10 @@ def _terminal(config: Config) -> Rows:
     words = f"terminal.name = {name} and dequantizer.name = {flow} need runs of their own; choose one"
     yield flow != "none" and name not in UNFITTED, words
     yield alone and not begins, "training.learn = terminal needs init_from, the folder of the score model's run"
-    words = f"must be 0 where training.learn = terminal and terminal.name = {name} is fitted without steps, and above 0"
-    yield (alone and name != "glow") != (steps == 0), f"training.steps = {steps} {words} everywhere else"
+    fitted = alone and name != "glow"
+    words = f"must be 0: training.learn = terminal, and terminal.name = {name} is fitted without steps"
+    yield fitted and steps > 0, f"training.steps = {steps} {words}"
+    yield steps == 0 and not fitted, "training.steps = 0 must be above 0: there is something to learn by gradient"
     words = "terminal.name = pushforward has samples but no density: set eval.likelihood = False"
     yield name == "pushforward" and config.eval.likelihood, words
 
@@ -146,13 +164,14 @@ def with_data(config: Config, data: Dataset) -> Rows:
         words = "the density of integer data depends on it; choose uniform, truncated_normal or variational, or skip it"
         rule = f"eval.dequantization = {options.dequantization!r}: {words} with eval.likelihood = False"
         yield options.dequantization in ("", "none"), rule
-    words = f"eval.features = digits needs labeled images of integer levels, and {name} has none"
+    words = f"eval.features = digits needs labeled images of integer levels, and {name} has none: set eval.features=pixels"
     yield features == "digits" and not (levels and classes), words
     colored = image and levels and data.shape[-1] in (1, 3)
     words = f"eval.features = inception needs images of 1 or 3 channels of levels, unlike {name}"
     yield features == "inception" and not colored, words
     size, test = config.training.batch_size // config.training.grad_accum, len(data.test.x)
-    words = f"must not exceed the {test} test examples of {name}, on which the loss is validated"
+    words = f"must not exceed the {test} test examples of {name}, on which the loss is validated: "
+    words += "lower training.batch_size, or raise data.test_fraction"
     yield size > test, f"training.batch_size / training.grad_accum = {size} {words}"
 
 

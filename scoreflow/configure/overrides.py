@@ -7,9 +7,8 @@ from typing import Any
 import ml_collections
 
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
-from scoreflow.configure.schema import Catalogue
 from scoreflow.runs.errors import UserError, nearest
-from scoreflow.runs.renamed import translate
+from scoreflow.runs.renamed import renamed_section, translate
 from scoreflow.settings import Setting, settings
 from scoreflow.types import one_of
 
@@ -20,22 +19,31 @@ _NAMED = {name: Setting(row.default, one_of(tuple(row.rows)), row.meaning) for n
 
 
 class Section(ml_collections.ConfigDict):
-    """A section in which something is chosen by name; a new name replaces all settings by those of that choice."""
+    """A section in which something is chosen by name: another name brings the defaults of that choice."""
 
-    _catalogue: Catalogue
-
-    def __init__(self, catalogue: Catalogue):
+    def __init__(self, section: str) -> None:
         super().__init__()
-        object.__setattr__(self, "_catalogue", catalogue)
-        self.name = catalogue.default
+        object.__setattr__(self, "_section", section)
+        self.name = CATALOGUES[section].default
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "name" and value in self._catalogue.rows:
-            for old in list(self):
-                super().__delitem__(old)
-            super().__setitem__("name", value)
-            for setting, row in self._catalogue.settings(value).items():
-                super().__setitem__(setting, row.default)
+        section = object.__getattribute__(self, "_section")
+        catalogue = CATALOGUES[section]
+        if key == "name" and value in catalogue.rows:
+            if value != self.get("name"):
+                with self.unlocked():
+                    for old in list(self):
+                        super().__delitem__(old)
+                    super().__setitem__("name", value)
+                    for setting, row in catalogue.settings(value).items():
+                        super().__setitem__(setting, row.default)
+        elif key != "name" and key not in self:  # also where it goes with another choice, so that none is lost
+            names = {name: row.default for name, row in CATALOGUES.items()} | {section: self.name}
+            name = next(iter(translate({f"{section}.{key}": value})))
+            if name.partition(".")[2] not in self:
+                raise unknown(f"{section}.{key}", names, known(names))
+            ((name, value),) = translate({f"{section}.{key}": value}).items()
+            super().__setitem__(name.partition(".")[2], value)
         else:
             super().__setitem__(key, value)
 
@@ -44,16 +52,44 @@ class Section(ml_collections.ConfigDict):
         for rows in (*map(dict, other), settings):
             super().update({key: rows[key] for key in sorted(rows, key=lambda key: key != "name")})
 
+    def __deepcopy__(self, memo: Any) -> ml_collections.ConfigDict:
+        return ml_collections.ConfigDict(self.to_dict())
+
+    def copy_and_resolve_references(self, visit_map: Any = None) -> ml_collections.ConfigDict:
+        """A plain copy."""
+        return ml_collections.ConfigDict(self.to_dict())
+
+
+class Defaults(ml_collections.ConfigDict):
+    """All sections. A section may be set as a whole, from a dict, and by the name that it had before."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        return super().__getattr__(renamed_section(attribute))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        key = renamed_section(key)
+        if key not in self or not isinstance(self[key], ml_collections.ConfigDict):
+            super().__setitem__(key, value)
+        elif isinstance(value, Mapping | ml_collections.ConfigDict):
+            self[key].update(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
+        else:
+            raise _no_section(key, value)
+
 
 def defaults() -> ml_collections.ConfigDict:
     """Every setting at its default; config files start from it and state what differs."""
-    config = ml_collections.ConfigDict()
+    config = Defaults()
     for section, sources in SECTIONS.items():
         rows = {name: setting.default for name, setting in settings(*sources).items()}
         config.update(rows if not section else {section: rows})
-    for section, catalogue in CATALOGUES.items():
-        config[section] = Section(catalogue)
+    for section in CATALOGUES:
+        config[section] = Section(section)
     return config
+
+
+def _no_section(name: str, value: Any) -> UserError:
+    advice = f"set {name}.name or another setting of it" if name in CATALOGUES else f"set one of its settings, {name}..."
+    return UserError(f"{name} = {value!r}: {name} is a section; {advice}")
 
 
 def known(names: Mapping[str, str]) -> dict[str, Setting]:
@@ -118,8 +154,8 @@ def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | No
     sections = {*CATALOGUES, *SECTIONS} - {""}
     for name in sections & file.keys():
         raise UserError(f"{name} = {file[name]!r} must be a section of settings")
-    for name in sections & said.keys():
-        raise UserError(f"{name} = {said[name]!r}: {name} is a section; set {name}.name or another setting of it")
+    for name in sections & {renamed_section(name) for name in said}:
+        raise _no_section(name, said.get(name, "..."))
     names = _chosen(file, said)
     for section, name in names.items():
         if file.get(f"{section}.name", name) != name:

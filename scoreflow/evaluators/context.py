@@ -7,7 +7,7 @@ the catalogue.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from scoreflow.metrics import Estimate
 from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.runs import parallel
 from scoreflow.runs.partial import NONE, PartialResults
-from scoreflow.types import Check, Count, CountOrZero, Flag, Key, NonNegative, Params, Positive
+from scoreflow.types import Count, CountOrZero, Flag, Key, NonNegative, Params, Positive
 
 
 class EvalOptions(NamedTuple):
@@ -205,16 +205,6 @@ class Evaluator(Protocol):
 
 Evaluators = Mapping[str, Evaluator]
 """By name, in the order in which they run."""
-
-NUMBERS_OR_NONE = Annotated[
-    tuple[float, ...],
-    Check(
-        tuple,
-        lambda v: all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < float("inf") for x in v),
-        "a tuple of numbers above 0, or ()",
-    ),
-]
-
 
 def in_words(value: Any) -> str:
     """A number, an estimate with its standard error, or a word."""

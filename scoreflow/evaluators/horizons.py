@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import terminal
-from scoreflow.evaluators.context import NUMBERS_OR_NONE, Context, Results, Table, in_words
+from scoreflow.evaluators.context import Context, Results, Table, in_words
 from scoreflow.likelihood.horizon import elbo_profile
 from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.runs import report
+from scoreflow.types import NumbersOrNone
 
 _TERMINALS = {"prior": "the process's Gaussian", "fitted": "the fitted distribution"}
 _TIMES = 100  # for each example, where the bound is not evaluated with a number of its own
 
 
-def horizons(context: Context, *, horizons: NUMBERS_OR_NONE = (), horizon_times: int = _TIMES) -> Results | None:
+def horizons(context: Context, *, horizons: NumbersOrNone = (), horizon_times: int = _TIMES) -> Results | None:
     """The bound over horizons, and the best horizon under each terminal distribution.
 
     Args:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow.models.layers import Conv, Conv3x3, at_least_float32, conv3x3_direct, fusion_barrier
-from scoreflow.types import Count, Counts, Dtype, Flag, Fraction
+from scoreflow.types import Count, Counts, CountsOrNone, Dtype, Flag, Fraction
 
 
 def resample(x: jax.Array, taps: Sequence[float], up: bool) -> jax.Array:
@@ -254,7 +254,7 @@ def ddpmpp(
     channels: Count = 128,
     multipliers: Counts = (2, 2, 2),
     blocks: Count = 4,
-    attention: Counts = (16,),
+    attention: CountsOrNone = (16,),
     dropout: Fraction = 0.13,
     remat: Flag = False,
     dtype: Dtype = None,
@@ -292,7 +292,7 @@ def ncsnpp(
     channels: Count = 128,
     multipliers: Counts = (2, 2, 2),
     blocks: Count = 4,
-    attention: Counts = (16,),
+    attention: CountsOrNone = (16,),
     dropout: Fraction = 0.13,
     remat: Flag = False,
     dtype: Dtype = None,
@@ -333,7 +333,7 @@ def adm(
     channels: Count = 128,
     multipliers: Counts = (2, 2, 2),
     blocks: Count = 4,
-    attention: Counts = (16,),
+    attention: CountsOrNone = (16,),
     dropout: Fraction = 0.13,
     remat: Flag = False,
     dtype: Dtype = None,

@@ -15,7 +15,7 @@ from scoreflow.models.layers import (
     conv3x3_direct,
     group_norm,
 )
-from scoreflow.types import Count, Counts, Dtype, Flag, Fraction
+from scoreflow.types import Count, Counts, CountsOrNone, Dtype, Flag, Fraction
 
 
 class ResidualBlock(nn.Module):
@@ -69,7 +69,7 @@ class UNet(nn.Module):
     channels: Count = 32
     multipliers: Counts = (1, 2)
     blocks: Count = 1
-    attention: Counts = ()
+    attention: CountsOrNone = ()
     num_heads: Count = 1
     dropout: Fraction = 0.1
     num_classes: int = 0

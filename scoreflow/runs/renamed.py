@@ -43,3 +43,8 @@ def translate(flat: dict[str, Any]) -> dict[str, Any]:
                 today = new + name.removeprefix(old)
         (out if today == name else renamed)[today] = value
     return out | renamed
+
+
+def renamed_section(name: str) -> str:
+    """Today's name of a section."""
+    return _SECTIONS.get(f"{name}.", f"{name}.").rstrip(".")

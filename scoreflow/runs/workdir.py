@@ -69,13 +69,18 @@ def stored_settings(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
 
 
+def _names_first(name: str) -> tuple[bool, str]:
+    """Sorts what is chosen before the settings that the choice brings."""
+    return not name.endswith(".name"), name
+
+
 def _compare(
     workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None
 ) -> list[tuple[str, Any, Any]]:
     """Rows (name, stored value, value in `config`) by name; a setting that one of the two lacks has its default."""
     usual, before = _plain(defaults or {}), stored_settings(workdir)
     before, now = usual | before if before else {}, usual | _flat(_plain(config))
-    return [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())]
+    return [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys(), key=_names_first)]
 
 
 def check_same(

@@ -10,7 +10,7 @@ from scoreflow.samplers import guide
 from scoreflow.samplers.adaptive import adaptive
 from scoreflow.samplers.loop import Sample, SampleResult
 from scoreflow.score import Score
-from scoreflow.types import Count, Flag, Key, NonNegative, Positive
+from scoreflow.types import Flag, Key, NonNegative, Positive, Steps
 
 
 class Sampler(NamedTuple):
@@ -43,7 +43,7 @@ def sampler(
     process: Process,
     make_grid: Callable[..., jax.Array],
     *,
-    steps: Count = 40,
+    steps: Steps = 40,
     scale_steps: Flag = True,
     t_min: Positive = 1e-3,
     guidance: NonNegative = 1.0,

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.runs.errors import UserError
 from scoreflow.types import Key
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -197,13 +198,13 @@ def fit(
       tol: the fit stops where an iteration gains less than this, in nats per example.
 
     Raises:
-      ValueError: if there are fewer examples than components.
+      UserError: if there are fewer examples than components.
     """
     from sklearn.cluster import KMeans
 
     x = np.asarray(x).reshape(len(x), -1)
     if len(x) < components:
-        raise ValueError(f"{len(x)} examples cannot hold {components} components")
+        raise UserError(f"terminal.components = {components} must not exceed the {len(x)} examples they are fitted to")
     if components == 1:
         start = np.zeros(len(x), int)
     else:

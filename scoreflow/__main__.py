@@ -1,0 +1,5 @@
+"""python -m scoreflow: the command line."""
+
+from scoreflow.cli import run
+
+run()
