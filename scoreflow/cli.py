@@ -63,7 +63,9 @@ def _parse(argv: list[str]) -> list[str]:
             raise ValueError("--config is missing; try --config=configs/vp_digits.py, or --config=vp_digits")
         return rest
     except (flags.Error, ValueError) as error:
-        advice = "; settings are given as --config.section.key=value" if "Unknown command line flag" in str(error) else ""
+        advice = (
+            "; settings are given as --config.section.key=value" if "Unknown command line flag" in str(error) else ""
+        )
         _fail(f"{error}{advice}", 2)
 
 

@@ -1,4 +1,4 @@
-"""Settings of any function, read from their one source: its signature and its docstring.
+"""Settings of any function, read from their one source, its signature and docstring; and catalogues of such functions.
 
 A *source* is a function, a Linen module or a NamedTuple. Those of its parameters whose annotation carries a `Check` or
 a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that calls it gives all others.
@@ -7,7 +7,7 @@ a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that ca
 import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from scoreflow.runs.errors import UserError
@@ -84,3 +84,45 @@ def settings(*sources: Any) -> dict[str, Setting]:
                     check = one_of(tuple(mark.table))
                     out[name] = Setting(_name_of(default, mark.table), check, meanings.get(name, ""), mark.table)
     return out
+
+
+class Catalogue(NamedTuple):
+    """What a section of the config can choose by name.
+
+    Attributes:
+      rows: name -> source; None for nothing, or a finished value that has no settings.
+      called: whether a row is called with its settings; otherwise they are bound to it, and arrays come later.
+      default: the row that is chosen unless another is named.
+      meaning: what is chosen.
+      shared: sources whose settings the section has with every row.
+      extra: row -> further sources whose settings the section has with that row.
+    """
+
+    rows: Mapping[str, Any]
+    called: bool
+    default: str
+    meaning: str
+    shared: tuple[Any, ...] = ()
+    extra: Mapping[str, tuple[Any, ...]] = {}
+
+    def settings(self, name: str) -> dict[str, Setting]:
+        """The settings of a row, without `name` itself."""
+        row = self.rows[name]
+        own = (row,) if callable(row) else ()
+        return settings(*own, *self.extra.get(name, ()), *self.shared)
+
+    def build(self, section: Any, **offered: Any) -> Any:
+        """What a section chooses; the row receives those of the `offered` arguments that its signature names."""
+        row = self.rows[section.name]
+        if not callable(row):
+            return row
+        wanted = {key: value for key, value in offered.items() if key in inspect.signature(row).parameters}
+        arguments = wanted | values(row, section)
+        if self.called:
+            return row(**arguments)
+        return functools.partial(row, **arguments) if arguments else row
+
+
+def values(source: Callable, section: Any) -> dict[str, Any]:
+    """The settings of a source as it receives them, from a section of the config."""
+    return {name: setting.value(section[name]) for name, setting in settings(source).items()}

@@ -69,7 +69,11 @@ def _number_or_word(word: str) -> int | float | str:
 
 def one_of(choices: tuple[Any, ...]) -> Check:
     """One of the given words, or of the given numbers."""
-    return Check(type(choices[0]), lambda value: value in choices, "one of " + ", ".join(str(choice) or "''" for choice in choices))
+    return Check(
+        type(choices[0]),
+        lambda value: value in choices,
+        "one of " + ", ".join(str(choice) or "''" for choice in choices),
+    )
 
 
 class OneOf(NamedTuple):

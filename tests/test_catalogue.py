@@ -4,7 +4,7 @@ from typing import Annotated
 
 import pytest
 
-from scoreflow.configure.schema import Catalogue
+from scoreflow.settings import Catalogue
 from scoreflow.types import Count, OneOf, Positive
 
 

@@ -4,14 +4,15 @@ import importlib
 import importlib.util
 import re
 import shlex
+import sys
 
 import pytest
 from absl import flags
 
 from scoreflow import cli, configure, score
 from scoreflow.configure import catalogue
-from scoreflow.configure.schema import settings
 from scoreflow.data import load
+from scoreflow.settings import settings
 from scoreflow.theory import complexity
 from tests import tiny
 
@@ -73,8 +74,19 @@ def test_readme_commands_cover_every_mode():
     assert modes == set(flags.FLAGS["mode"].parser.enum_values)
 
 
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_of_a_config_of_ones_own_loads_from_any_folder(tmp_path, monkeypatch):
+    (code,) = [code for code in CODE if "get_config" in code]
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setitem(sys.modules, "configs", sys.modules.get("configs"))
+    config = configure.resolve(cli.load_config(str(tmp_path / "mine.py")))
+    assert (config.process.name, config.process.horizon, config.training.steps) == ("vp_cosine", 0.995, 4000)
+
+
 def test_the_library_example_runs(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = [code for code in CODE if "import jax" in code]
     exec(compile(code, "README.md", "exec"), {})
     std, nfe = capsys.readouterr().out.split()
     assert abs(float(std) - 1) < 0.05 and int(nfe) == 21  # of N(0, I), denoised at t = 1e-3

@@ -1,5 +1,6 @@
 """Every setting of every choice is a flag, from every config file, with its condition, default and meaning."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -215,3 +216,99 @@ def test_settings_are_taken_from_the_command_line_as_other_flags_are():
     rest, settings = cli.take_settings(argv)
     assert rest == ["main.py", "--config=a.py", "--mode=eval"]
     assert settings == {"seed": "3", "t_min": "1e-4", "data.flip": "True"}
+
+
+# What must be refused, and what must be understood, stated by hand.
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("seed", "99999999999999999999"),
+        ("seed", "-1"),
+        ("model.multipliers", "()"),
+        ("model.multipliers", "(0, 2)"),
+        ("model.multipliers", "(1, True)"),
+        ("eval.rtols", "()"),
+        ("sampling.steps", "100000000000"),
+        ("training.steps", "2.5"),
+        ("training.learning_rate", "nan"),
+        ("training.best", "(speed,)"),
+        ("data.flip", "perhaps"),
+        ("data.test_fraction", "1"),
+        ("score.energy_power", "3"),
+    ],
+)
+def test_an_impossible_value_is_refused(name, text):
+    with pytest.raises(UserError, match=re.escape(f"{name} = ") + ".* must be "):
+        configure.resolve(configure.defaults(), {name: text})
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [
+        ("training.steps", "1e3", 1000),
+        ("training.learning_rate", "1e-3", 1e-3),
+        ("model.multipliers", "1,2,4", (1, 2, 4)),
+        ("model.attention", "()", ()),
+        ("eval.horizons", "0.5", (0.5,)),
+        ("training.best", "('validation', 'frechet')", ("validation", "frechet")),
+        ("data.flip", "true", True),
+        ("score.energy_power", "-1", -1),
+        ("init_from", "~/runs/a b", "~/runs/a b"),
+    ],
+)
+def test_a_value_is_read_as_people_write_it(name, text, value):
+    resolved = overrides.flatten(configure.resolve(configure.defaults(), {name: text}).to_dict())[name]
+    assert resolved == value and type(resolved) is type(value)
+
+
+def test_a_config_file_loses_no_setting_without_a_word():
+    config = configure.defaults()
+    with pytest.raises(UserError, match='process.rho: vp_linear has no setting "rho"; vp_power, ve_power'):
+        config.process.rho = 3.0
+    config.process.beta_max = 10.0
+    config.process.name = "vp_linear"  # the same choice: nothing is reset
+    assert config.process.beta_max == 10.0
+    config.process = {"sigma_max": 20.0, "name": "ve_geometric"}  # a whole section, in any order
+    assert configure.resolve(config).process.sigma_max == 20.0
+    with pytest.raises(UserError, match="process = 'edm': process is a section; set process.name"):
+        config.process = "edm"
+    config.lock()
+    config.process.name = "vp_cosine"
+    for same in (copy.deepcopy(config), config.copy_and_resolve_references(), config):
+        assert configure.resolve(same).process.to_dict() == {"name": "vp_cosine", "offset": 0.008, "horizon": 0.995}
+
+
+def test_a_config_file_of_before_the_renaming_is_understood():
+    config = configure.defaults()
+    config.times.name = "uniform"
+    config.score.kind = "noise"
+    config.penalty.name = "quasi_conservative"
+    config.penalty.law = "gaussian"
+    resolved = configure.resolve(config)
+    assert (resolved.sample_times.name, resolved.score.prediction) == ("uniform", "noise")
+    assert resolved.penalty.probe == "gaussian"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def get_config():\n    return None\n", "get_config returns NoneType; it must return the config"),
+        ("def get_config():\n    return 1 / 0\n", r"\(line 2\): division by zero"),
+        (
+            "from configs import vp_digits\ndef get_config():\n    c = vp_digits.get_config()\n    c.proces.name = 'edm'\n",
+            "line 4",
+        ),
+    ],
+)
+def test_a_broken_config_file_is_one_line(text, words, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "configs", sys.modules.get("configs"))
+    (tmp_path / "vp_digits.py").write_text(text)  # a name that is also a shipped one's
+    with pytest.raises(UserError, match=words) as error:
+        cli.load_config(str(tmp_path / "vp_digits.py"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_variant_of_a_config_without_variants_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "configs", sys.modules.get("configs"))
+    with pytest.raises(UserError, match="vp_digits.py has no variants"):
+        cli.load_config("vp_digits:large")

@@ -36,6 +36,7 @@ LAYERS = [
     {"train", "evaluate", "sample", "planner"},
     {"configure"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

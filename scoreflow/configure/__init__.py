@@ -1,7 +1,7 @@
 """From a config to the parts of an experiment: the only package that knows of ml_collections.
 
-`schema` reads settings from signatures and docstrings, `catalogue` lists what can be chosen, `overrides` makes a config
-complete, `checks` refuses what cannot work, and `assemble` picks the parts and hands them to the library.
+`catalogue` lists what can be chosen, `overrides` makes a config complete, `checks` refuses what cannot work, and
+`assemble` picks the parts and hands them to the library. (`scoreflow.settings` reads settings from signatures.)
 """
 
 from scoreflow.configure.assemble import (

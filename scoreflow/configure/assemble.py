@@ -11,7 +11,6 @@ from scoreflow import fits, likelihood, planner, sample, space, terminal, train
 from scoreflow.configure import checks
 from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS, PROCESSES
 from scoreflow.configure.overrides import Config, flat_defaults, resolve
-from scoreflow.configure.schema import values
 from scoreflow.data import Dataset, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import Evaluation
@@ -45,6 +44,7 @@ from scoreflow.runs.errors import UserError
 from scoreflow.samplers import grids, loop
 from scoreflow.samplers.adaptive import adaptive
 from scoreflow.samplers.sampler import Sampler, sampler
+from scoreflow.settings import values
 from scoreflow.terminal.families import Family
 from scoreflow.theory.known import LOG_DENSITIES
 
@@ -165,9 +165,8 @@ def _objective(config: Config, data: Dataset, where: space.Space, model: Model) 
         bound = likelihood.one_time_bound(process, terminal.prior(process), t_min)
         return variational_bound(bound, model.score, flow, where.bins, labels=labels)
     offered = {"latent": where.latent, "process": process, "score_of": model.score, "t_min": t_min, "labels": labels}
-    offered |= {"encode": where.encode, "weight": _build(config, "weight")}
-    offered |= {"sample_times": _build(config, "sample_times")}
-    offered |= {"loss": _build(config, "loss"), "penalty": _build(config, "penalty")}
+    offered |= {"encode": where.encode}
+    offered |= {name: _build(config, name) for name in ("weight", "sample_times", "loss", "penalty")}
     if config.latent.name == "none":
         objective = score_matching.score_matching(**{k: v for k, v in offered.items() if k != "latent"})
     else:
@@ -290,7 +289,7 @@ def evaluation(config: Config, cache_dir: Path | None = None) -> Evaluation:
     return Evaluation(
         options=_options(EvalOptions, config.eval, flow=_flow(config)),
         evaluators=evaluators,
-        best="" if config.checkpoint == "newest" else config.checkpoint,
+        best=config.checkpoint.removeprefix("newest"),
         cache_dir=cache_dir,
         data_dir=_data_dir(config),
     )
@@ -299,8 +298,7 @@ def evaluation(config: Config, cache_dir: Path | None = None) -> Evaluation:
 def sample_options(config: Config) -> sample.SampleOptions:
     """What `--mode=sample` makes."""
     config = resolve(config)
-    best = "" if config.checkpoint == "newest" else config.checkpoint
-    return _options(sample.SampleOptions, config.sampling, best=best)
+    return _options(sample.SampleOptions, config.sampling, best=config.checkpoint.removeprefix("newest"))
 
 
 def planner_options(config: Config) -> planner.PlannerOptions:

@@ -6,7 +6,6 @@ A new method is a new row here; its settings, their conditions and their meaning
 from typing import Any
 
 from scoreflow import fits, optimizers, planner, sample, space, train
-from scoreflow.configure.schema import Catalogue
 from scoreflow.data import load
 from scoreflow.evaluators import context
 from scoreflow.evaluators.baseline import baseline
@@ -30,6 +29,7 @@ from scoreflow.models.vae import MLPVAE, ConvVAE
 from scoreflow.objectives import conservative, dsm, high_order, latent, score_matching, times, weights
 from scoreflow.processes import sdes, transitions
 from scoreflow.samplers import adaptive, grids, loop, rules, sampler
+from scoreflow.settings import Catalogue
 from scoreflow.terminal import families
 from scoreflow.theory import processes as theory
 

@@ -164,7 +164,9 @@ def with_data(config: Config, data: Dataset) -> Rows:
         words = "the density of integer data depends on it; choose uniform, truncated_normal or variational, or skip it"
         rule = f"eval.dequantization = {options.dequantization!r}: {words} with eval.likelihood = False"
         yield options.dequantization in ("", "none"), rule
-    words = f"eval.features = digits needs labeled images of integer levels, and {name} has none: set eval.features=pixels"
+    words = (
+        f"eval.features = digits needs labeled images of integer levels, and {name} has none: set eval.features=pixels"
+    )
     yield features == "digits" and not (levels and classes), words
     colored = image and levels and data.shape[-1] in (1, 3)
     words = f"eval.features = inception needs images of 1 or 3 channels of levels, unlike {name}"

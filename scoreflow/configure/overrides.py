@@ -38,26 +38,24 @@ class Section(ml_collections.ConfigDict):
                     for setting, row in catalogue.settings(value).items():
                         super().__setitem__(setting, row.default)
         elif key != "name" and key not in self:  # also where it goes with another choice, so that none is lost
-            names = {name: row.default for name, row in CATALOGUES.items()} | {section: self.name}
-            name = next(iter(translate({f"{section}.{key}": value})))
-            if name.partition(".")[2] not in self:
-                raise unknown(f"{section}.{key}", names, known(names))
             ((name, value),) = translate({f"{section}.{key}": value}).items()
+            if name.partition(".")[2] not in self:
+                names = {other: row.default for other, row in CATALOGUES.items()} | {section: self.name}
+                raise unknown(name, names, known(names))
             super().__setitem__(name.partition(".")[2], value)
         else:
             super().__setitem__(key, value)
 
     def update(self, *other: Any, **settings: Any) -> None:
-        """As that of a dict; a name is applied first wherever it stands, since it replaces the other settings."""
+        """As a dict's; a name is applied first wherever it stands."""
         for rows in (*map(dict, other), settings):
             super().update({key: rows[key] for key in sorted(rows, key=lambda key: key != "name")})
-
-    def __deepcopy__(self, memo: Any) -> ml_collections.ConfigDict:
-        return ml_collections.ConfigDict(self.to_dict())
 
     def copy_and_resolve_references(self, visit_map: Any = None) -> ml_collections.ConfigDict:
         """A plain copy."""
         return ml_collections.ConfigDict(self.to_dict())
+
+    __deepcopy__ = copy_and_resolve_references
 
 
 class Defaults(ml_collections.ConfigDict):
@@ -71,7 +69,8 @@ class Defaults(ml_collections.ConfigDict):
         if key not in self or not isinstance(self[key], ml_collections.ConfigDict):
             super().__setitem__(key, value)
         elif isinstance(value, Mapping | ml_collections.ConfigDict):
-            self[key].update(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
+            section: Any = self[key]
+            section.update(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value)
         else:
             raise _no_section(key, value)
 
@@ -88,7 +87,9 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def _no_section(name: str, value: Any) -> UserError:
-    advice = f"set {name}.name or another setting of it" if name in CATALOGUES else f"set one of its settings, {name}..."
+    advice = (
+        f"set {name}.name or another setting of it" if name in CATALOGUES else f"set one of its settings, {name}..."
+    )
     return UserError(f"{name} = {value!r}: {name} is a section; {advice}")
 
 

@@ -206,6 +206,7 @@ class Evaluator(Protocol):
 Evaluators = Mapping[str, Evaluator]
 """By name, in the order in which they run."""
 
+
 def in_words(value: Any) -> str:
     """A number, an estimate with its standard error, or a word."""
     if value is None:
