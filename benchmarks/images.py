@@ -5,9 +5,9 @@
     python -m benchmarks.images --only=train,sample,likelihood,inception --channels=128 --batch=256 --peak=989
 
 train        a step of `configs/published_images.py:cifar10_edm`, optimizer and average included, and the same with its
-             batches shuffled, mirrored and sent by the host; PyTorch: the same network, channels last, torch.compile, Adam,
-             average. Utilization is XLA's own count of operations over the rate of a large matrix product on the device,
-             measured here in the same type, or over --peak (TFLOP/s).
+             batches shuffled, mirrored and sent by the host; PyTorch: the same network, channels last, torch.compile,
+             Adam, average. Utilization is XLA's own count of operations over the rate of a large matrix product on the
+             device, measured here in the same type, or over --peak (TFLOP/s).
 sample       17 steps of Heun's rule and one to the data: 35 evaluations; PyTorch: the same loop.
 likelihood   Hutchinson's divergence along the adaptive solve, its time for each evaluation; PyTorch: one evaluation of
              drift and divergence by a reverse pass, score_sde's way. The network is untrained, so the number of

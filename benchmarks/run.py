@@ -5,12 +5,12 @@
 
 1. train: the compiled training step against the same U-Net in PyTorch (needs the extra `bench`; left out without it).
 2. likelihood: the solve on device against SciPy's RK45 on the host, score_sde's design (one joint solve of the batch,
-   a call to the device per stage, reverse-mode divergence, rtol = atol = 1e-5): at equal tolerance, and at equal answer,
-   which is our default tolerance where its error is below a tenth of the standard error.
+   a call to the device per stage, reverse-mode divergence, rtol = atol = 1e-5): at equal tolerance, and at equal
+   answer, which is our default tolerance where its error is below a tenth of the standard error.
 3. sampler: the adaptive sampler against the same host loop.
 4. devices: one training step on 1 and on 4 pretended CPU devices, which share the same cores.
-5. orders: a training step of orders 2 and 3 of score matching against order 1: seconds, operations and temporary memory,
-   the last two in XLA's count, with and without recomputed blocks.
+5. orders: a training step of orders 2 and 3 of score matching against order 1: seconds, operations and temporary
+   memory, the last two in XLA's count, with and without recomputed blocks.
 """
 
 import argparse
