@@ -14,7 +14,6 @@ class OptimizerOptions(NamedTuple):
     """What learns, and the rule by which the score network does.
 
     Attributes:
-      learn: What is learned: all, or only the terminal distribution, while the score of init_from stays as it is.
       optimizer: Rule of the update.
       learning_rate: Learning rate after warm-up.
       learning_rate_end: Learning rate at the last step of the cosine schedule.
@@ -25,9 +24,9 @@ class OptimizerOptions(NamedTuple):
       eps: Number added to the root of the second moment.
       weight_decay: Decoupled weight decay; adam has none.
       clip: Largest global norm of the gradient; 0 for none.
+      learn: What is learned: all, or only the terminal distribution, while the score of init_from stays as it is.
     """
 
-    learn: Literal["all", "terminal"] = "all"
     optimizer: Literal["adam", "adamw", "adamax"] = "adamw"
     learning_rate: Positive = 1e-3
     learning_rate_end: NonNegative = 0.0
@@ -38,6 +37,7 @@ class OptimizerOptions(NamedTuple):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     clip: NonNegative = 1.0
+    learn: Literal["all", "terminal"] = "all"
 
 
 DEFAULTS = OptimizerOptions()

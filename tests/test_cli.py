@@ -72,7 +72,10 @@ def _complaint(result) -> str:
             ["--config=configs/vp_digits.py", "--config.training.steps=many"],
             "training.steps = 'many' must be a whole number, 0 or above",
         ),
-        (["--config=configs/vp_digits.py", "--config.training.steps"], "write --config.training.steps=value"),
+        (
+            ["--config=configs/vp_digits.py", "--config.training.steps"],
+            "training.steps = 'True' must be a whole number",
+        ),
         (["--config=configs/vp_digits.py", "train"], "train is not a flag"),
     ],
 )

@@ -48,8 +48,7 @@ from scoreflow.settings import values
 from scoreflow.terminal.families import Family
 from scoreflow.theory.known import LOG_DENSITIES
 
-# What a part that is learned on top of a finished score model must have in common with it; but its horizon may be
-# shorter, since the network knows times by their log-SNR.
+# What must be the same in the run that training begins with; the horizon may be shorter there, see `WarmStart`.
 _SAME_VAE = ("vae.", "decoder.", "data.name", "data.binarized", "data.bits", "data.num_levels")
 _SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional")
 
