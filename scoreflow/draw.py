@@ -94,7 +94,7 @@ def picture(experiment: Experiment, x: np.ndarray) -> np.ndarray | None:
 
 
 def write_picture(experiment: Experiment, x: np.ndarray, path: Path) -> None:
-    """A grid of images, or a scatter plot of points in the plane beside as many test points."""
+    """A grid of images, or a scatter plot of points in the plane next to as many test points."""
     if (pixels := picture(experiment, x)) is not None:
         report.save_png(path, pixels)
     elif x.ndim == 2 and x.shape[1] == 2:

@@ -1,7 +1,7 @@
 """Planning: which process, which horizon, how many steps, before anything is trained.
 
-The data are replaced by the Gaussian with their mean and covariance, for which the sampler's law is known exactly
-(`theory.exact`); beside it stands what is promised for all data as smooth and log-concave (`theory.wasserstein`).
+The data are replaced by the Gaussian with their mean and covariance, for which the sampler's distribution is known
+exactly (`theory.exact`); a bound holds for all data that are as smooth and log-concave (`theory.wasserstein`).
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class PlannerOptions(NamedTuple):
       steps: Numbers of steps for the table and the plot.
       num: Training examples that the Gaussian is fitted to.
       processes: those to compare, by name; the configured one is among them.
-      chosen: the name of the configured one.
+      configured: the name of the configured one.
       grids: by name, (process, n, *, t_min) -> times; the configured one is the last.
       rule: the sampler's step, a function of `transitions`.
       t_min: the time of the configured process at whose log-SNR all grids end.
@@ -52,7 +52,7 @@ class PlannerOptions(NamedTuple):
     ] = (10, 20, 50, 100, 200, 500, 1000)
     num: Annotated[int, Check(int, lambda v: v >= 2, "a whole number, 2 or above")] = 10_000
     processes: Mapping[str, Process] = {}
-    chosen: str = ""
+    configured: str = ""
     grids: Mapping[str, Callable] = {}
     rule: exact.Rule = transitions.exponential_sde
     t_min: float = 1e-3
@@ -62,7 +62,7 @@ class Needed(NamedTuple):
     """What one process needs on one grid.
 
     Attributes:
-      steps: the fewest that reach the accuracy on the Gaussian, by its exact law; None if there are none.
+      steps: the fewest that reach the accuracy on the Gaussian, by its exact distribution; None if there are none.
       promised: the fewest for which the bound does; None if there are none.
       distances, bounds: exact and bounded distance at each number of steps of the plan.
     """
@@ -148,7 +148,7 @@ def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, options.num))
         accuracy = options.accuracy * math.sqrt(float(data.variance.sum()))
-        end = float(options.processes[options.chosen].log_snr(options.t_min))
+        end = float(options.processes[options.configured].log_snr(options.t_min))
         target = target_of(data)
         names = report.progress(options.processes, total=len(options.processes), unit="row")
         rows = [examine(name, options.processes[name], options, data, target, accuracy, end) for name in names]
@@ -189,7 +189,11 @@ def _table(
         head += [f"{grid}: exact", "bound"]
     body = []
     for row in rows:
-        words = [row.name + (" *" if row.name == options.chosen else ""), f"{row.horizon:.4g}", f"{row.log_snr:.2f}"]
+        words = [
+            row.name + (" *" if row.name == options.configured else ""),
+            f"{row.horizon:.4g}",
+            f"{row.log_snr:.2f}",
+        ]
         for needed in row.grids.values():
             words += [_steps(needed.steps), _steps(needed.promised)]
         body.append(tuple(words))
@@ -206,11 +210,11 @@ def _table(
 
 
 def _recommendation(options: PlannerOptions, rows: list[Row]) -> list[str]:
-    """The fewest steps by the exact law, the configured process first among equals; what is proved and what is not."""
+    """The fewest steps by the exact distribution, the configured process first; what is proved and what is not."""
     reached = [(row, grid, needed) for row in rows for grid, needed in row.grids.items() if needed.steps is not None]
     if not reached:
         return ["no process reaches it: ask for less, end the grid later, or choose another grid"]
-    row, grid, best = min(reached, key=lambda entry: (entry[2].steps, entry[0].name != options.chosen))
+    row, grid, best = min(reached, key=lambda entry: (entry[2].steps, entry[0].name != options.configured))
     equals = [other.name for other, g, n in reached if g == grid and n.steps == best.steps and other is not row]
     lines = [f"recommended: {row.name}, horizon {row.horizon:.4g}, {best.steps:,} steps on the {grid} grid"]
     if equals:

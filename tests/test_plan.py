@@ -54,7 +54,7 @@ def test_rows_are_what_the_theory_says(planned, x64):
     data = jax.tree.map(jnp.asarray, planner.fit_gaussian(experiment, None, options.num))
     target, accuracy = planner.target_of(data), 0.1 * math.sqrt(float(data.variance.sum()))
     row = rows[0]
-    assert row.name == options.chosen == "vp_linear" and options.rule is transitions.ancestral
+    assert row.name == options.configured == "vp_linear" and options.rule is transitions.ancestral
     process = sdes.vp_linear(horizon=row.horizon)
     assert float(wasserstein.start_limit(process, target)) == pytest.approx(accuracy / 2, rel=1e-9)
     start = exact.Gaussian(jnp.zeros(3), jnp.ones(3))  # what sampling starts from

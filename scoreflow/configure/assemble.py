@@ -303,14 +303,14 @@ def sample_options(config: Config) -> sample.SampleOptions:
 def planner_options(config: Config) -> planner.PlannerOptions:
     """What `--mode=plan` compares: the configured process with every named one at its defaults."""
     config = resolve(config)
-    chosen = config.process.name
+    configured = config.process.name
     named = {name: row() for name, row in PROCESSES.items() if not name.startswith("theory_")}
     predictor = config.sampler.get("predictor", config.sampler.name)
     options = _options(
         planner.PlannerOptions,
         config.plan,
-        processes={**named, chosen: _build(config, "process")},
-        chosen=chosen,
+        processes={**named, configured: _build(config, "process")},
+        configured=configured,
         grids={"uniform": grids.uniform, config.grid.name: _build(config, "grid")},
         rule=transitions.TRANSITIONS.get(predictor, transitions.exponential_sde),
         t_min=config.sampling.t_min,

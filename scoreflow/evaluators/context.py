@@ -35,7 +35,7 @@ class EvalOptions(NamedTuple):
       num_test: Test examples that are scored; 0 for all.
       batch_size: Examples per call, over all devices.
       divergence: Divergence of the probability flow: hutchinson (one random probe) or exact (few dimensions).
-      rtol: Relative tolerance of the adaptive solver, whose own error is printed beside the standard error.
+      rtol: Relative tolerance of the adaptive solver, whose own error is printed with the standard error.
       atol: Absolute tolerance of the adaptive solver.
       max_steps: Steps after which the solver gives an example up.
       clock: The adaptive solver's own time.

@@ -1,4 +1,4 @@
-"""The objective of a terminal distribution that is learned by gradient, alone or beside the score."""
+"""The objective of a terminal distribution that is learned by gradient, alone or together with the score."""
 
 from collections.abc import Callable
 

@@ -30,7 +30,7 @@ _VALUES = {
 def translate(flat: dict[str, Any]) -> dict[str, Any]:
     """Settings by dotted name -> the same under today's names; those of today stay as they are.
 
-    Where a setting is there by both names, as in a config file that sets the old one beside today's default, the old
+    Where a setting is there by both names, as in a config file that sets the old one next to today's default, the old
     one counts.
     """
     out, renamed = {}, {}

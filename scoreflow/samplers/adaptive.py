@@ -1,7 +1,7 @@
 """Adaptive ODE solves inside the compiled program, each example with its own step sizes.
 
 Diffrax does the solving. Each example is a solve of its own (vmapped), so its result does not depend on the rest of the
-batch, and its error norm is the largest over the leaves of its state, so that a scalar beside an image counts in full.
+batch, and its error norm is the largest over the leaves of its state, so that a scalar next to an image counts in full.
 `integrate` is the solver, and `adaptive` the sampler made of it.
 """
 
