@@ -98,7 +98,7 @@ def find(name: str) -> Path:
 def load_config(argument: str) -> Any:
     """What `get_config` of a config file returns, for `<file or name>` or `<file or name>:<variant>`.
 
-    Config files import each other as `configs.<name>`: from their own folder, then from the shipped ones.
+    Config files import each other as `configs.<name>`: the shipped ones, then those of their own folder.
 
     Raises:
       UserError: if there is no such file or variant, or the file fails; it names the file and what went wrong.

@@ -196,6 +196,7 @@ _OLD_NAMES = {
 _NEW_SINCE = [("data", "bits"), ("score", "energy_power"), ("training", "skip"), ("model", "dtype"), ("latent", "name")]
 
 
+@pytest.mark.slow
 def test_the_folder_of_an_old_run_opens(trained):
     """Its `config.json` has the names of an older version, and lacks what that version did not have."""
     folder, config, _ = trained

@@ -48,6 +48,7 @@ def sampler(
     t_min: Positive = 1e-3,
     guidance: NonNegative = 1.0,
     usual_horizon: float | None = None,
+    data_dependent: bool | None = None,
 ) -> Sampler:
     """A sampler on a grid of `steps` steps.
 
@@ -60,9 +61,11 @@ def sampler(
       t_min: Last time of the grid.
       guidance: Strength of classifier-free guidance: 0 ignores labels, 1 follows them, more exaggerates them.
       usual_horizon: the horizon for which `steps` is meant; None for that of the process itself.
+      data_dependent: whether the number of steps depends on the data; None where `adaptive` is the only such sampler.
     """
     if scale_steps and usual_horizon is not None:
         steps = max(1, round(steps * float(process.horizon) / usual_horizon))
-    data_dependent = getattr(run, "func", run) is adaptive
+    if data_dependent is None:
+        data_dependent = getattr(run, "func", run) is adaptive
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)
     return Sampler(run, process, grid, guidance, data_dependent)
