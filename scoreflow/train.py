@@ -1,6 +1,7 @@
 """Training: in memory with `fit`, or in a folder that can be resumed with `train`."""
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -372,4 +373,5 @@ def _finish(experiment: Experiment, params: Params, folder: Path, step: int, log
         report.say(f"most memory in use on a device: {peak / 2**20:,.0f} MiB")
     report.say(f"trained to step {step} in {seconds:.0f} s")
     report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {plots} and in its folder")
-    report.say(f"next:    python main.py --config={experiment.name} --workdir={folder} --mode=eval")
+    program = "scoreflow" if Path(sys.argv[0]).name == "scoreflow" else "python main.py"
+    report.say(f"next:    {program} --config={experiment.name} --workdir={folder} --mode=eval")
