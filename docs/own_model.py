@@ -43,17 +43,15 @@ class Net(nn.Module):
 
 steps, t_min, net, rng = 3000, 1e-3, network(Net()), np.random.default_rng(0)
 keys = jax.random.split(jax.random.key(0), 5)
-x = np.exp(1j * rng.uniform(0, 2 * np.pi, (4000, 1))).view(float) + 0.1 * rng.standard_normal(
-    (4000, 2)
-)  # a noisy circle
+circle = np.exp(1j * rng.uniform(0, 2 * np.pi, (4000, 1))).view(float)
+x = (circle + 0.1 * rng.standard_normal((4000, 2))).astype(np.float32)
 process = Wide(rates.NumericalRate(lambda peak, t: 0.1 + peak * jnp.sin(0.5 * jnp.pi * t) ** 2, 16.0))
 score_of = lambda params, **_: score.score_fn(process, net.apply, params, score.NOISE)
 objective = score_matching(process, score_of, space.continuous((2,)).encode, t_min=t_min)
-batches = ({"x": x[rng.integers(3600, size=256)].astype(np.float32)} for _ in range(steps))
+batches = ({"x": x[rng.integers(3600, size=256)]} for _ in range(steps))
 state = train.fit(objective, net.init(keys[0], (1, 2)), optax.adam(2e-3), batches, key=keys[1])
 learned, prior = score_of(state.ema_params), terminal.prior(process)  # the averaged parameters; N(0, sigma(T)^2 I)
-draw = jax.jit(lambda x: sample(rules.HEUN, process, learned, keys[2], x, grids.log_snr(process, 30, t_min=t_min)).x)
-radius = jnp.linalg.norm(draw(prior.sample(keys[3], (1000, 2))), axis=1)
-logp = likelihood.log_prob(process, learned, prior, keys[4], jnp.float32(x[3600:]), t_min=t_min).logp
-print(f"radius of the samples {radius.mean():.3f} +- {radius.std():.3f}")
-print(f"log-likelihood of held-out points {logp.mean():.3f} +- {logp.std() / 20:.3f} nats")
+noise, grid = prior.sample(keys[2], (1000, 2)), grids.log_snr(process, 30, t_min=t_min)
+radius = jnp.linalg.norm(sample(rules.HEUN, process, learned, keys[3], noise, grid).x, axis=1)
+logp = likelihood.log_prob(process, learned, prior, keys[4], jnp.asarray(x[3600:]), t_min=t_min).logp
+print(f"radius {radius.mean():.3f} +- {radius.std():.3f}, log-likelihood {logp.mean():.3f} +- {logp.std() / 20:.3f}")
