@@ -172,7 +172,7 @@ LATENT = {
 }
 # Each row: a change to a good config, and what the one line must say.
 BAD = [
-    ({"seed": -1}, "seed = -1 must be a whole number, 0 or above"),
+    ({"seed": -1}, "seed = -1 must be a whole number from 0 to below 2**32"),
     ({"t_min": 0.0}, "t_min = 0.0 must be a number above 0"),
     ({"t_min": 2.0}, "t_min = 2.0 must be below process.horizon = 1.0"),
     (
@@ -196,7 +196,7 @@ BAD = [
     ({"terminal__name": "mixture", "dequantizer__name": "couplings", "init_from": "runs/a"},
      "terminal.name = mixture and dequantizer.name = couplings need runs of their own"),
     ({"training__learn": "terminal"}, "training.learn = terminal needs init_from"),
-    ({"training__steps": 0, "training__warmup": 0}, "training.steps = 0 must be 0 where training.learn = terminal"),
+    ({"training__steps": 0, "training__warmup": 0}, "training.steps = 0 must be above 0"),
     ({"eval__horizons": (0.5, 2.0)}, "eval.horizons = (0.5, 2.0) must lie above t_min = 1e-05"),
     ({"eval__score_error": 5}, "eval.score_error = 5 needs data whose density under noise is known: mixture"),
     ({"training__skip": -1}, "training.skip = -1 must be a whole number, 0 or above"),
@@ -232,7 +232,7 @@ BAD = [
     ({"process__horizon": -1.0}, "process.horizon = -1.0 must be a number above 0"),
     ({"process": {"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0}},
      "process.sigma_max = 1.0 must be above sigma_min = 2.0"),
-    ({"process": 3}, "process = 3 must be a section of settings"),
+    ({"process": 3}, "process = 3: process is a section of settings"),
     ({"score__prediction": "epsilon"}, "score.prediction = 'epsilon' must be one of noise, x0, v, flow, score, edm"),
     ({"model__name": "transformer"}, "model.name = 'transformer' must be one of mlp, unet"),
     ({"model__width": 0}, "model.width = 0 must be a whole number, 1 or above"),
