@@ -150,8 +150,8 @@ def test_samples_of_any_generator_start_the_path(tmp_path):
     "changes, words",
     [
         ({"training__learn": "terminal"}, "needs init_from"),
-        ({"training__steps": 0}, "training.steps = 0 must be 0 where"),
-        ({"training__learn": "terminal", "init_from": "x", "terminal": {"name": "mixture"}}, "must be 0 where"),
+        ({"training__steps": 0}, "training.steps = 0 must be above 0"),
+        ({"training__learn": "terminal", "init_from": "x", "terminal": {"name": "mixture"}}, "must be 0: training.learn"),
         ({"terminal": {"name": "pushforward"}, "eval__likelihood": False}, "no such file of samples"),
         ({"terminal": {"name": "glow", "resolutions": 4}}, "terminal.resolutions = 4 needs images whose sides 16"),
         (
