@@ -174,7 +174,8 @@ def product_rate(dtype: str) -> float:
 def bench_train(arguments: argparse.Namespace, dtype: str) -> None:
     """Images a second in training."""
     config = config_of(arguments, dtype)
-    experiment, options = configure.experiment(config, "cifar10_edm"), configure.train_options(config)
+    experiment = configure.experiment(config, "cifar10_edm")
+    options = configure.train_options(config, experiment)
     per_call = options.batch_size * options.steps_per_dispatch
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -213,7 +214,9 @@ def bench_train(arguments: argparse.Namespace, dtype: str) -> None:
 
 def fresh_params(experiment: Experiment, config: Any) -> Params:
     """Untrained parameters on all devices."""
-    return init_state(experiment.init, configure.train_options(config).optimizer, experiment.key(INIT)).params
+    return init_state(
+        experiment.init, configure.train_options(config, experiment).optimizer, experiment.key(INIT)
+    ).params
 
 
 def bench_sample(arguments: argparse.Namespace, dtype: str) -> None:

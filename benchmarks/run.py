@@ -34,7 +34,7 @@ from scoreflow import configure, train
 from scoreflow.evaluators.likelihood import make_log_prob
 from scoreflow.experiment import INIT, Experiment, load_params
 from scoreflow.runs import parallel, workdir
-from scoreflow.samplers.adaptive import adaptive
+from scoreflow.samplers.adaptive import Adaptive
 from scoreflow.score import probability_flow
 from scoreflow.step import init_state
 from scoreflow.types import Params
@@ -51,7 +51,8 @@ def _print_row(name: str, ours: float, theirs: float, unit: str, remark: str = "
 def jax_step_seconds(repeats: int = 15) -> tuple[float, int]:
     """Seconds of one training step of vp_digits, optimizer and EMA included, and its number of parameters."""
     config = vp_digits.get_config()
-    experiment, options = configure.experiment(config, "vp_digits"), configure.train_options(config)
+    experiment = configure.experiment(config, "vp_digits")
+    options = configure.train_options(config, experiment)
     dispatch = train.dispatch_of(experiment, options)
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -189,8 +190,8 @@ def bench_sampler(folder: Path, n: int = 100) -> None:
     for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at tolerance 1e-3", 1e-3)):
 
         def solve(x, tolerance=tolerance):
-            options = {"rtol": tolerance, "atol": tolerance, "denoise": False}
-            return adaptive(process, score, jax.random.key(0), x, ends, **options)
+            sampler = Adaptive(tolerance, tolerance)
+            return sampler(process, score, jax.random.key(0), x, ends, denoise=False)
 
         run = parallel.map_devices(solve)
         seconds = median_seconds(lambda run=run: run(x_init), 2)
@@ -218,7 +219,8 @@ def bench_orders() -> None:
         for order in (1, 2, 3):
             config = digits_orders.get_config(str(order))
             config.init_from, config.model.remat = "", remat
-            experiment, options = configure.experiment(config, "digits_orders"), configure.train_options(config)
+            experiment = configure.experiment(config, "digits_orders")
+            options = configure.train_options(config, experiment)
             costs[order, remat] = step_cost(experiment, options, repeats=12)
     one = costs[1, False]
     for (order, remat), cost in costs.items():

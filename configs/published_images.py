@@ -11,7 +11,8 @@ A variant is <data>_<model>, with one of
 
 These variants are published:
 
-- cifar10 with every model; those with EDM lack its augmentation of the training images;
+- cifar10 with every model; those with EDM need --config.augment.name=edm --config.data.flip=False for its augmentation
+  of the training images;
 - imagenet32 with vp, vp_deep (Song et al. 2021, arXiv 2101.09258) and ve, ve_deep (Lu et al. 2022, arXiv 2206.08265),
   without dropout and mirroring;
 - cifar100_ve_deep, svhn_ve_deep and imagenet32_ve_deep as the unconstrained networks of Chao et al. (ICLR 2023), whose

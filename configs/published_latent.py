@@ -65,10 +65,11 @@ def get_config(variant: str = "cifar10_balanced"):
     config = published_vae.get_config("celeba_qualitative" if variant == "celeba_last" else variant)
     stage = "published_latent-celeba_qualitative" if variant == "celeba_last" else f"published_vae-{variant}"
     config.init_from = f"runs/{stage}"
+    config.init_parts = "vae" if variant == "celeba_last" else "all"
     if variant in _GEOMETRIC:
         config.process.update({"name": "vp_geometric", "variance_min": 3e-5, "variance_max": 0.999})
         config.process.horizon = 1.0
-    config.t_min = 1e-6 if variant in _GEOMETRIC else 0.01
+    config.t_min = 0.0 if variant in _GEOMETRIC else 0.01  # the geometric process has noise at t = 0
     config.score.update({"prediction": "noise", "mixed": True, "mixed_logit": chosen["logit"]})
     config.model.update({"channels": chosen["channels"], "multipliers": chosen["multipliers"], "blocks": 8})
     config.model.update({"attention": (16,), "dropout": 0.2, "dtype": "bfloat16"})
@@ -88,7 +89,10 @@ def get_config(variant: str = "cifar10_balanced"):
     config.training.update({"best": ("validation",), "checkpoint_every": 5000, "validate_every": 5000})
     tolerance = 1e-2 if variant == "celeba_quantitative" else 1e-5
     config.sampler.update({"name": "adaptive", "rtol": tolerance, "atol": tolerance, "denoise": False})
-    config.sampling.t_min = config.t_min
+    # the decoder is given the end of the path, so the path goes on where training stopped, until there is no noise
     config.eval.t_min = 1e-6 if variant.startswith("cifar10") else 1e-5
+    config.sampling.t_min = config.eval.t_min
+    clock = "log_snr" if variant in _GEOMETRIC else "time"
+    config.sampler.clock = config.eval.clock = clock
     config.eval.update({"rtol": 1e-5, "atol": 1e-5})
     return config

@@ -25,7 +25,7 @@ _NETWORKS = {
 # steps, batch size, steps per epoch, fraction of steps in which the KL coefficient grows, its end, spectral weight
 _TRAINING = {
     "mnist": (60_000, 200, 300, 1.0, 0.7, 1e-2),
-    "omniglot": (38_000, 200, 190, 1.0, 1.0, 1e-2),
+    "omniglot": (38_000, 128, 190, 1.0, 1.0, 1e-2),
     "cifar10_balanced": (117_000, 256, 195, 0.5, 1.0, 1e-2),
     "cifar10_fid": (78_000, 256, 195, 1.0, 0.7, 1e-2),
     "cifar10_nll": (78_000, 256, 195, 1.0, 0.7, 1e-2),
@@ -41,9 +41,15 @@ def get_config(variant: str = "cifar10_balanced"):
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
     config, data = default.get_config(), variant.split("_")[0]
     binary, celeba = data in ("mnist", "omniglot"), data == "celeba"
-    config.data.update({"name": "folder" if celeba else data, "flip": not binary, "binarized": binary})
+    config.data.update(
+        {
+            "name": {"celeba": "folder", "omniglot": "omniglot_28"}.get(data, data),
+            "flip": not binary,
+            "binarized": binary,
+        }
+    )
     config.data.update({"path": "celeba_hq" if celeba else "", "bits": 5 if celeba else 0})
-    config.data.image_size = {"celeba": 256, "omniglot": 28}.get(data, 0)
+    config.data.image_size = 256 if celeba else 0
     scales, groups, latents, channels, multipliers, cells, outer, inverted = _NETWORKS[variant]
     config.vae.update({"name": "hierarchical", "scales": scales, "per_scale": groups, "latents": latents})
     config.vae.update({"channels": channels, "multipliers": multipliers, "cells": cells, "outer_cells": outer})

@@ -3,9 +3,13 @@
 python docs/generate_settings.py
 """
 
+import functools
+import inspect
 from pathlib import Path
+from typing import Any
 
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
+from scoreflow.samplers import Rule
 from scoreflow.settings import Setting, settings
 
 PAGE = Path(__file__).parent / "settings.md"
@@ -38,6 +42,15 @@ def _table(rows: dict[str, Setting]) -> list[str]:
     return lines
 
 
+def _summary(row: Any) -> list[str]:
+    """The first paragraph of what a source says of itself."""
+    source = row.step if isinstance(row, Rule) else row
+    if not callable(source) or isinstance(source, functools.partial):
+        return []
+    paragraph = (inspect.getdoc(source) or "").split("\n\n")[0]
+    return [" ".join(paragraph.split()), ""]
+
+
 def page() -> str:
     """The whole page, Markdown."""
     lines = [HEAD]
@@ -49,7 +62,7 @@ def page() -> str:
         lines += [f"`{section}.name` is one of the following; the default is `{catalogue.default}`.", ""]
         for name in catalogue.rows:
             rows = catalogue.settings(name)
-            lines += [f"### {section}.name = {name}", ""]
+            lines += [f"### {section}.name = {name}", "", *_summary(catalogue.rows[name])]
             lines += [*(_table(rows) if rows else ["No settings."]), ""]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -2,7 +2,7 @@
 
     python -m experiments.autoencoder          a minute
 
-s(x) = R h(W^T x + b) + c with two units in the plane and h(z) = z sigmoid(beta z), beta learnt for each unit (Chao et
+s(x) = R h(W^T x + b) + c with two units in the plane and h(z) = z sigmoid(beta z), beta learned for each unit (Chao et
 al. 2023, arXiv 2209.12753, section 6). Nothing but L_QC = |J - J^T|_F^2 / 2, averaged over a 40 x 40 grid on
 [-10, 10]^2, is minimized, from ten random starts. Tied weights, R = W, are enough for L_QC = 0; the published claim is
 that they are not needed, and that the condition is W R^T = R W^T. Corrected here (derived): that condition is right for

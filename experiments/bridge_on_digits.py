@@ -82,11 +82,11 @@ def make(
         if name == "glow":
             config.terminal.update({"steps": 1, "width": 4})
     experiment = configure.experiment(config, "bridge_on_digits")
-    return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
+    return experiment, configure.train_options(config, experiment), configure.evaluation(config, caches.folder())
 
 
 def with_terminal(name: str, t: float, score: Params, fast: bool) -> Bridged:
-    """Fits a terminal distribution at T = t, and trains it where it is learnt by gradient."""
+    """Fits a terminal distribution at T = t, and trains it where it is learned by gradient."""
     experiment, options, evaluation = make(name, t, fast=fast)
     if not experiment.model.fits:
         return Bridged(experiment, evaluation, score)

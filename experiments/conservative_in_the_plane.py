@@ -79,7 +79,7 @@ def oracle(data: str, cloud: np.ndarray) -> Callable:
 
 
 class Swish(nn.Module):
-    """z sigmoid(beta z), beta learnt for each channel."""
+    """z sigmoid(beta z), beta learned for each channel."""
 
     @nn.compact
     def __call__(self, z):

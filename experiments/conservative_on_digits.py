@@ -55,7 +55,7 @@ def make(recipe: str | None, seed: int, *, fast: bool) -> tuple[Experiment, trai
         config.eval.update({"rtol": 1e-2, "atol": 1e-2, "symmetry": 24, "symmetry_times": 3, "tolerances": 4})
         config.eval.update({"rtols": (1e-2, 1e-3), "atols": (1e-3,)})
     experiment = configure.experiment(config, "conservative_on_digits")
-    return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
+    return experiment, configure.train_options(config, experiment), configure.evaluation(config, caches.folder())
 
 
 def run(recipe: str, seed: int, base: Params, fast: bool, out: Path) -> dict:

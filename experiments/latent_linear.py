@@ -112,10 +112,10 @@ def train_encoder(weight: Weight, steps: int, batch: int = 512) -> tuple[np.ndar
     keys = jax.random.split(jax.random.key(3), steps)
     (params, _), _ = jax.jit(lambda keys: jax.lax.scan(step, (start, optimizer.init(start)), keys))(keys)
     mean, std = posterior(x)
-    learnt_std = np.exp(params["log_std"])
-    learnt_mean = x @ np.asarray(params["matrix"]) + np.asarray(params["bias"])
-    kl = np.log(std / learnt_std) + (learnt_std**2 + (learnt_mean - mean) ** 2) / (2 * std**2) - 0.5
-    return learnt_std, float(kl.sum(1).mean())
+    learned_std = np.exp(params["log_std"])
+    learned_mean = x @ np.asarray(params["matrix"]) + np.asarray(params["bias"])
+    kl = np.log(std / learned_std) + (learned_std**2 + (learned_mean - mean) ** 2) / (2 * std**2) - 0.5
+    return learned_std, float(kl.sum(1).mean())
 
 
 def main() -> None:

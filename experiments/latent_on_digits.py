@@ -85,7 +85,8 @@ def run(data: str, recipe: str, fast: bool, out: Path) -> dict:
 def params_of(data: str, recipe: str, fast: bool, out: Path) -> Params:
     """Trained parameters; stage two begins with the VAE of stage one."""
     config = config_of(data, recipe, fast=fast)
-    experiment, options = configure.experiment(config, recipe), configure.train_options(config)
+    experiment = configure.experiment(config, recipe)
+    options = configure.train_options(config, experiment)
 
     def fit():
         start = None

@@ -54,7 +54,7 @@ def make(order: int, seed: int, steps: int, *, fast: bool) -> tuple[Experiment, 
     """The experiment, how it is trained, and how it is measured."""
     config = config_of(order, seed, steps, fast=fast)
     experiment = configure.experiment(config, "orders_on_digits")
-    return experiment, configure.train_options(config), configure.evaluation(config, caches.folder())
+    return experiment, configure.train_options(config, experiment), configure.evaluation(config, caches.folder())
 
 
 def cost(order: int, fast: bool) -> common.StepCost:

@@ -67,7 +67,7 @@ def make(
     """The experiment, and how it is trained."""
     config = config_of(data, process, order, seed, steps, first=first)
     experiment = configure.experiment(config, "orders_on_toys")
-    return experiment, configure.train_options(config)
+    return experiment, configure.train_options(config, experiment)
 
 
 @functools.cache

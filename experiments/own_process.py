@@ -64,24 +64,24 @@ def fit(x: np.ndarray, steps: int) -> score.Score:
     return score_of(train.fit(objective, params, optimizer, batches, key=jax.random.key(1)).ema_params)
 
 
-def log_density(learnt: score.Score, x: np.ndarray) -> jax.Array:
+def log_density(learned: score.Score, x: np.ndarray) -> jax.Array:
     """Of x [N, 2] under the ODE model, in nats, [N]."""
     prior, options = terminal.prior(PROCESS), {"t_min": T_MIN, "divergence": divergence.exact}
-    return likelihood.log_prob(PROCESS, learnt, prior, jax.random.key(2), x, **options).logp
+    return likelihood.log_prob(PROCESS, learned, prior, jax.random.key(2), x, **options).logp
 
 
 def main() -> None:
     args = common.arguments(__doc__, "own_process")
     moons = make_moons(4000, noise=0.1, random_state=0)[0] - np.array([0.5, 0.25])
     x, held_out = np.split(moons.astype(np.float32), [3600])
-    learnt = fit(x, 100 if args.fast else 3000)
-    draw = jax.jit(functools.partial(sample, rules.HEUN, PROCESS, learnt))
+    learned = fit(x, 100 if args.fast else 3000)
+    draw = jax.jit(functools.partial(sample, rules.HEUN, PROCESS, learned))
     x_init = terminal.prior(PROCESS).sample(jax.random.key(3), (400, 2))
     samples = draw(jax.random.key(4), x_init, grids.log_snr(PROCESS, 30, t_min=T_MIN)).x
     report.plot_points(args.out / "samples.png", {"held out": held_out, "samples": np.asarray(samples)}, 2.0)
     gaussian = multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(held_out)
     rows = [("model", "log-density of held-out points, nats")]
-    for name, values in {"ODE model": log_density(learnt, held_out), "Gaussian": gaussian}.items():
+    for name, values in {"ODE model": log_density(learned, held_out), "Gaussian": gaussian}.items():
         rows.append((name, f"{np.mean(values):.3f} +- {np.std(values) / len(values) ** 0.5:.3f}"))
     common.finish(args.out, [report.table(rows)])
 

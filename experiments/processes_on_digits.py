@@ -153,7 +153,7 @@ def main() -> None:
         for seed in seeds:
             config = config_of(variant, seed, args.training, training)
             experiment = configure.experiment(config, f"configs/digits_processes.py:{variant}")
-            options = configure.train_options(config)
+            options = configure.train_options(config, experiment)
             key = f"{args.training} {variant} seed {seed}, {training} steps, {samples} samples at {steps}"
             compute = functools.partial(measure, experiment, options, judge, steps, samples)
             runs.append(common.memo(args.out / "runs.json", key, compute))

@@ -1,16 +1,25 @@
-"""The command line: flags, modes and exit codes.
+"""Score-based generative models: trains, evaluates, samples and plans them from a config.
 
-    scoreflow --config=vp_digits --mode=train
-    scoreflow --config=my_config.py --mode=eval --config.eval.draws=1
+    scoreflow --config=vp_digits                              trains, or goes on; into runs/vp_digits
+    scoreflow --workdir=runs/vp_digits --mode=eval            bits/dim and sample metrics of the newest checkpoint
+    scoreflow --workdir=runs/vp_digits --mode=sample          samples, as an array and a picture
+    scoreflow --config=my_config.py --mode=show               every setting with its value and meaning
+    scoreflow --config=vp_digits --mode=plan                  how many steps which process needs
+    scoreflow --config=vp_digits --mode=stats                 features of the training data, for evaluation and others
 
 `--config` is a file, or the name of a config that comes with the package (`vp_digits`, `digits_orders:3`); what follows
-a colon goes to the file's `get_config`. Every setting is a flag, --config.section.setting=value.
+a colon goes to the file's `get_config`. `--workdir` is the folder of the run. Every setting is a flag:
+`--config.section.setting=value`. The exit code is 2 for input that cannot work, 1 for a run that cannot go on, and 130
+after an interruption; the reason is one line.
 """
 
 import importlib.util
 import inspect
+import os
 import re
+import shutil
 import sys
+import threading
 import traceback
 import types
 from pathlib import Path
@@ -28,6 +37,9 @@ _overrides: dict[str, str] = {}
 
 def _fail(message: object, code: int) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    if any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate()):
+        sys.stdout.flush()  # threads of a save that failed wait for ten minutes for what will not come
+        os._exit(code)
     sys.exit(code)
 
 
@@ -59,7 +71,7 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(rest)
         if len(rest) > 1:
             raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
-        if not _CONFIG.value:
+        if not (_CONFIG.value or _WORKDIR.value):
             raise ValueError("--config is missing; try --config=configs/vp_digits.py, or --config=vp_digits")
         return rest
     except (flags.Error, ValueError) as error:
@@ -90,7 +102,12 @@ def find(name: str) -> Path:
     if name == path.stem and (shipped() / f"{name}.py").is_file():
         return shipped() / f"{name}.py"
     if path.suffix == ".py" or len(path.parts) > 1:
-        raise UserError(f"--config={name}: there is no such file" + (", only a folder" if path.is_dir() else ""))
+        more = ", only a folder" if path.is_dir() else ""
+        if (shipped() / f"{path.stem}.py").is_file():
+            more = f"; the shipped one is --config={path.stem}"
+        raise UserError(f"--config={name}: there is no such file{more}")
+    if path.with_suffix(".py").is_file():
+        raise UserError(f"--config={name}: there is no such file; did you mean {name}.py?")
     known = ", ".join(sorted(file.stem for file in shipped().glob("*.py") if file.stem not in ("default", "__init__")))
     raise UserError(f"--config={name}: there is no such file, and no shipped config of that name; these are: {known}")
 
@@ -114,70 +131,127 @@ def load_config(argument: str) -> Any:
     if spec is None or spec.loader is None:
         raise UserError(f"--config={name}: it must be a Python file")
     module = importlib.util.module_from_spec(spec)
+    beside = str(path.parent.resolve())  # files of its folder can be imported by their own names, too
+    sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"{path.name} has no function get_config")
         if colon and not inspect.signature(module.get_config).parameters:
             raise UserError(f"{path.name} has no variants")
         config = module.get_config(variant) if colon else module.get_config()
     except Exception as error:  # whatever a file of the user's raises
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" (line {lines[-1]})" if lines and not isinstance(error, UserError) else ""
+        same = lambda frame: Path(frame.filename).resolve() == path.resolve()
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if same(frame)]
+        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        where = f" (line {lines[-1]})" if lines else ""
         words = str(error.args[0]).replace("\n", ". ") if error.args else type(error).__name__
+        words = words if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
         raise UserError(f"--config={argument}{where}: {words}") from error
+    finally:
+        sys.path.remove(beside)
     if not callable(getattr(config, "to_dict", None)):
         raise UserError(f"--config={argument}: get_config returns {type(config).__name__}; it must return the config")
     return config
 
 
 def _show(config: Any) -> None:
-    """Prints every setting, one a line: a mark where it differs from the default, its value and its meaning."""
+    """Prints every setting: a mark where it differs from the default, its value and its meaning, by section.
+
+    One a line, wrapped where a person's terminal is narrower.
+    """
     from scoreflow.configure.overrides import flatten, known
     from scoreflow.runs import report
 
     values = flatten(config.to_dict())
     names = {name.removesuffix(".name"): value for name, value in values.items() if name.endswith(".name")}
-    rows = [
-        ("*" if values[name] != row.default else "", f"{name} = {values[name]!r}", row.meaning)
-        for name, row in known(names).items()
-    ]
-    report.say(report.table(rows))
-    report.say("* differs from the default")
+    sections: dict[str, list[tuple[str, ...]]] = {}
+    for name, row in known(names).items():
+        mark = "*" if values[name] != row.default else " "
+        rows = sections.setdefault(name.rpartition(".")[0], [])
+        rows.append((mark, f"{name} = {values[name]!r}", row.meaning))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    report.say("\n\n".join(report.table(rows, columns) for rows in sections.values()))
+    report.say("\n* differs from the default")
+
+
+def _config(mode: str) -> tuple[str, Path, Any]:
+    """The config's name, the folder of the run, and the complete config.
+
+    A run is used with the settings that it was made with. A config file counts where it says how a run is used, and the
+    command line always.
+    """
+    from scoreflow import configure
+    from scoreflow.runs import files, report, workdir
+    from scoreflow.runs.errors import UserError
+
+    name = _CONFIG.value
+    folder = files.local(_WORKDIR.value, "--workdir") if _WORKDIR.value else workdir.default(str(name))
+    if folder.is_file():
+        raise UserError(f"--workdir={folder} is a file; it must be a folder, or a new name")
+    stored = workdir.stored_settings(folder)
+    if name and not (stored and mode in ("eval", "sample")):
+        return name, folder, configure.resolve(load_config(name), _overrides)
+    if not stored:
+        raise UserError(f"--workdir={folder} holds no trained run yet; to train one there, give --config")
+    config, apart = configure.of_run(stored, _overrides, load_config(name) if name else None)
+    if apart:
+        more = f" and {len(apart) - 3} more" if apart[3:] else ""
+        report.warn(f"the settings of the run in {folder} are used where {name} differs: {'; '.join(apart[:3])}{more}")
+    return workdir.stored_name(folder), folder, config
+
+
+def _way_on(mode: str, folder: Path | None) -> str:
+    """What the same command would do after it was interrupted."""
+    from scoreflow.runs import checkpoint, workdir
+
+    if mode == "eval":
+        return "the same command goes on after the last batch that was finished"
+    if mode != "train":
+        return "nothing is lost but this command's own work"
+    step = None if folder is None else checkpoint.latest(workdir.checkpoints(folder))
+    return "no step is saved yet" if step is None else f"step {step} is saved, from which the same command goes on"
 
 
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # jax and matplotlib report their searches for devices and fonts
 
-    from scoreflow import configure, evaluate, planner, sample, train
-    from scoreflow.runs import caches, parallel, workdir
+    from scoreflow import configure, data, evaluate, planner, sample, train
+    from scoreflow.runs import caches, parallel, watch, workdir
     from scoreflow.runs.errors import RunError, UserError
 
     caches.enable_compilation_cache()
-    name, mode = str(_CONFIG.value), _MODE.value
-    folder = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else workdir.default(name)
+    mode, folder = _MODE.value, None
     try:
-        config = configure.resolve(load_config(name), _overrides)
         if mode == "show":
-            _show(configure.check(config))
+            _show(configure.check(_config(mode)[2]))
             return
         parallel.initialize()
+        name, folder, config = _config(mode)
+        watch.begin()
         experiment = configure.experiment(config, name)
-        workdir.claim(folder, experiment.config, resume=mode == "train", defaults=configure.flat_defaults(config))
+        facts = {"defaults": configure.flat_defaults(config), "data": data.describe(experiment.data)}
+        workdir.check(folder, experiment.config, resume=mode == "train", **facts)
         if mode == "train":
-            train.train(experiment, configure.train_options(config), folder)
+            train.train(experiment, configure.train_options(config, experiment), folder)
         elif mode == "eval":
             evaluate.evaluate(experiment, configure.evaluation(config), folder)
         elif mode == "stats":
-            evaluate.prepare(experiment, configure.evaluation(config), config["eval"]["features"])
+            evaluate.prepare(experiment, configure.evaluation(config), folder)
         elif mode == "plan":
             planner.plan(experiment, configure.planner_options(config), folder)
         else:
             sample.sample(experiment, configure.sample_options(config), folder)
+        watch.finished()
     except UserError as error:
         _fail(error, 2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (RunError, OSError) as error:
         _fail(error, 1)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        _fail(f"interrupted; {_way_on(mode, folder)}", 130)
 
 
 def run(doc: str | None = None) -> None:

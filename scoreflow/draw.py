@@ -15,10 +15,19 @@ from scoreflow.types import Key, Params
 
 
 class Drawn(NamedTuple):
-    """Samples `x` [N, ...] as stored (levels or continuous) and the mean number of score evaluations for one."""
+    """Samples.
+
+    Attributes:
+      x: [N, ...] as stored (levels or continuous).
+      nfe: mean number of score evaluations for one.
+      label: the classes that were asked for, [N] int32; None where the network knows none.
+      failed: samples that were left out because they are not finite: the solver gave up, or the score failed.
+    """
 
     x: np.ndarray
     nfe: float
+    label: np.ndarray | None = None
+    failed: int = 0
 
 
 def initial_noise(experiment: Experiment, params: Params, keys: Key) -> jax.Array:
@@ -37,17 +46,15 @@ def over_devices(experiment: Experiment, run: Callable) -> Callable:
 def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Callable[..., Drawn]:
     """Compiles draw(params, key, n, partial=NONE) -> Drawn, in batches of `batch_size` over all devices.
 
-    Sample i is a function of (params, key, i): the same in batches of any size, on any number of devices. Batches that
-    are among the partial results are not drawn again.
-
-    Raises:
-      UserError: if the devices do not divide the batch.
+    Sample i is a function of (params, key, i): the same in batches of any size, on any number of devices, which share
+    the least number from `batch_size` on that they divide. Batches that are among the partial results are not drawn
+    again. Samples that are not finite are named and left out.
     """
-    parallel.check_divides(batch_size, "sampling.batch_size")
+    size = parallel.rounded_up(batch_size)
     model, space, sampler = experiment.model, experiment.space, experiment.sampler
 
     def start(params, key, first):
-        index = first + jnp.arange(batch_size)
+        index = first + jnp.arange(size)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(index)
         return initial_noise(experiment, params, keys[:, 0]), keys[:, 1], keys[:, 2]
 
@@ -61,59 +68,98 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
     run = over_devices(experiment, run)
 
     def batch(params, key, i):
-        cond = labels(experiment, batch_size, i, label)
-        x, nfe, finite = parallel.gather(run(params, *start(params, key, i * batch_size), cond))
-        if not finite.all():
-            report.warn(f"{np.sum(~finite)} of {batch_size} samples are not finite: the solver or the score failed")
-        return x, nfe
+        cond = labels(experiment, size, i, label)
+        return parallel.gather(
+            run(params, *start(params, key, i * size), None if cond is None else parallel.shard(cond))
+        )
 
     def draw(params: Params, key: Key, n: int, partial: PartialResults = NONE) -> Drawn:
+        count = -(-n // size)
         batches = [
-            partial.get(f"samples-{i}", lambda: (0, 0), lambda i=i: batch(params, key, i))
-            for i in range(-(-n // batch_size))
+            partial.get(f"samples-{i}", lambda: (0, 0, 0), lambda i=i: batch(params, key, i)) for i in range(count)
         ]
-        x, nfe = (np.concatenate(leaves)[:n] for leaves in zip(*batches))
-        return Drawn(x, float(nfe.mean()))
+        x, nfe, finite = (np.concatenate(leaves)[:n] for leaves in zip(*batches))
+        cond = labels(experiment, n, 0, label)
+        if not finite.all():
+            report.warn(f"{np.sum(~finite)} of {n} samples are not finite and left out: the solver or the score failed")
+        return Drawn(x[finite], float(nfe.mean()), None if cond is None else cond[finite], int(np.sum(~finite)))
 
     return draw
 
 
-def labels(experiment: Experiment, size: int, index: int, label: int) -> jax.Array | None:
-    """Labels of one batch: the one asked for, or all classes in turn where it is -1; None where there are none."""
+def labels(experiment: Experiment, size: int, index: int, label: int) -> np.ndarray | None:
+    """Labels of batch `index`: the one asked for, or all classes in turn where it is -1; None where there are none."""
     if not experiment.model.conditional:
         return None
     classes = experiment.data.num_classes
     each = np.full(size, label) if label >= 0 else np.arange(index * size, (index + 1) * size) % classes
-    return parallel.shard(each.astype(np.int32))
+    return each.astype(np.int32)
 
 
-def picture(experiment: Experiment, x: np.ndarray) -> np.ndarray | None:
-    """A grid of the samples where they are images, else None."""
+def picture(
+    experiment: Experiment,
+    x: np.ndarray,
+    label: np.ndarray | None = None,
+    columns: int | None = None,
+) -> np.ndarray | None:
+    """A grid of the samples where they are images, with the names of their classes if labels are given; else None."""
     num_levels = experiment.data.num_levels
-    return report.grid(x, num_levels) if num_levels and x.ndim == 4 and x.shape[-1] in (1, 3) else None
+    if not (num_levels and x.ndim == 4 and x.shape[-1] in (1, 3) and len(x)):
+        return None
+    names = experiment.data.class_names or range(experiment.data.num_classes)
+    words = None if label is None else [str(names[i]) for i in label]
+    return report.grid(x, num_levels, columns=columns, words=words)
 
 
-def write_picture(experiment: Experiment, x: np.ndarray, path: Path) -> None:
-    """A grid of images, or a scatter plot of points in the plane next to as many test points."""
-    if (pixels := picture(experiment, x)) is not None:
+def write_picture(
+    experiment: Experiment,
+    x: np.ndarray,
+    path: Path,
+    label: np.ndarray | None = None,
+    columns: int | None = None,
+) -> bool:
+    """A grid of images, or a scatter plot of points in the plane next to as many test points; whether there is one."""
+    if (pixels := picture(experiment, x, label, columns)) is not None:
         report.save_png(path, pixels)
     elif x.ndim == 2 and x.shape[1] == 2:
         test = experiment.data.test.x[: len(x)]
         report.plot_points(path, {"test data": test, "samples": x}, float(np.abs(test).max() * 1.15))
     else:
-        report.say(f"no picture of examples of shape {x.shape[1:]}")
+        return False
+    return True
 
 
-def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Key, columns: int = 10) -> None:
+def write_examples(experiment: Experiment, path: Path, num: int = 64) -> bool:
+    """A contact sheet of training images, or a scatter plot of training points in the plane; whether there is one.
+
+    So that a person sees what will be learned: upright or not, cropped how, in which colors, with which classes.
+    """
+    data = experiment.data
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data.train.x))[: 1000 if data.shape == (2,) else num])
+    x, label = data.train.x[chosen], data.train.label
+    if data.shape == (2,):
+        report.plot_points(path, {"training data": x}, float(np.abs(x).max() * 1.15))
+        return True
+    if (pixels := picture(experiment, x, None if label is None else label[chosen])) is None:
+        return False
+    report.save_png(path, pixels)
+    return True
+
+
+def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Key, columns: int = 10) -> bool:
     """Draws samples as they form, at `columns` of the sampler's times from noise to data.
 
     Images: ten rows, each time at its own scale, since noise of a large sigma would leave nothing else to see, or as
-    the decoder sees it. Points in the plane: one panel per time. An adaptive sampler keeps no trajectory, and gets no
-    picture.
+    the decoder sees it. Points in the plane: one panel per time. There is no picture of other data, nor where nothing
+    moves: with an adaptive sampler, which keeps no trajectory, and without a score network.
+
+    Returns:
+      whether there is a picture.
     """
-    if experiment.sampler.data_dependent:
-        return
     points = experiment.data.shape == (2,)
+    images = experiment.data.num_levels and len(experiment.data.shape) == 3 and experiment.data.shape[-1] in (1, 3)
+    if experiment.sampler.data_dependent or experiment.model.network.apply is None or not (points or images):
+        return False
     num = 1000 if points else 10
     keys = jax.random.split(key, parallel.rounded_up(num))
 
@@ -127,11 +173,13 @@ def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Ke
     shown = states[np.linspace(0, len(states) - 1, columns).round().astype(int)][:, :num]
     extents = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0)
     if points:
-        panels = {f"{i + 1}/{columns}": x / extent for i, (x, extent) in enumerate(zip(shown, extents))}
+        times = np.asarray(experiment.sampler.grid)[np.linspace(0, len(states) - 1, columns).round().astype(int)]
+        panels = {f"t = {t:.2g}, in {extent:.2g}": x / extent for t, x, extent in zip(times, shown, extents)}
         report.plot_points(path, panels, 1.05)
-    elif experiment.data.num_levels and len(experiment.data.shape) == 3:
+    else:
         if experiment.space.latent is None:
             shown = shown / extents[:, None, None, None, None]
         flat = shown.swapaxes(0, 1).reshape(-1, *experiment.space.shape)
-        images = np.asarray(experiment.space.decode(params, key, jnp.asarray(flat)))
-        report.save_png(path, report.grid(images, experiment.data.num_levels, columns=columns))
+        pixels = np.asarray(experiment.space.decode(params, key, jnp.asarray(flat)))
+        report.save_png(path, report.grid(pixels, experiment.data.num_levels, columns=columns))
+    return True

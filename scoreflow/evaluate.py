@@ -1,15 +1,20 @@
 """Evaluation: a loop over evaluators, each with its standard errors and its cost."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scoreflow import draw
+from scoreflow.data import DataError, Dataset, describe, digest
+from scoreflow.data import foreign as foreign_samples
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluators.context import Context, EvalOptions, Evaluators, Results, Table, context
-from scoreflow.evaluators.features import FeatureName, extractor, statistics
+from scoreflow.evaluators.features import extractor, read_reference, statistics
+from scoreflow.evaluators.foreign import foreign
 from scoreflow.experiment import Experiment, load_params
-from scoreflow.metrics import Estimate
-from scoreflow.runs import caches, report, workdir
+from scoreflow.metrics import Estimate, frechet, reference_file
+from scoreflow.metrics.kernel import MIN_SAMPLES
+from scoreflow.runs import caches, files, lock, parallel, report, workdir
 from scoreflow.runs.partial import NONE, PartialResults
 from scoreflow.types import Params
 
@@ -64,33 +69,111 @@ def measure(context: Context, evaluators: Evaluators, only: Collection[str] = ()
 def evaluate(experiment: Experiment, evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     """Scores a checkpoint, prints tables and writes `eval/<step>/metrics.json`.
 
-    Finished batches lie in `eval/<step>/partial` until it ends: after a kill, the same command goes on from them.
+    Where that folder has an evaluation with other settings, another is made with a further number; its `eval.json` says
+    how it was made. Finished batches lie in `partial` there until it ends: after a kill, the same command goes on from
+    them. Where the options name samples made elsewhere, these are measured instead: see `evaluate_samples`.
 
     Returns:
       the metrics by section, with Estimates.
+
+    Raises:
+      UserError: if another process is at the same evaluation, or the reference of the options cannot be used.
     """
+    options = evaluation.options
+    if options.samples:
+        return evaluate_samples(experiment.data, evaluation, folder)
     step = workdir.newest(folder, evaluation.best)
+    made: dict[str, Any] = {"step": step, "checkpoint": workdir.sealed(folder, step, evaluation.best)}
+    made |= _reference(options, experiment.data)
     params = load_params(experiment, folder, step, evaluation.best)
-    out = folder / "eval" / (f"{step}-{evaluation.best}" if evaluation.best else str(step))
+    made["settings"] = workdir.usage(experiment.config, ("eval.", "sampling.", "sampler.", "grid."))
+    stem = f"{step}-{evaluation.best}" if evaluation.best else str(step)
+    out = workdir.numbered(made, folder / "eval", stem, "eval.json")
+    fingerprint = workdir.fingerprint(folder, step, experiment.config, evaluation.best)
     report.say(f"evaluating step {step}; the first batch of each measurement takes longer, while it is compiled")
-    partial = PartialResults(out / "partial" / workdir.fingerprint(folder, step, experiment.config, evaluation.best))
-    results = measure(evaluation.context(experiment, params, out, partial), evaluation.evaluators)
-    metrics = {"step": step, **results.metrics}
-    report.write_json(out / "metrics.json", plain(metrics))
-    partial.forget()
-    report.say(f"{experiment.name}, step {step} (mean +- standard error)")
-    for table in results.tables:
-        report.say("\n".join(["", *([table.title] if table.title else []), report.table(table.rows), *table.notes]))
-    report.say(f"wrote {out / 'metrics.json'}")
+    with lock.held(out, "this evaluation"):
+        partial = PartialResults(out / "partial" / fingerprint)
+        results = measure(evaluation.context(experiment, params, out, partial), evaluation.evaluators)
+        metrics = {"step": step, **results.metrics}
+        report.write_json(out / "metrics.json", plain(metrics))
+        partial.forget()
+    _print(f"{experiment.name}, step {step} (mean +- standard error)", results.tables, out)
     return metrics
 
 
-def prepare(experiment: Experiment, evaluation: Evaluation, features: FeatureName) -> None:
-    """`--mode=stats`: takes the training data's features, which every evaluation on this data set then finds."""
-    cache_dir, x = evaluation.cache_dir or caches.folder(), experiment.data.train.x
-    extract = extractor(features, experiment.data, cache_dir, evaluation.data_dir or default_dir())
-    statistics(extract, x, cache_dir)
-    report.say(f"{extract.name}: features of {len(x)} training examples are in {cache_dir / 'statistics'}")
+def evaluate_samples(data: Dataset, evaluation: Evaluation, folder: Path) -> dict[str, Any]:
+    """Measures samples made elsewhere against a data set, without a model; writes `eval/samples-<name>/metrics.json`.
+
+    Results of other samples, data or settings are not overwritten, and a kill loses one batch, as with `evaluate`.
+
+    Args:
+      data: what the samples imitate.
+      evaluation: its options name the samples, the features and the reference.
+      folder: of a run, or any other.
+
+    Returns:
+      the metrics by section, with Estimates.
+
+    Raises:
+      UserError: if the samples, the weights of the features or the reference cannot be used.
+    """
+    options = evaluation.options
+    path = files.local(options.samples, "eval.samples")
+    made: dict[str, Any] = {"samples": str(path.resolve()), "features": options.features}
+    made |= {"neighbors": options.neighbors, "data": describe(data), **_reference(options, data)}
+    x = foreign_samples.read(path, data)
+    if len(x) < (least := max(MIN_SAMPLES, options.neighbors + 1)):
+        raise DataError(f"eval.samples = {options.samples}: {len(x)} samples are too few; {least} are needed")
+    cache_dir, data_dir = evaluation.cache_dir or caches.folder(), evaluation.data_dir or default_dir()
+    extract = extractor(options.features, data, cache_dir, data_dir)
+    made["digest"] = digest(x)[:16]
+    out = workdir.numbered(made, folder / "eval", f"samples-{path.resolve().stem}", "eval.json")
+    report.say(f"measuring {len(x)} samples of {options.samples}")
+    with lock.held(out, "this evaluation"):
+        partial = PartialResults(out / "partial" / workdir.digest_of([made, workdir.versions()]))
+        results = foreign(x, data, extract, options, cache_dir, partial)
+        report.write_json(out / "metrics.json", plain(results.metrics))
+        partial.forget()
+    _print(f"{options.samples} (mean +- standard error)", results.tables, out)
+    return results.metrics
+
+
+def _print(title: str, tables: Iterable[Table], out: Path) -> None:
+    report.say(title)
+    for table in tables:
+        report.say("\n".join(["", *([table.title] if table.title else []), report.table(table.rows), *table.notes]))
+    written = sorted(path.name for path in out.glob("*.png"))
+    report.say(f"wrote {out / 'metrics.json'}" + (f", and beside it {', '.join(written)}" if written else ""))
+
+
+def _reference(options: EvalOptions, data: Dataset) -> dict[str, str]:
+    """A digest of the reference statistics, which are read once before anything takes time."""
+    if not options.reference:
+        return {}
+    mean, covariance = read_reference(options.reference, options.features, data)
+    return {"reference": digest(mean, covariance)[:16]}
+
+
+def prepare(experiment: Experiment, evaluation: Evaluation, folder: Path) -> None:
+    """`--mode=stats`: takes the training data's features, which every evaluation on this data set then finds.
+
+    Their mean and covariance are written to `statistics/<features>.npz` in the folder, in the form that other programs
+    read, and some of the examples to `data.png`.
+    """
+    for line in experiment.facts():
+        report.say(f"data: {line}")
+    if draw.write_examples(experiment, folder / "data.png"):
+        report.say(f"data: some of them are in {folder / 'data.png'}")
+    cache_dir, data, features = evaluation.cache_dir or caches.folder(), experiment.data, evaluation.options.features
+    extract = extractor(features, data, cache_dir, evaluation.data_dir or default_dir())
+    kept = statistics(extract, data.train.x, cache_dir)
+    made = {"features": extract.name, "key": extract.key, "examples": kept.moments.n, "data": describe(data)}
+    path = workdir.numbered(made, folder / "statistics", features)
+    path = path.with_name(f"{path.name}.npz")
+    if parallel.is_main():
+        reference_file.write(path, *frechet.mean_and_covariance(kept.moments))
+    report.say(f"{extract.name}: features of {kept.moments.n} training examples are in {cache_dir / 'statistics'}")
+    report.say(f"wrote {path}: mu and sigma of the features of {kept.moments.n} training examples")
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,20 @@ import jax
 
 from scoreflow import score as scores
 from scoreflow.data import Dataset
-from scoreflow.models import MIXING, TERMINAL, Network, ParamsOnly
+from scoreflow.data.facts import facts
+from scoreflow.latent.space import LatentSpace
+from scoreflow.models import (
+    DEQUANTISER,
+    LATENT,
+    MIXING,
+    TERMINAL,
+    Init,
+    Network,
+    ParamsOnly,
+    mixing,
+    with_parts,
+)
+from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.objectives.protocols import Objective
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import workdir
@@ -17,7 +30,7 @@ from scoreflow.samplers.sampler import Sampler
 from scoreflow.score import PredictionName, Score
 from scoreflow.space import Space
 from scoreflow.terminal import families
-from scoreflow.types import Flag, Key, Number, Params, Positive, Seed, Text
+from scoreflow.types import Flag, Key, NonNegative, Number, Params, PositiveOrAuto, Seed, Text
 
 INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE, READ = range(6)
 """Purposes of `Experiment.key`; no two share a number."""
@@ -28,15 +41,17 @@ class RunOptions(NamedTuple):
 
     Attributes:
       seed: Seed of every random number of the run.
-      t_min: Time at which training and likelihood begin.
+      t_min: Time at which training and likelihood begin; 0 where the process has noise there.
       checkpoint: Which checkpoint is evaluated or sampled: the newest, or the best by a measure of training.best.
       init_from: Folder of a run whose averaged parameters training begins with; empty for fresh ones.
+      init_parts: What is taken from it: every group of parameters that both runs have, or the VAE alone.
     """
 
     seed: Seed = 0
-    t_min: Positive = 1e-5
+    t_min: NonNegative = 1e-5
     checkpoint: Literal["newest", "validation", "frechet"] = "newest"
     init_from: Text = ""
+    init_parts: Literal["all", "vae"] = "all"
 
 
 class DataOptions(NamedTuple):
@@ -56,7 +71,7 @@ class ScoreOptions(NamedTuple):
 
     Attributes:
       prediction: What the network predicts.
-      sigma_data: Root mean square of the data, in the units of x.
+      sigma_data: Root mean square of the data, in the units of x; `auto` measures it.
       energy_power: Power p of the energy sigma^p |s|^2 / 2 whose negative gradient the score is: 1 as published, -1 as
         in the published image code, 2 derived here; 0 leaves the score unconstrained.
       mixed: Mix the network with the score of N(0, I), channel by channel, as for latents.
@@ -64,7 +79,7 @@ class ScoreOptions(NamedTuple):
     """
 
     prediction: PredictionName = scores.V
-    sigma_data: Positive = 1.0
+    sigma_data: PositiveOrAuto = 1.0
     energy_power: Literal[0, 1, -1, 2] = 0
     mixed: Flag = False
     mixed_logit: Number = -3.0
@@ -106,7 +121,7 @@ class Model(NamedTuple):
             return scores.constrained(self.energy(params, train=train, key=key))
         return self._unconstrained(params, train=train, key=key)
 
-    def energy(self, params: Params, *, train: bool = False, key: Key | None = None) -> Callable[..., jax.Array]:
+    def energy(self, params: Params, *, train: bool = False, key: Key | None = None) -> scores.Energy:
         """energy(x, t, cond) -> [B], whose negative gradient is the score; only where `energy_power` is not 0."""
         free = self._unconstrained(params, train=train, key=key)
         return scores.energy_fn(self.process, free, self.options.energy_power)
@@ -130,6 +145,38 @@ class Model(NamedTuple):
         """The distribution that is assumed at time t, by default at the horizon."""
         own = params[TERMINAL] if self.family.init is not None else None
         return self.family.at(own, self.process, self.process.horizon if t is None else t)
+
+
+def parameters(
+    net: Network | None,
+    *,
+    mixed_logit: float | None = None,
+    family: families.Family = _PRIOR,
+    flow: NoiseFlow | None = None,
+    latent: LatentSpace | None = None,
+) -> Network | ParamsOnly:
+    """The score network together with every other group of parameters that is learned or fitted.
+
+    Args:
+      net: the score network; None where a VAE is trained alone.
+      mixed_logit: logit of the network's share where it is mixed with the score of N(0, I); None where it is not.
+      family: the kind of terminal distribution, which may have parameters.
+      flow: the dequantizing flow.
+      latent: the latent space, whose VAE has parameters.
+    """
+    groups: dict[str, Init] = {}  # keys are split in this order
+    if flow is not None:
+        groups[DEQUANTISER] = flow.init
+    if family.init is not None:
+        groups[TERMINAL] = family.init
+    if mixed_logit is not None:
+        groups[MIXING] = mixing(mixed_logit)
+    if latent is not None:
+        groups[LATENT] = lambda key, x_shape: latent.init(key)
+    if net is None:
+        assert latent is not None
+        return ParamsOnly(lambda key, x_shape: {LATENT: latent.init(key)}, groups=(LATENT,))
+    return with_parts(net, **groups) if groups else net
 
 
 class Experiment(NamedTuple):
@@ -162,6 +209,12 @@ class Experiment(NamedTuple):
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
         return self.model.init(key, self.space.shape)
+
+    def facts(self) -> list[str]:
+        """What is known of the data, in one line each."""
+        if self.space.latent is not None or self.model.network.apply is None:
+            return facts(self.data)
+        return facts(self.data, *self.space.ends, sigma_data=self.model.options.sigma_data)
 
 
 def load_params(experiment: Experiment, folder: Path, step: int, best: str = "") -> Params:

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.data import Dataset
+from scoreflow.data.facts import moments
 from scoreflow.latent import kl
 from scoreflow.models import MIXING
 from scoreflow.models.vae import normal_log_prob
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import parallel
+from scoreflow.runs.errors import UserError
 from scoreflow.space import Space, infer
 from scoreflow.terminal.families import Family
 from scoreflow.types import Flag, Key, Params
@@ -30,12 +33,28 @@ class InactiveOptions(NamedTuple):
     drop_inactive: Flag = False
 
 
+def encoded(space: Space, samples: np.ndarray, seed: int) -> jax.Array:
+    """Samples [N, ...], stored as the data are, in a space without parameters of its own."""
+    return space.encode(None, jax.random.key(seed), jnp.asarray(samples))
+
+
 def in_batches(function: Callable, params: Params, key: Key, data: np.ndarray, size: int = 500) -> np.ndarray:
     """function(params, key, data [B, ...]) over all data, in batches with a key each, on the host."""
     run = parallel.jit(function, out_shardings=parallel.replicated())
     keys = jax.random.split(key, -(-len(data) // size))
     outputs = [run(params, k, np.asarray(data[i * size : (i + 1) * size])) for i, k in enumerate(keys)]
     return np.concatenate(parallel.gather(outputs))
+
+
+def sigma_data(space: Space, data: Dataset) -> float:
+    """Root mean square of the data in the units of x, to four digits.
+
+    Raises:
+      UserError: for latents, which are still to be learned.
+    """
+    if space.latent is not None:
+        raise UserError("sigma_data = auto: there is nothing to measure in latents that are to be learned; set 1")
+    return float(f"{moments(data, *space.ends).rms:.4g}")
 
 
 def terminal(family: Family, space: Space, process: Process, data: np.ndarray) -> Callable[[Params, Key], Params]:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from scoreflow.models import DEQUANTISER, LATENT, MAIN, MIXING, TERMINAL
@@ -18,7 +19,7 @@ class OptimizerOptions(NamedTuple):
       learning_rate: Learning rate after warm-up.
       learning_rate_end: Learning rate at the last step of the cosine schedule.
       schedule: Course of the learning rate after warm-up.
-      warmup: Steps over which the learning rate grows from 0.
+      warmup: Steps over which the learning rate grows from 0; fewer than all.
       beta1: Decay of the first moment.
       beta2: Decay of the second moment.
       eps: Number added to the root of the second moment.
@@ -72,6 +73,12 @@ def _schedule(options: OptimizerOptions, steps: int) -> optax.Schedule | float:
     return options.learning_rate
 
 
+def rate_at(step: int, steps: int, options: OptimizerOptions) -> float:
+    """The learning rate of a step of `optimizer`."""
+    schedule = _schedule(options, steps)
+    return float(jnp.asarray(schedule(step) if callable(schedule) else schedule))
+
+
 def optimizer(steps: int, options: OptimizerOptions = DEFAULTS) -> optax.GradientTransformation:
     """Clipping by global norm, then the rule with its schedule over `steps` steps."""
     rate = _schedule(options, steps)
@@ -99,42 +106,37 @@ def vae_optimizer(rates: VaeRates, warmup: int, steps: int) -> optax.GradientTra
 
 
 def grouped(
-    rule: optax.GradientTransformation,
     steps: int,
     options: OptimizerOptions = DEFAULTS,
     *,
-    learn_score: bool = True,
-    mixed: bool = False,
-    dequantiser: bool = False,
+    groups: tuple[str, ...] = (),
     family: Family | None = None,
-    has_vae: bool = False,
     rates: VaeRates | None = None,
 ) -> optax.GradientTransformation:
-    """One rule for every group of parameters, each a group at the top of the tree (`models`).
+    """One rule for every group of parameters.
+
+    The score network learns by the rule of `optimizer`, and so do its shares where it is mixed with N(0, I). They stay
+    as they are where `options.learn` is `terminal`, and where there is a dequantizing flow, which learns by that rule.
 
     Args:
-      rule: of the score network, and of a dequantizing flow.
       steps: of training.
-      options: warm-up of the VAE's schedule is that of the score.
-      learn_score: whether the score network learns, or stays as it is.
-      mixed: whether the score is mixed with that of N(0, I); its shares learn with the network.
-      dequantiser: whether there is a dequantizing flow.
+      options: the rule; the warm-up of the VAE's schedule is the same.
+      groups: names at the top of the parameter tree, as in `models.Network`; without that of a score network, one rule
+        is for all parameters.
       family: the kind of terminal distribution, where it has parameters: they learn if it has a loss, and are fitted
         before training otherwise.
-      has_vae: whether there is a VAE.
-      rates: how it learns; None where it stays as it is.
+      rates: how a VAE learns; None where it stays as it is.
     """
+    rule = optimizer(steps, options)
+    if MAIN not in groups:
+        return rule
     rules: dict[Hashable, optax.GradientTransformation] = {"learn": rule, "hold": optax.set_to_zero()}
-    score = "learn" if learn_score else "hold"
-    labels: dict[str, Any] = {MAIN: score}
-    if mixed:
-        labels[MIXING] = {"logits": score, "active": "hold"}
-    if dequantiser:
-        labels[DEQUANTISER] = "learn"
-    if family is not None and family.init is not None:
+    score = "learn" if options.learn == "all" and DEQUANTISER not in groups else "hold"
+    labels: dict[str, Any] = {MAIN: score, MIXING: {"logits": score, "active": "hold"}, DEQUANTISER: "learn"}
+    if TERMINAL in groups and family is not None:
         labels[TERMINAL] = "hold" if family.loss is None else "flow"
         rules["flow"] = flow_optimizer(family.learning_rate or 1e-3)
-    if has_vae:
-        labels[LATENT] = "hold" if rates is None else "vae"
+    if LATENT in groups:
+        labels[LATENT] = "hold" if rates is None or options.learn != "all" else "vae"
         rules["vae"] = vae_optimizer(rates or VaeRates(), options.warmup, steps)
-    return rule if labels.keys() == {MAIN} else optax.partition(rules, labels)
+    return optax.partition(rules, {group: labels[group] for group in groups})

@@ -6,8 +6,9 @@ exactly (`theory.exact`); a bound holds for all data that are as smooth and log-
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, cast
 
 import jax
@@ -15,13 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow.experiment import EVALUATE, Experiment, load_params
-from scoreflow.processes import transitions
+from scoreflow.processes import sdes, transitions
 from scoreflow.processes.sdes import VE, Process
 from scoreflow.runs import report, workdir
+from scoreflow.runs.errors import UserError
+from scoreflow.samplers import grids
+from scoreflow.samplers.grids import TimeGrid
 from scoreflow.theory import exact, wasserstein
-from scoreflow.types import Check, NonNegative, Params, Positive
+from scoreflow.types import Check, Counts, NonNegative, Params, Positive
 
 _MOST_STEPS = 2**16  # beyond which a process counts as hopeless
+_OTHER_SAMPLER = "the configured sampler, {}, has no such theory: these are the steps of {}, for which there is one"
 _LASTING = 4  # doublings over which the exact distance must stay below the accuracy
 
 
@@ -33,28 +38,23 @@ class PlannerOptions(NamedTuple):
       score_error: Error of the network in L2 over all dimensions, for the bound.
       steps: Numbers of steps for the table and the plot.
       num: Training examples that the Gaussian is fitted to.
-      processes: those to compare, by name; the configured one is among them.
-      configured: the name of the configured one.
-      grids: by name, (process, n, *, t_min) -> times; the configured one is the last.
+      configured: the name of the experiment's process.
+      others: processes to compare it with, by name; None for every one of `sdes.NAMED` at its defaults.
+      grids: by name, those to compare; the experiment's own is the last.
       rule: the sampler's step, a function of `transitions`.
+      sampler: the name of the experiment's sampler, for the words beside the table.
       t_min: the time of the configured process at whose log-SNR all grids end.
     """
 
     accuracy: Positive = 0.1
     score_error: NonNegative = 0.0
-    steps: Annotated[
-        tuple[int, ...],
-        Check(
-            tuple,
-            lambda v: len(v) > 0 and all(isinstance(n, int) and n > 0 for n in v),
-            "a tuple of one or more whole numbers above 0",
-        ),
-    ] = (10, 20, 50, 100, 200, 500, 1000)
+    steps: Counts = (10, 20, 50, 100, 200, 500, 1000)
     num: Annotated[int, Check(int, lambda v: v >= 2, "a whole number, 2 or above")] = 10_000
-    processes: Mapping[str, Process] = {}
-    configured: str = ""
-    grids: Mapping[str, Callable] = {}
+    configured: str = "the model's own"
+    others: Mapping[str, Process] | None = None
+    grids: Mapping[str, TimeGrid] = MappingProxyType({"uniform": grids.uniform, "log_snr": grids.log_snr})
     rule: exact.Rule = transitions.exponential_sde
+    sampler: str = ""
     t_min: float = 1e-3
 
 
@@ -84,10 +84,16 @@ class Row(NamedTuple):
 
 
 def fit_gaussian(experiment: Experiment, params: Params, num: int) -> exact.Gaussian:
-    """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each."""
+    """Mean and variance of encoded training data in the principal axes of their covariance, float64, [d] each.
+
+    Raises:
+      UserError: where the data are a constant.
+    """
     rows = jnp.asarray(experiment.data.train.x[:num])
     x = np.asarray(experiment.space.encode(params, experiment.key(EVALUATE), rows))
     x = x.reshape(len(x), -1).astype(np.float64)
+    if not x.std(0).any():
+        raise UserError(f"--mode=plan: all {len(x)} training examples are the same: there is nothing to plan for")
     values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
     return exact.Gaussian(jnp.asarray(axes.T @ x.mean(0)), jnp.asarray(np.maximum(values, 0.0)))
 
@@ -141,17 +147,24 @@ def examine(
     return Row(name, horizon, float(process.log_snr(horizon)), grids)
 
 
+def others_of(options: PlannerOptions) -> dict[str, Process]:
+    """The processes with which the experiment's own is compared."""
+    named = {name: make() for name, make in sdes.NAMED.items()}
+    return named if options.others is None else dict(options.others)
+
+
 def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[Row]:
     """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`."""
-    out = folder / "plan"
+    out, options = folder / "plan", options._replace(steps=tuple(sorted(options.steps)))
+    compared = {**others_of(options), options.configured: experiment.model.process}
     params = None if experiment.space.latent is None else load_params(experiment, folder, workdir.newest(folder))
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, options.num))
         accuracy = options.accuracy * math.sqrt(float(data.variance.sum()))
-        end = float(options.processes[options.configured].log_snr(options.t_min))
+        end = float(experiment.model.process.log_snr(options.t_min))
         target = target_of(data)
-        names = report.progress(options.processes, total=len(options.processes), unit="row")
-        rows = [examine(name, options.processes[name], options, data, target, accuracy, end) for name in names]
+        names = report.progress(compared, total=len(compared), unit="row")
+        rows = [examine(name, compared[name], options, data, target, accuracy, end) for name in names]
     content = {
         "data": experiment.data.name,
         "dimensions": int(target.d),
@@ -170,7 +183,7 @@ def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[
     for grid in options.grids:
         panels[f"exact W2 of the Gaussian, {grid} grid"] = {row.name: row.grids[grid].distances for row in rows}
         panels[f"bound on W2, {grid} grid"] = {row.name: row.grids[grid].bounds for row in rows}
-    exploding = {name for name, process in options.processes.items() if isinstance(process, VE)}
+    exploding = {name for name, process in compared.items() if isinstance(process, VE)}
     report.plot_steps(out / "plan.png", options.steps, panels, accuracy, dashed=exploding)
     report.say(_table(experiment, options, rows, target, accuracy))
     report.say(f"wrote {out / 'plan.json'} and {out / 'plan.png'}")
@@ -179,6 +192,11 @@ def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[
 
 def _steps(value: int | None) -> str:
     return f"> {_MOST_STEPS:,}" if value is None else f"{value:,}"
+
+
+def planned(options: PlannerOptions) -> tuple[str, ...]:
+    """Names of samplers whose step is the one that is planned; "" where none is named."""
+    return ("", *(name for name, rule in transitions.TRANSITIONS.items() if rule is options.rule))
 
 
 def _table(
@@ -197,11 +215,14 @@ def _table(
         for needed in row.grids.values():
             words += [_steps(needed.steps), _steps(needed.promised)]
         body.append(tuple(words))
+    words = _OTHER_SAMPLER.format(options.sampler, options.rule.__name__)
+    other = [] if options.sampler in planned(options) else [words]
     lines = [
         f"{experiment.data.name} as a Gaussian in {target.d:.0f} dimensions, standard deviations "
         f"{target.L0**-0.5:.3g} to {target.m0**-0.5:.3g}",
         f"steps of {options.rule.__name__} to W2 = {accuracy:.3g}, {options.accuracy:.3g} of the data's spread "
         "(* configured)",
+        *other,
         "",
         report.table([tuple(head), *body]),
         "",

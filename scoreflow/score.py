@@ -23,26 +23,22 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.types import OneOf, Params
+from scoreflow.types import Cond, OneOf, Params
 
 
 class Score(Protocol):
     """A score function, an estimate of grad log p_t."""
 
-    def __call__(self, x: jax.Array, t: jax.Array, /, cond: jax.Array | None = None) -> jax.Array:
-        """The score at x [B, ...] and times t [B], with class labels cond [B] or None; [B, ...]."""
+    def __call__(self, x: jax.Array, t: jax.Array, /, cond: Cond = None) -> jax.Array:
+        """The score at x [B, ...] and times t [B], given cond (see `types.Cond`); [B, ...]."""
         ...
-
-
-ScoreFn = Score
-"""Another name of `Score`."""
 
 
 class Energy(Protocol):
     """An energy, whose negative gradient is a score; the density is exp(-energy) up to an unknown constant."""
 
-    def __call__(self, x: jax.Array, t: jax.Array, /, cond: jax.Array | None = None) -> jax.Array:
-        """The energy at x [B, ...] and times t [B], with class labels cond [B] or None; [B]."""
+    def __call__(self, x: jax.Array, t: jax.Array, /, cond: Cond = None) -> jax.Array:
+        """The energy at x [B, ...] and times t [B], given cond (see `types.Cond`); [B]."""
         ...
 
 
@@ -141,7 +137,7 @@ def score_fn(
 
     Args:
       process: the forward SDE.
-      apply: (params, x [B, ...], log_snr [B], cond [B] or None) -> [B, ...], see `models.Network`.
+      apply: (params, x [B, ...], log_snr [B], cond) -> [B, ...], see `models.Network`.
       params: the network's parameters.
       prediction: the meaning of the network's output.
       sigma_data: root mean square of the data, in the units of x.
@@ -150,7 +146,7 @@ def score_fn(
       score(x, t, cond=None), the estimate of grad log p_t, [B, ...].
     """
 
-    def score(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def score(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         scales = SignalNoise(expand(process.alpha(t), x), expand(process.sigma(t), x), sigma_data)
         scale = jax.lax.rsqrt(scales.alpha**2 * sigma_data**2 + scales.sigma**2)
         output = apply(params, scale * x, process.log_snr(t), cond)
@@ -173,7 +169,7 @@ def energy_fn(process: Process, score: Score, power: int = 2) -> Energy:
       power: the power of sigma.
     """
 
-    def energy(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def energy(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         square = score(x, t, cond).reshape(x.shape[0], -1) ** 2
         return 0.5 * process.sigma(t) ** power * jnp.sum(square, axis=1)
 
@@ -185,7 +181,7 @@ def constrained(energy: Energy) -> Score:
     return lambda x, t, cond=None: -jax.grad(lambda x: jnp.sum(energy(x, t, cond)))(x)
 
 
-def denoised(process: Process, score: Score, x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+def denoised(process: Process, score: Score, x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
     """E[x_0 | x_t = x] by Tweedie's formula, [B, ...]."""
     alpha, variance = expand(process.alpha(t), x), expand(process.variance(t), x)
     return (x + variance * score(x, t, cond)) / alpha
@@ -198,7 +194,7 @@ def probability_flow(process: Process, score: Score) -> Callable[..., jax.Array]
       drift(t [B], x [B, ...], cond=None) -> [B, ...].
     """
 
-    def drift(t: jax.Array, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def drift(t: jax.Array, x: jax.Array, cond: Cond = None) -> jax.Array:
         f, g2 = expand(process.drift_coeff(t), x), expand(process.diffusion_sq(t), x)
         return f * x - 0.5 * g2 * score(x, t, cond)
 
@@ -225,7 +221,7 @@ def mixed(process: Process, score: Score, logits: jax.Array) -> Score:
     """
     share, normal_score = jax.nn.sigmoid(logits), normal(process)
 
-    def mixture(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def mixture(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         a = share.reshape((1,) * (x.ndim - 1) + share.shape)
         return (1.0 - a) * normal_score(x, t) + a * score(x, t, cond)
 

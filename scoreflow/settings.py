@@ -6,6 +6,7 @@ a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that ca
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -37,7 +38,8 @@ class Setting(NamedTuple):
         """
         value = tuple(value) if isinstance(value, list) else value
         if not self.check.allows(value):
-            raise UserError(f"{name} = {value!r} must be {self.check.words}")
+            finite = " that is finite" if isinstance(value, float) and not math.isfinite(value) else ""
+            raise UserError(f"{name} = {value!r} must be {self.check.words}{finite}")
         return value
 
     def value(self, given: Any) -> Any:
@@ -51,10 +53,15 @@ def _name_of(value: Any, table: Mapping[str, Any]) -> str:
 
 
 def _meanings(source: Any) -> dict[str, str]:
-    """name -> sentence, from the Args or Attributes of a Google-style docstring."""
-    lines = re.split(r"\n *(?:Args|Attributes):\n", inspect.getdoc(source) or "")
+    """name -> sentence, from the Args or Attributes of a Google-style docstring; of a class, with those it inherits."""
+    docs = (
+        [inspect.cleandoc(cls.__doc__ or "") for cls in reversed(inspect.getmro(source))]
+        if inspect.isclass(source)
+        else [inspect.getdoc(source) or ""]
+    )
+    blocks = [block for doc in docs for block in re.split(r"\n *(?:Args|Attributes):\n", doc)[1:]]
     meanings: dict[str, str] = {}
-    for block in lines[1:]:
+    for block in blocks:
         names: list[str] = []
         for line in block.splitlines():
             if not line.strip() or not line.startswith(" "):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow import dequantise
-from scoreflow.dequantise import Bins
+from scoreflow.dequantise import Bins, Dequantiser
 from scoreflow.latent.space import Encoded, LatentSpace, Quantiser
 from scoreflow.models import LATENT
 from scoreflow.types import Check, Flag, Key, OneOf, Params
@@ -33,6 +33,11 @@ class Space(NamedTuple):
     bins: Bins | None = None
     latent: LatentSpace | None = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval in which levels lie; (-1, 1) where there are none."""
+        return (-1.0, 1.0) if self.bins is None else (self.bins.low, self.bins.low + self.bins.width)
+
 
 def continuous(shape: tuple[int, ...]) -> Space:
     """Continuous data as they are."""
@@ -44,7 +49,7 @@ def pixels(
     num_levels: int,
     *,
     centered: Flag = True,
-    dequantization: Annotated[Callable, OneOf(TRAINING_RULES)] = dequantise.uniform,
+    dequantization: Annotated[Dequantiser, OneOf(TRAINING_RULES)] = dequantise.uniform,
 ) -> Space:
     """Integer data, dequantized; continuous data where there are no levels.
 

@@ -1,8 +1,8 @@
 """Training: in memory with `fit`, or in a folder that can be resumed with `train`."""
 
-import itertools
-import sys
+import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -13,14 +13,17 @@ import numpy as np
 import optax
 
 from scoreflow import data, draw
-from scoreflow.evaluators.error_curve import error_curve
-from scoreflow.experiment import INIT, SAMPLE, TRAIN, VALIDATE, Experiment
-from scoreflow.models import LATENT, MAIN, count_params
+from scoreflow.begin import WarmStart, begin, fit_groups
+from scoreflow.experiment import INIT, TRAIN, VALIDATE, Experiment
+from scoreflow.finish import Pictures, end
+from scoreflow.models import LATENT, count_params
 from scoreflow.objectives.protocols import Objective
+from scoreflow.optimizers import OptimizerOptions, rate_at
 from scoreflow.optimizers import optimizer as default_optimizer
-from scoreflow.runs import checkpoint, parallel, report, workdir
+from scoreflow.runs import checkpoint, lock, parallel, report, workdir
 from scoreflow.runs.best import Best
 from scoreflow.runs.errors import UserError
+from scoreflow.runs.log import Log
 from scoreflow.step import (
     Batch,
     TrainState,
@@ -36,31 +39,20 @@ Measure = Callable[[Params], float]
 """A number for averaged parameters, of which the lower is the better."""
 
 _MEASURES = ("validation", "frechet")
+_RECENT = 1000  # dispatches that a line of the log looks back on where it is the only one
+_SHARE, _LEAST = 0.1, 10.0  # of the time of a run, and seconds, that each picture at its end may take
 _BEST = "a tuple of measures: " + ", ".join(_MEASURES)
 
 
-class WarmStart(NamedTuple):
-    """A run whose averaged parameters training begins with.
-
-    Attributes:
-      folder: of that run.
-      same: settings that must be the same there, by what their dotted names begin with.
-      defaults: values of settings that a run of an older version does not have, by dotted name.
-    """
-
-    folder: Path
-    same: tuple[str, ...] = ()
-    defaults: Mapping[str, object] = {}
-
-
 class TrainOptions(NamedTuple):
-    """How to train. Intervals are in steps, and multiples of `steps_per_dispatch`.
+    """How to train. Intervals are in steps, and take effect at the end of a dispatch.
 
     Attributes:
       steps: Number of optimizer steps; 0 only fits what needs no steps.
       batch_size: Examples per step, over all devices and microbatches.
       grad_accum: Microbatches that a batch is cut into, to save memory.
-      steps_per_dispatch: Steps inside one compiled program.
+      steps_per_dispatch: Steps inside one compiled program, which saves time where a step is short; all intervals
+        must be multiples of it.
       fsdp: Each device holds a share of parameters, averages and moments; otherwise each holds all of them.
       ema_decay: Decay of the averaged parameters that evaluation and sampling use.
       skip: Steps in a row that may be skipped because they are not finite; 0 stops at the first.
@@ -69,13 +61,14 @@ class TrainOptions(NamedTuple):
       checkpoint_every: Steps between checkpoints; 0 for none but the last.
       sample_every: Steps between sample grids; 0 for none but the last.
       keep: Number of newest checkpoints that are kept.
+      pictures: Draw samples, their paths and the loss by log-SNR when the run ends.
       best: Measures whose best checkpoint is kept as well: validation (the loss on test data), frechet (of samples).
       optimizer: the optax transformation; None for `optimizers.optimizer` at its defaults.
       flip: whether training images are mirrored at random.
-      num_samples: images in a sample grid.
+      num_samples: images in a sample grid, which has at most 400.
       sample_batch: examples per sampling call.
       warm_start: the run that training begins with; None for fresh parameters.
-      measures: by name, (experiment, options) -> a measure for `best`, besides `validation`.
+      measures: by name, experiment -> a measure for `best`, besides `validation`.
     """
 
     steps: CountOrZero = 1000
@@ -90,13 +83,14 @@ class TrainOptions(NamedTuple):
     checkpoint_every: CountOrZero = 500
     sample_every: CountOrZero = 0
     keep: Count = 3
+    pictures: Flag = True
     best: Annotated[tuple[str, ...], Check(tuple, lambda v: set(v) <= set(_MEASURES), _BEST)] = ()
     optimizer: optax.GradientTransformation | None = None
     flip: bool = False
     num_samples: int = 100
     sample_batch: int = 100
     warm_start: WarmStart | None = None
-    measures: Mapping[str, Callable[..., Measure]] = {}
+    measures: Mapping[str, Callable[[Experiment], Measure]] = {}
 
 
 # --- in memory --------------------------------------------------------------------------------------------------------
@@ -155,10 +149,10 @@ def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params
     optimizer = options.optimizer or default_optimizer(options.steps)
     state = init_state(experiment.init, optimizer, experiment.key(INIT))
     if params is None:
-        state = _fit_groups(experiment, state)
+        state = fit_groups(experiment, state)
     else:  # copied twice, since a dispatch reuses the memory of its state
         state = state._replace(params=jax.tree.map(jnp.copy, params), ema_params=jax.tree.map(jnp.copy, params))
-    dispatch, skipped = dispatch_of(experiment, options), 0
+    dispatch, skipped = dispatcher(experiment, options), 0
     for first, batch in batches_of(experiment, options, 0):
         state, metrics = dispatch(state, batch)
         skipped = check_finite(parallel.gather(metrics), first, allowed=options.skip, before=skipped)
@@ -168,7 +162,7 @@ def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params
 # --- in a folder ------------------------------------------------------------------------------------------------------
 
 
-def dispatch_of(experiment: Experiment, options: TrainOptions, layout=None) -> Callable:
+def dispatch_of(experiment: Experiment, options: TrainOptions, layout: object = None) -> Callable:
     """The jitted dispatch of an experiment; `layout` as in `compile_dispatch`."""
     optimizer = options.optimizer or default_optimizer(options.steps)
     keywords = {"ema_decay": options.ema_decay, "followed": (LATENT,)}
@@ -178,17 +172,53 @@ def dispatch_of(experiment: Experiment, options: TrainOptions, layout=None) -> C
 
 
 def batches_of(experiment: Experiment, options: TrainOptions, start: int) -> Iterator[tuple[int, dict]]:
-    """(first step, batches of one dispatch on the devices), for every dispatch from `start` on."""
-    for step in range(start, options.steps, options.steps_per_dispatch):
-        stacked = [
-            data.batch(experiment.data.train, experiment.seed, step + i, options.batch_size, flip=options.flip)
-            for i in range(options.steps_per_dispatch)
-        ]
-        yield step, parallel.shard(jax.tree.map(lambda *leaves: np.stack(leaves), *stacked), axis=1)
+    """(first step, batches of one dispatch on the devices), for every dispatch from `start` on.
+
+    Dispatches end at multiples of `steps_per_dispatch`, and the last one at the last step; so the first and the last
+    may have fewer steps. Each process reads its own share of the examples.
+    """
+    split, keywords = experiment.data.train, {"flip": options.flip}
+
+    def make(first: int, count: int, rows: slice) -> dict:
+        numbers = range(first, first + count)
+        few = [data.batch(split, experiment.seed, i, options.batch_size, rows=rows, **keywords) for i in numbers]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *few)
+
+    step, most = start, options.steps_per_dispatch
+    while step < options.steps:
+        size = min(most - step % most, options.steps - step)
+        yield step, parallel.shard_rows(functools.partial(make, step, size), options.batch_size, axis=1)
+        step += size
 
 
-def _due(interval: int, step: int, last: int) -> bool:
-    return step == last or (interval > 0 and step % interval == 0)
+def dispatcher(
+    experiment: Experiment,
+    options: TrainOptions,
+    layout: object = None,
+    say: Callable[[str], None] = lambda words: None,
+) -> Callable:
+    """(state, batches of one dispatch) -> (state, metrics), compiled for every number of steps that comes.
+
+    The memory of the first is told to `say`.
+    """
+    compiled: dict[int, Callable] = {}
+
+    def dispatch(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        if (size := len(batch["x"])) not in compiled:
+            if not compiled:
+                say("compiling the training step")
+            fn = dispatch_of(experiment, options._replace(steps_per_dispatch=size), layout)
+            compiled[size], memory = parallel.compile_for(fn, state, batch)
+            if len(compiled) == 1:
+                say(f"memory of each device: {memory}")
+        return compiled[size](state, batch)
+
+    return dispatch
+
+
+def _due(interval: int, first: int, step: int, last: int) -> bool:
+    """Whether a multiple of the interval, or the last step, lies among the steps from `first` to `step`."""
+    return step == last or (interval > 0 and step // interval > first // interval)
 
 
 def train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainState:
@@ -199,100 +229,138 @@ def train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainS
 
     Raises:
       RunError: if the loss or the gradient stops being finite; it names the step and the last good checkpoint.
+      UserError: if another process is training in the folder, or another experiment has been trained in it.
     """
+    with lock.held(folder, "training"):
+        workdir.check_same_experiment(folder, experiment.config)
+        return _train(experiment, options, folder)
+
+
+def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainState:
     began = time.monotonic()
     parallel.check_divides(options.batch_size // options.grad_accum, "training.batch_size / training.grad_accum")
 
     # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
     checkpoints = workdir.checkpoints(folder)
-    state, start, fresh, layout = _begin(experiment, options, checkpoints)
-    log = report.Log(folder, start)
-    report.say(
-        f"{experiment.name}: {len(experiment.data.train.x)} training examples of shape {experiment.data.shape}, "
-        f"{count_params(state.params):,} parameters, {parallel.describe()}"
+    optimizer = options.optimizer or default_optimizer(options.steps)
+    state, start, fresh, layout = begin(
+        experiment, optimizer, checkpoints, fsdp=options.fsdp, warm_start=options.warm_start
     )
-    if start >= options.steps and not fresh:
-        advice = "; raise training.steps to train on" if options.steps else ""
-        report.say(f"step {start} is there already{advice}")
+    log = Log(folder, start)
+    _announce(experiment, options, folder, state, start, fresh)
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
-    dispatch = dispatch_of(experiment, options, layout)
-    for _, batch in itertools.islice(batches_of(experiment, options, start), 1):
-        dispatch, memory = parallel.compile_for(dispatch, state, batch)
-        report.say(f"memory of each device: {memory}")
-    validate = validator(experiment, options)
+    dispatch = dispatcher(experiment, options, layout, report.say)
+    validate, measures = validator(experiment, options), _measures(experiment, options)
     best = Best(folder, options.best, start)
-    makers = {"validation": validator, **options.measures}
-    if missing := set(options.best) - makers.keys():
-        raise UserError(f"training.best: there is no measure {', '.join(missing)} among TrainOptions.measures")
-    measures = {name: makers[name](experiment, options) for name in options.best}
-    draw_samples = draw.make_draw(experiment, options.sample_batch)
+    pictures = Pictures(experiment, folder, log, options.sample_batch, options.num_samples)
 
-    def show(params, step):
-        x = draw_samples(params, experiment.key(SAMPLE), options.num_samples).x
-        draw.write_picture(experiment, x, folder / "samples" / f"{step}.png")
-        if (pixels := draw.picture(experiment, x)) is not None:
-            log.image(step, "samples", pixels)
+    meter, skipped, steps = _Meter(log, options, start), 0, options.steps  # skipped in a row
 
     # --- loop ---------------------------------------------------------------------------------------------------------
-    recent: list[dict] = []
-    skipped = 0  # steps in a row
-    clock = time.monotonic()
     batches = data.prefetch(batches_of(experiment, options, start))
-    steps, per_item = options.steps, options.steps_per_dispatch
-    for first, batch in report.progress(batches, total=steps, initial=start, per_item=per_item):
+    for first, batch in report.progress(batches, total=steps, initial=start, size=lambda item: len(item[1]["x"])):
+        begun = time.monotonic()
         state, metrics = dispatch(state, batch)
-        metrics = parallel.gather(metrics)
+        metrics, step = parallel.gather(metrics), first + len(batch["x"])
+        meter.add(metrics, time.monotonic() - begun)
         skipped = check_finite(metrics, first, checkpoints, allowed=options.skip, before=skipped)
-        recent.append(metrics)
-        step = first + per_item
         if first == start:
             report.say(f"first step after {time.monotonic() - began:.1f} s")
-        if _due(options.log_every, step, steps):
-            means = {name: _mean_of_finite(np.concatenate([m[name] for m in recent])) for name in metrics}
-            if options.skip:
-                means["skipped"] = int(sum(m["skipped"].sum() for m in recent))
-            done, now = len(recent) * per_item, time.monotonic()
-            log.scalars(step, **means, examples_per_second=done * options.batch_size / (now - clock))
-            recent, clock = [], now
-        if _due(options.validate_every, step, steps):
+            _record(experiment, folder)
+        if _due(options.log_every, first, step, steps):
+            meter.write(step)
+        if _due(options.validate_every, first, step, steps):
             log.scalars(step, validation_loss=validate(state.ema_params))
-        if _due(options.checkpoint_every, step, steps):
+        if _due(options.checkpoint_every, first, step, steps):
             checkpoint.save(checkpoints, step, state, keep=options.keep)
             for name, measure in measures.items():
                 value = measure(state.ema_params)
                 if best.offer(name, step, value, state.ema_params):
                     log.scalars(step, **{f"best_{name}": value})
-        if step < steps and _due(options.sample_every, step, steps):
-            show(state.ema_params, step)
+        if step < steps and _due(options.sample_every, first, step, steps):
+            pictures.samples(state.ema_params, step)
 
+    if start >= steps:
+        _record(experiment, folder)
     if steps == 0 and fresh:  # all there was to learn was fitted
         checkpoint.save(checkpoints, 0, state, keep=options.keep)
 
     # --- what a person looks at, also where the run was killed after its last checkpoint ------------------------------
-    last = max(start, steps)
-    show(state.ema_params, last)
-    _finish(experiment, state.ema_params, folder, last, log, time.monotonic() - began)
+    seconds, last, written = time.monotonic() - began, max(start, steps), []
+    if options.pictures:  # a step is about three evaluations of the network for every example of its batch
+        one = None if meter.pace is None else meter.pace / (3 * options.batch_size)
+        written = pictures.at_the_end(state.ema_params, last, budget=max(_SHARE * seconds, _LEAST), evaluation=one)
+    log.close()
+    end(experiment, folder, last, seconds if fresh or start < steps else None, written)
     return state
 
 
-def _begin(experiment: Experiment, options: TrainOptions, checkpoints: Path) -> tuple[TrainState, int, bool, object]:
-    """(state, its step, whether it is fresh, its layout): restored, warm-started or new."""
-    optimizer = options.optimizer or default_optimizer(options.steps)
-    state = init_state(experiment.init, optimizer, experiment.key(INIT), fsdp=options.fsdp)
-    layout = parallel.layout(state, divided=options.fsdp)
-    start = checkpoint.latest(checkpoints, warn=report.warn)
-    if parallel.is_main():
-        checkpoint.quarantine(checkpoints, start)
-    parallel.barrier("quarantine")
-    if start is not None:
-        state = checkpoint.restore(checkpoints, start, state)
-        report.say(f"resuming at step {start}")
-    elif options.warm_start is not None:
-        state = _warm_start(experiment, state, options.warm_start)
-    if start is None:
-        state = parallel.place(_fit_groups(experiment, state), layout)
-    return state, start or 0, start is None, layout
+class _Meter:
+    """Averages of the terms of the loss and the speed, from one line of the log to the next."""
+
+    def __init__(self, log: Log, options: TrainOptions, start: int):
+        self.log, self.options = log, options
+        self.recent: deque[dict] = deque(maxlen=None if options.log_every else _RECENT)
+        self.since = (time.monotonic(), start)
+        self.compiled = False
+        self.pace: float | None = (
+            None  # the shortest time of a step, in seconds, once the first dispatch has compiled it
+        )
+
+    def add(self, metrics: dict, seconds: float) -> None:
+        """Takes the metrics of a dispatch and the time that it took."""
+        self.recent.append(metrics)
+        if self.compiled:
+            self.pace = min(seconds / len(metrics["loss"]), self.pace or float("inf"))
+        self.compiled = True
+
+    def write(self, step: int) -> None:
+        """Writes a line and begins anew."""
+        means = {name: _mean_of_finite(np.concatenate([m[name] for m in self.recent])) for name in self.recent[-1]}
+        if self.options.skip:
+            means["skipped"] = int(sum(m["skipped"].sum() for m in self.recent))
+        now, (then, since) = time.monotonic(), self.since
+        examples = (step - since) * self.options.batch_size
+        self.log.scalars(step, **means, examples_per_second=examples / (now - then))
+        self.recent.clear()
+        self.since = (now, step)
+
+
+def _announce(
+    experiment: Experiment, options: TrainOptions, folder: Path, state: TrainState, start: int, fresh: bool
+) -> None:
+    """What is trained on what, and what a person should know of it."""
+    report.say(f"{experiment.name}: {count_params(state.params):,} parameters, {parallel.describe()}")
+    for line in experiment.facts():
+        report.say(f"data: {line}")
+    if fresh and options.pictures and draw.write_examples(experiment, folder / "data.png"):
+        report.say(f"data: some of them are in {folder / 'data.png'}")
+    _say_if_stretched(experiment, options, folder, start)
+    if start >= options.steps and not fresh:
+        report.say(f"step {start} is there already" + ("; raise training.steps to train on" if options.steps else ""))
+
+
+def _record(experiment: Experiment, folder: Path) -> None:
+    workdir.record(folder, experiment.config, name=experiment.name, data=data.describe(experiment.data))
+
+
+def _say_if_stretched(experiment: Experiment, options: TrainOptions, folder: Path, start: int) -> None:
+    """Another number of steps moves the learning rate of a cosine schedule in the middle of a run."""
+    before, settings = workdir.stored_settings(folder).get("training.steps"), experiment.config.get("training", {})
+    if 0 < start < options.steps and before not in (None, options.steps) and settings.get("schedule") == "cosine":
+        rule = OptimizerOptions(**{name: settings[name] for name in OptimizerOptions._fields})
+        old, new = rate_at(min(start, before), before, rule), rate_at(start, options.steps, rule)
+        words = f"the cosine schedule now ends there: at step {start} the learning rate is {new:.2g}, not {old:.2g}"
+        report.say(f"training.steps = {options.steps}, {before} before; {words}")
+
+
+def _measures(experiment: Experiment, options: TrainOptions) -> dict[str, Measure]:
+    """Those of which the best checkpoint is kept, by name."""
+    makers = {"validation": lambda experiment: validator(experiment, options), **options.measures}
+    if missing := set(options.best) - makers.keys():
+        raise UserError(f"training.best: there is no measure {', '.join(missing)} among TrainOptions.measures")
+    return {name: makers[name](experiment) for name in options.best}
 
 
 def validator(experiment: Experiment, options: TrainOptions) -> Measure:
@@ -314,64 +382,7 @@ def validator(experiment: Experiment, options: TrainOptions) -> Measure:
     return validate
 
 
-def _warm_start(experiment: Experiment, state: TrainState, source: WarmStart) -> TrainState:
-    """The state with the averaged parameters of another run's newest checkpoint, as parameters and as their average.
-
-    These are the groups that both runs have by name; all parameters where neither is in groups, and the score network's
-    where only the other is not.
-
-    Raises:
-      UserError: if there is none, its network is another, or its settings are.
-    """
-    folder, ours = source.folder, state.params
-    step = workdir.newest(folder)
-    workdir.check_same(
-        folder, experiment.config, source.same, at_most=("process.horizon",), defaults=dict(source.defaults)
-    )
-    if names := workdir.components(folder, step) & ours.keys():
-        params = {**ours, **workdir.averaged(folder, step, {name: ours[name] for name in names})}
-    elif MAIN in ours:
-        params = {**ours, MAIN: workdir.averaged(folder, step, ours[MAIN])}
-    else:
-        params = workdir.averaged(folder, step, ours)
-    report.say(f"beginning with the averaged parameters of {folder}, step {step}")
-    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
-
-
-def _fit_groups(experiment: Experiment, state: TrainState) -> TrainState:
-    """The state with what is fitted to the training data: all there is to learn of it, or where its training begins."""
-    fits = experiment.model.fits
-    if fits:  # which look at parameters on the host too, so whole
-        whole = parallel.layout(state.params, divided=False)
-        state = state._replace(params=parallel.place(state.params, whole))
-    for i, (name, fit_group) in enumerate(fits.items()):
-        began = time.monotonic()
-        key = jax.random.fold_in(experiment.key(INIT), 1 + i)
-        group = parallel.replicate(jax.device_get(fit_group(state.params, key)))
-        report.say(f"fitted {name} in {time.monotonic() - began:.1f} s")
-        params, ema_params = state.params | {name: group}, state.ema_params | {name: jax.tree.map(jnp.copy, group)}
-        state = state._replace(params=params, ema_params=ema_params)
-    return state
-
-
 def _mean_of_finite(values: np.ndarray) -> float:
     """Mean over the steps that were not skipped; NaN if all were."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
-
-
-def _finish(experiment: Experiment, params: Params, folder: Path, step: int, log: report.Log, seconds: float) -> None:
-    """Plots, and the words a run ends with."""
-    plots = folder / "loss_by_log_snr.png"
-    report.plot_noise_error(plots, *error_curve(experiment, params))
-    if records := report.read_metrics(folder):
-        plots = folder / "loss.png"
-        report.plot_loss(plots, records)
-    draw.write_trajectory(experiment, params, folder / "trajectory.png", experiment.key(SAMPLE))
-    log.close()
-    if peak := parallel.peak_memory():
-        report.say(f"most memory in use on a device: {peak / 2**20:,.0f} MiB")
-    report.say(f"trained to step {step} in {seconds:.0f} s")
-    report.say(f"samples: {folder / 'samples' / f'{step}.png'}   plots: {plots} and in its folder")
-    program = "scoreflow" if Path(sys.argv[0]).name == "scoreflow" else "python main.py"
-    report.say(f"next:    {program} --config={experiment.name} --workdir={folder} --mode=eval")

@@ -6,7 +6,7 @@ what its default is and which values are allowed, and in its docstring what the 
     def vp_constant(beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> VP: ...
 
 `Positive` is a plain `float` for callers and type checkers. `settings` reads the condition inside it, and
-checks a config before anything is built. The functions themselves also run on traced values, so they check nothing.
+checks a config before anything is built. The functions themselves also run on traced values, and check little.
 """
 
 import math
@@ -23,15 +23,37 @@ Key = jax.Array
 """A typed PRNG key (`jax.random.key`), or one for each example, [B]."""
 
 
+class Conditioning(NamedTuple):
+    """What a network is told of each example of a batch that is augmented.
+
+    Attributes:
+      label: class labels [B] int32; None where the network knows no classes.
+      augment: what was done to the example, [B, n], see `augment`; zeros mean nothing.
+    """
+
+    label: jax.Array | None
+    augment: jax.Array
+
+
+Cond = jax.Array | Conditioning | None
+"""Class labels [B] int32, or those and labels of augmentation; None for neither."""
+
+
 class Check(NamedTuple):
-    """What a setting's value must be: its type, a condition, and the condition in words."""
+    """What a setting's value must be: its type, a condition, and the condition in words.
+
+    A config may have `instead`, if there is such a word, where the value is still to be measured.
+    """
 
     kind: type
     holds: Callable[[Any], bool]
     words: str
+    instead: str = ""
 
     def allows(self, value: Any) -> bool:
         """Whether a value has the type and meets the condition; an integer will do for a finite float."""
+        if self.instead and value == self.instead:
+            return True
         if self.kind is float:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             return number and math.isfinite(value) and self.holds(value)
@@ -45,6 +67,8 @@ class Check(NamedTuple):
           ValueError: if it is no value of the type.
         """
         text = text.strip()
+        if self.instead and text == self.instead:
+            return text
         if self.kind is bool:
             values = {"true": True, "false": False, "1": True, "0": False}
             if text.lower() not in values:
@@ -93,9 +117,11 @@ def _positive_floats(value: tuple) -> bool:
 _INTS, _FLOATS = "a tuple of whole numbers above 0", "a tuple of numbers above 0"
 
 Positive = Annotated[float, Check(float, lambda v: v > 0, "a number above 0")]
+PositiveOrAuto = Annotated[float, Check(float, lambda v: v > 0, "a number above 0, or auto", "auto")]
 NonNegative = Annotated[float, Check(float, lambda v: v >= 0, "a number, 0 or above")]
 Number = Annotated[float, Check(float, lambda v: True, "a finite number")]
 Fraction = Annotated[float, Check(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")]
+Probability = Annotated[float, Check(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")]
 Share = Annotated[float, Check(float, lambda v: 0 < v <= 1, "a number above 0, at most 1")]
 Inside = Annotated[float, Check(float, lambda v: 0 < v < 1, "a number between 0 and 1")]
 Seed = Annotated[int, Check(int, lambda v: 0 <= v < 2**32, "a whole number from 0 to below 2**32")]

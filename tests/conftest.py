@@ -23,3 +23,11 @@ def x64():
     """Double precision inside one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory):
+    """See `tests.normal.model`."""
+    from tests import normal
+
+    return normal.model(tmp_path_factory.mktemp("gaussian"))

@@ -41,7 +41,7 @@ def test_the_image_benchmark_prints_rates_and_the_operations_of_a_step(capsys, m
     assert rates.keys() == {"training", "sampling", "likelihood"} and all(float(rate) > 0 for rate in rates.values())
     assert "35 evaluations" in out
     # a step is one forward pass and a reverse pass of twice its products, plus what is not a product
-    net = network(plus.ddpmpp(channels=8, multipliers=(2, 2, 2), blocks=1, attention=(16,)))
+    net = network(plus.DDPMpp(channels=8, multipliers=(2, 2, 2), blocks=1, attention=(16,)))
     params = jax.eval_shape(lambda: net.init(jax.random.key(0), (1, 32, 32, 3)))
     forward = jax.jit(net.apply).lower(params, jax.numpy.zeros((1, 32, 32, 3)), jax.numpy.zeros(1))
     (counted,) = re.findall(r"(\S+) GFLOP an image", out)
@@ -54,7 +54,7 @@ def test_the_network_timed_against_is_the_same_function():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_plus import TorchDDPMpp
 
-    net = network(plus.ddpmpp(channels=8, multipliers=(1, 2), blocks=2, attention=(4,), dropout=0.0))
+    net = network(plus.DDPMpp(channels=8, multipliers=(1, 2), blocks=2, attention=(4,), dropout=0.0))
     x, log_snr = jax.random.normal(jax.random.key(0), (3, 8, 8, 3)), jax.numpy.array([-4.0, 0.0, 4.0])
     params = net.init(jax.random.key(1), x.shape)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), params)

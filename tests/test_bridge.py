@@ -27,8 +27,7 @@ def run(folder, **changes):
     """Trains; (experiment, config, averaged parameters)."""
     config = tiny.digits(**SMALL, **changes)
     experiment = configure.experiment(config, "configs/tiny.py")
-    workdir.claim(folder, experiment.config, resume=True)
-    train.train(experiment, configure.train_options(config), folder)
+    train.train(experiment, configure.train_options(config, experiment), folder)
     return experiment, config, load_params(experiment, folder, workdir.newest(folder))
 
 
@@ -67,7 +66,7 @@ def test_a_mixture_fitted_to_a_finished_score(finished, tmp_path, capsys):
     difference = last["prior"].value - last["fitted"].value
     assert last["gain"].value == pytest.approx(difference, abs=1e-4)
     assert last["gain_nats"].value == pytest.approx(difference * 64 * np.log(2), rel=1e-3)
-    assert last["gain"].value > 0.1  # of a network that learnt next to nothing, most
+    assert last["gain"].value > 0.1  # of a network that learned next to nothing, most
     printed = capsys.readouterr().out
     assert "T* = " in printed and "with the fitted distribution" in printed
     written = json.loads((tmp_path / "eval" / "0" / "metrics.json").read_text())

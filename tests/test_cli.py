@@ -125,6 +125,26 @@ def trained(tmp_path_factory):
     return folder, config, result
 
 
+def test_a_run_is_used_with_its_own_settings(trained):
+    """Without a config file; and with one that has changed since, which counts only where it says how a run is used."""
+    folder, config, _ = trained
+    alone = _run("--workdir=run", "--mode=sample", "--config.sampling.num=3", cwd=folder)
+    assert alone.returncode == 0, alone.stderr
+    assert np.load(folder / "run" / "samples" / "8-3.npy").shape == (3, 8, 8, 1)
+    other = folder / "other.py"
+    other.write_text(TINY.format(changes="model__width=24, sampling__num=5, training__batch_size=8"))
+    result = _run(f"--config={other}", "--workdir=run", "--mode=sample", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    words = "WARNING: the settings of the run in run are used where"
+    assert words in result.stderr and "model.width = 16, not 24" in result.stderr
+    assert np.load(folder / "run" / "samples" / "8-5.npy").shape == (5, 8, 8, 1)
+    refused = _run("--workdir=run", "--mode=sample", "--config.model.width=24", cwd=folder)
+    assert refused.returncode == 2 and "model.width = 16, not 24" in _complaint(refused)
+    nothing = _run("--workdir=nowhere", "--mode=eval", cwd=folder)
+    assert nothing.returncode == 2 and "--workdir=nowhere holds no trained run yet" in _complaint(nothing)
+    assert not (folder / "nowhere").exists()
+
+
 def test_training_ends_by_naming_the_samples_and_the_next_command(trained):
     folder, _, result = trained
     assert "samples: run/samples/8.png" in result.stdout

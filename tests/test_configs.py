@@ -13,7 +13,6 @@ from scoreflow import configure, evaluate, likelihood, sample, train
 from scoreflow.configure.catalogue import CATALOGUES
 from scoreflow.data import archives
 from scoreflow.experiment import load_params
-from scoreflow.runs import workdir
 from scoreflow.runs.errors import UserError
 from tests import tiny
 from tests.test_data import make_archive  # noqa: F401  (a fixture)
@@ -128,8 +127,7 @@ def test_a_constrained_score_works_from_end_to_end(tmp_path):
 
 def _end_to_end(config, name, tmp_path):
     experiment = configure.experiment(config, name)
-    workdir.claim(tmp_path / "run", experiment.config, resume=True)
-    train.train(experiment, configure.train_options(config), tmp_path / "run")
+    train.train(experiment, configure.train_options(config, experiment), tmp_path / "run")
     sample.sample(experiment, configure.sample_options(config), tmp_path / "run")
     results = evaluate.evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path / "run")
     unit = "bits_per_dim" if experiment.data.num_levels else "nats"
@@ -173,7 +171,10 @@ LATENT = {
 # Each row: a change to a good config, and what the one line must say.
 BAD = [
     ({"seed": -1}, "seed = -1 must be a whole number from 0 to below 2**32"),
-    ({"t_min": 0.0}, "t_min = 0.0 must be a number above 0"),
+    ({"t_min": -1.0}, "t_min = -1.0 must be a number, 0 or above"),
+    ({"t_min": 0.0}, "t_min = 0.0 is so small that vp_linear has no noise there in float32; choose a later time"),
+    ({"sampling__t_min": 0.0}, "sampling.t_min = 0.0 is so small that vp_linear has no noise there in float32"),
+    ({"init_parts": "vae"}, "init_parts = vae goes with init_from and a VAE: choose latent.name"),
     ({"t_min": 2.0}, "t_min = 2.0 must be below process.horizon = 1.0"),
     (
         {"eval__bound_times": 5, "eval__dequantization": "truncated_normal"},
@@ -211,13 +212,13 @@ BAD = [
     ({"training__steps": True}, "training.steps = True must be a whole number"),
     ({"training__batch_size": 0}, "training.batch_size = 0 must be a whole number, 1 or above"),
     ({"training__accumulate": 3}, "training.grad_accum = 3 must divide training.batch_size = 16"),
-    ({"training__steps_per_dispatch": 3}, "training.steps = 8 must be a multiple of training.steps_per_dispatch = 3"),
+    ({"training__steps_per_dispatch": 3}, "training.log_every = 2 must be a multiple of training.steps_per_dispatch = 3"),
     ({"training__checkpoint_every": 3}, "training.checkpoint_every = 3 must be a multiple of training.log_every = 2"),
     ({"training__warmup": 8}, "training.warmup = 8 must be below training.steps = 8"),
     ({"training__optimizer": "sgd"}, "training.optimizer = 'sgd' must be one of adam, adamw"),
     ({"training__schedule": "linear"}, "training.schedule = 'linear' must be one of cosine, constant"),
     ({"training__ema_decay": 1.0}, "training.ema_decay = 1.0 must be a number from 0 to below 1"),
-    ({"training__batch_size": 512}, "must not exceed the 360 test examples of digits"),
+    ({"sampling__label": 3}, "sampling.label = 3: the network knows no classes; train it with data.conditional = True"),
     ({"process__name": "vp"}, "process.name = 'vp' must be one of vp_linear, vp_constant, vp_power"),
     ({"process__sigma_min": 0.1}, 'process.sigma_min: vp_linear has no setting "sigma_min"; ve_geometric, ve_constant, ve_linear, ve_power have'),
     ({"process__beta_max": 0.01}, "process.beta_max = 0.01 must not be below beta_min = 0.1"),
@@ -228,7 +229,7 @@ BAD = [
      "process.variance_max = 0.1 must be above variance_min = 0.5"),
     ({"process": {"name": "vp_geometric", "variance_min": 0.1, "variance_max": 1.5, "horizon": 1.0}},
      "process.variance_max = 1.5 must be a number between 0 and 1"),
-    ({"plan__steps": ()}, "plan.steps = () must be a tuple of one or more whole numbers"),
+    ({"plan__steps": ()}, "plan.steps = () must be a tuple of whole numbers above 0"),
     ({"process__horizon": -1.0}, "process.horizon = -1.0 must be a number above 0"),
     ({"process": {"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0}},
      "process.sigma_max = 1.0 must be above sigma_min = 2.0"),
@@ -272,7 +273,7 @@ BAD = [
     ({"data__name": "imagenet"}, "data.name = 'imagenet' must be one of digits"),
     ({"data__name": "arrays"}, "data.path is empty"),
     ({"data__name": "arrays", "data__path": "nowhere.npy"}, "data.path = nowhere.npy: there is no such file"),
-    ({"data__name": "folder", "data__path": "nowhere"}, "data.path = nowhere: there is no such folder"),
+    ({"data__name": "folder", "data__path": "nowhere"}, "data.path = nowhere: there is no such file or folder"),
     ({"data__name": "rings", "data__conditional": True}, "data.conditional = True, but rings has no labels"),
     ({"data__name": "rings", "data__flip": True}, "data.flip = True needs images"),
     ({"data__name": "rings", "eval__features": "digits"}, "eval.features = digits needs labeled images"),
@@ -318,7 +319,8 @@ OTHERS = {
     "horizon": 0.9, "beta_min": 0.2, "beta_max": 15.0, "rho": 4.0, "offset": 0.01, "variance_min": 1e-4,
     "variance_max": 0.99, "sigma_min": 0.02, "sigma_max": 40.0, "v0": 0.1, "al": 1.5, "si": 1.2, "a": 1.5, "b": 1.5,
     "c": 1.5, "k": 0.5, "predictor": "ancestral", "corrector_steps": 2, "snr": 0.1, "rtol": 1e-3, "atol": 1e-3,
-    "max_steps": 100, "denoise": False, "gamma": 4.0, "bias": 0.5, "mean": 0.0, "std": 1.0, "sigma_data": 0.8,
+    "max_steps": 100, "denoise": False, "gamma": 4.0, "bias": 0.5, "mean": 0.0, "std": 1.0, "sigma_data": 0.8, "cells": 256,
+    "clock": "log_snr",
 }  # fmt: skip
 BUILT = [
     (section, row)

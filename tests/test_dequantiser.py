@@ -1,4 +1,4 @@
-"""The learnt dequantization: a change of variables, uniform before training, a bound on the discrete model after."""
+"""The learned dequantization: a change of variables, uniform before training, a bound on the discrete model after."""
 
 import functools
 
@@ -97,8 +97,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score")
     config = tiny.digits()
     experiment = configure.experiment(config, "score")
-    workdir.claim(folder, experiment.config, resume=True)
-    train.train(experiment, configure.train_options(config), folder)
+    train.train(experiment, configure.train_options(config, experiment), folder)
     return folder
 
 
@@ -110,7 +109,7 @@ def on_top(folder, **changes):
 @pytest.mark.slow
 def test_training_moves_the_flow_alone_and_evaluation_uses_it(trained, tmp_path):
     config, experiment = on_top(trained, training__optimizer="adamw", training__weight_decay=0.5)
-    options = configure.train_options(config)
+    options = configure.train_options(config, experiment)
     train.train(experiment, options, tmp_path)
     fresh = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     state = checkpoint.restore(workdir.checkpoints(tmp_path), 8, fresh)
@@ -130,7 +129,7 @@ def test_training_moves_the_flow_alone_and_evaluation_uses_it(trained, tmp_path)
 def test_a_flow_on_a_score_model_of_another_process_is_refused(trained, tmp_path):
     config, experiment = on_top(trained, process__beta_max=10.0)
     with pytest.raises(UserError, match="was trained with process.beta_max = 20.0, not 10.0"):
-        train.train(experiment, configure.train_options(config), tmp_path)
+        train.train(experiment, configure.train_options(config, experiment), tmp_path)
 
 
 @pytest.mark.slow

@@ -8,49 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
+from scipy.spatial.distance import pdist
 
 from scoreflow import configure, divergence, train
 from scoreflow.evaluate import evaluate, measure, prepare
 from scoreflow.evaluators.baseline import baseline_metrics
 from scoreflow.evaluators.bound import bound
+from scoreflow.evaluators.density import Method
 from scoreflow.evaluators.error_curve import error_curve
-from scoreflow.evaluators.features import extractor, statistics
+from scoreflow.evaluators.features import distance, extractor, statistics
+from scoreflow.evaluators.latent import _COMPARED, largest_distance
 from scoreflow.evaluators.likelihood import _verdict, likelihood
+from scoreflow.evaluators.mismatch import differences
 from scoreflow.evaluators.samples import sample_metrics
 from scoreflow.experiment import Experiment
 from scoreflow.likelihood import LogProb
 from scoreflow.metrics import Estimate, frechet
+from scoreflow.metrics.baseline import gaussian_mixture
 from scoreflow.runs import checkpoint, workdir
 from scoreflow.runs.partial import PartialResults
 from tests import tiny
+from tests.normal import ENTROPY, STD, context_of
 from tests.truth import gaussian_score, with_score
-
-STD = np.array([0.5, 1.5])
-ENTROPY = float(np.log(STD).sum() + np.log(2 * np.pi * np.e))
-
-
-@pytest.fixture(scope="module")
-def gaussian(tmp_path_factory):
-    """(experiment, evaluation) of 4,000 training and 1,000 test points of N(0, diag(STD^2)), with their density."""
-    folder = tmp_path_factory.mktemp("gaussian")
-    x = (STD * np.random.default_rng(0).standard_normal((5000, 2))).astype(np.float32)
-    np.savez(folder / "gaussian.npz", train=x[:4000], test=x[4000:])
-    config = tiny.digits(
-        data__name="arrays", data__path=str(folder / "gaussian.npz"), eval__divergence="exact", eval__num_test=0,
-        eval__batch_size=1000, eval__check=1000, eval__draws=1, eval__num_samples=4000, sampling__batch_size=4000,
-        sampling__steps=60, eval__baseline=True, grid__name="log_snr",
-    )  # fmt: skip
-    experiment = configure.experiment(config, "gaussian")
-    data = experiment.data._replace(
-        log_prob=lambda x: -0.5 * ((x / STD) ** 2).sum(1) - np.log(STD).sum() - np.log(2 * np.pi)
-    )
-    exact = gaussian_score(experiment.model.process, np.zeros(2), STD**2)
-    return with_score(experiment._replace(data=data), exact), configure.evaluation(config, folder)
-
-
-def context_of(experiment: Experiment, evaluation, folder=None, **options):
-    """Without parameters, which the exact score has none of; `options` replace shared options of the evaluation."""
-    return evaluation._replace(options=evaluation.options._replace(**options)).context(experiment, None, folder)
 
 
 def likelihood_metrics(experiment: Experiment, evaluation) -> dict:
@@ -67,6 +46,18 @@ def test_likelihood_of_the_exact_model_is_the_entropy(gaussian):
     assert abs(metrics["solver_error"].value) < 2e-3
     assert metrics["nats"].value == pytest.approx(metrics["prior_term"] + metrics["integral_term"], abs=1e-4)
     assert metrics["likelihood_failed"] == 0 and metrics["likelihood_examples"] == 1000
+
+
+def test_the_solver_s_own_error_is_that_of_a_loose_solve(gaussian):
+    """At a loose tolerance it is the difference to the log-density of the exact flow, which the tight solve gives."""
+    experiment, evaluation = gaussian
+    loose = context_of(experiment, evaluation, rtol=0.1, atol=0.1, num_test=64)
+    tight = context_of(experiment, evaluation, rtol=1e-5, atol=1e-5, num_test=64)
+    metrics = likelihood(loose, draws=1, check=64).metrics["likelihood"]
+    truth = likelihood(tight, draws=1, check=64).metrics["likelihood"]
+    assert abs(metrics["solver_error"].value) > 1e-3
+    wanted = metrics["nats"].value - truth["nats"].value
+    assert metrics["solver_error"].value == pytest.approx(wanted, rel=0.05)
 
 
 def test_the_bound_and_the_importance_weighted_estimate_of_the_exact_model(gaussian):
@@ -88,11 +79,11 @@ def test_draws_are_weighed_only_where_the_density_is_exact(gaussian, monkeypatch
     Of log-densities -1 and -3 the mean is -2, and the log of the mean density -1 + log((1 + e^-2) / 2)."""
     log_prob = {"likelihood-0": -1.0, "likelihood-1": -3.0, "check": -1.0}
 
-    def solver(name, keys, x, cond, *, tighter=1.0):
+    def solver(name, keys, x, cond, *, finer=False):
         logp = np.full(len(x), log_prob[name])
         return LogProb(logp, logp, 0 * logp, np.full(len(x), 6), np.full(len(x), True), None)
 
-    monkeypatch.setattr("scoreflow.evaluators.likelihood.make_log_prob", lambda context: solver)
+    monkeypatch.setattr("scoreflow.evaluators.likelihood.make_log_prob", lambda context: Method(solver))
     context = context_of(*gaussian, divergence=getattr(divergence, rule), num_test=8)
     metrics = likelihood(context, draws=draws, check=8).metrics["likelihood"]
     assert metrics["nats"].value == pytest.approx(draws)
@@ -131,6 +122,41 @@ def test_failed_solves_are_counted_and_left_out(gaussian):
     assert metrics["nats"].value == pytest.approx(metrics["prior_term"] + metrics["integral_term"], abs=1e-4)
 
 
+def test_bits_are_nats_by_the_size_and_the_logarithm_of_2():
+    context = configure.evaluation(config := tiny.digits()).context(configure.experiment(config, "digits"), None)
+    assert context.scale == pytest.approx(64 * np.log(2.0)) and context.unit == "bits/dim"
+    # a density of 1 over the whole range of [-1, 1] has as many bits as 17 levels in 2
+    np.testing.assert_allclose(context.in_unit(np.zeros(3), np.zeros(3)), np.log2(17 / 2), rtol=1e-6)
+
+
+def test_the_mismatch_is_the_divergence_at_the_horizon(tmp_path):
+    """KL(N(alpha m, alpha^2 v + sigma^2) || N(0, sigma_T^2)) in closed form, for normal data on a short path."""
+    mean, std = np.asarray([1.0, -0.5]), np.asarray([0.6, 2.4])
+    x = mean + std * np.random.default_rng(0).standard_normal((9000, 2))
+    np.savez(tmp_path / "own.npz", train=x[:4000].astype(np.float32), test=x[4000:].astype(np.float32))
+    config = tiny.digits(data__name="arrays", data__path=str(tmp_path / "own.npz"), process__horizon=0.4)
+    experiment = configure.experiment(config, "own")
+    process = experiment.model.process
+    evaluation = configure.evaluation(config)
+    evaluation = evaluation._replace(options=evaluation.options._replace(num_test=0, batch_size=5000))
+    found = differences(evaluation.context(experiment, None))
+    alpha, added = float(process.alpha(0.4)), float(process.variance(0.4))
+    last, prior = alpha**2 * std**2 + added, float(process.prior_std()) ** 2
+    wanted = 0.5 * np.sum(last / prior - 1 + np.log(prior / last) + (alpha * mean) ** 2 / prior)
+    assert wanted > 0.1 and found.mean() == pytest.approx(wanted, abs=5 * found.std() / np.sqrt(len(found)) + 0.02)
+
+
+def test_the_largest_distance_is_that_of_all_pairs(gaussian):
+    experiment, _ = gaussian
+    wanted = pdist(experiment.data.train.x[:_COMPARED].astype(np.float64)).max()
+    assert largest_distance(experiment, None) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_baseline_of_normal_data_has_one_component():
+    x = np.random.default_rng(0).standard_normal((600, 3))
+    assert gaussian_mixture(x[:400], x[400:]).components == 1
+
+
 def test_baseline_of_gaussian_data_is_near_the_entropy(gaussian):
     assert baseline_metrics(context_of(*gaussian))["mixture_nats"] == pytest.approx(ENTROPY, abs=0.1)
 
@@ -145,6 +171,19 @@ def test_samples_of_the_exact_model_are_as_good_as_data(gaussian, tmp_path):
     assert (tmp_path / "samples.png").exists()
 
 
+def test_training_and_evaluation_measure_samples_by_the_same_reference(gaussian, tmp_path):
+    """The distance by which a best checkpoint is chosen is the one that evaluation prints: here to N(1, I)."""
+    np.savez(tmp_path / "reference.npz", mu=np.ones(2), sigma=np.eye(2))
+    experiment, evaluation = gaussian
+    path, folder = str(tmp_path / "reference.npz"), evaluation.cache_dir
+    evaluated = sample_metrics(context_of(experiment, evaluation, reference=path), 4000, batch=4000)
+    chosen_by = distance("pixels", 4000, 4000, folder, folder, path)(experiment)(None)
+    assert evaluated["model"]["frechet"].value == pytest.approx(chosen_by, rel=1e-9)
+    gap = 2.0 + ((STD - 1) ** 2).sum()  # of two Gaussians with diagonal covariances
+    assert chosen_by == pytest.approx(gap, abs=4 * evaluated["model"]["frechet"].stderr)
+    assert evaluated["reference"] == path and "precision" not in evaluated["model"]
+
+
 @pytest.mark.parametrize(
     "error, words",
     [
@@ -154,7 +193,7 @@ def test_samples_of_the_exact_model_are_as_good_as_data(gaussian, tmp_path):
     ],
 )
 def test_the_verdict_on_the_solver_counts_what_is_not_known_of_it(error, words):
-    assert re.search(words, _verdict(error, 0.01))
+    assert re.search(words, _verdict(error, 0.01, "lower eval.rtol"))
 
 
 def test_noise_error_over_log_snr_is_rho(gaussian):
@@ -202,10 +241,10 @@ def test_features_of_the_training_data_are_taken_once(tmp_path, capsys):
     """--mode=stats and evaluation read the same file; other data or another feature function have files of their own."""
     config = tiny.digits(eval__features="pixels")
     experiment = configure.experiment(config, "vp_digits")
-    prepare(experiment, configure.evaluation(config, tmp_path), "pixels")
+    prepare(experiment, configure.evaluation(config, tmp_path), tmp_path / "run")
     assert "features of 1437 training examples" in capsys.readouterr().out
     extract, x = extractor("pixels", experiment.data, tmp_path, tmp_path), experiment.data.train.x
-    flat = x.reshape(len(x), -1).astype(np.float64)
+    flat = x.reshape(len(x), -1).astype(np.float64) / 16
     never = extract._replace(extract=lambda x: 1 / 0)
     stored = statistics(never, x, tmp_path)
     mean, covariance = frechet.mean_and_covariance(stored.moments)
@@ -230,6 +269,7 @@ def _allow_rank_promotion():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_allow_rank_promotion")
 def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     """Stopped before its sixth partial result: the five before are not computed again, but for one whose file was
@@ -237,8 +277,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
     config = tiny.digits(training__steps=2, training__warmup=1, eval__num_samples=100, sampling__batch_size=40)
     config.eval.update({"draws": 2, "num_test": 12, "batch_size": 4, "bound_times": 2})
     experiment, folder = configure.experiment(config, "digits"), tmp_path / "run"
-    workdir.claim(folder, experiment.config, resume=True)
-    train.train(experiment, configure.train_options(config), folder)
+    train.train(experiment, configure.train_options(config, experiment), folder)
 
     computed, get = [], PartialResults.get
 

@@ -377,3 +377,15 @@ def test_checkerboard_entropies(x64):
     inside = np.isfinite(toy.checkerboard().log_prob(points))
     area = np.outer(*2 * [np.tile(weights / 40, 160)]).ravel()
     assert -(area[inside] * cost(points[inside])).sum() / 32 == pytest.approx(3.47527018, abs=2e-7)
+
+
+def test_a_mixture_in_the_plane_has_the_density_of_its_components_under_noise(x64):
+    weights, means = np.asarray([0.3, 0.7]), np.asarray([[1.0, -0.5], [-0.4, 0.8]])
+    covariances = np.asarray([[[0.5, 0.2], [0.2, 0.3]], [[0.2, -0.1], [-0.1, 0.6]]])
+    alpha, sigma, x = 0.7, 0.4, np.asarray([0.3, 0.2])
+    found = exact.mixture_log_density(exact.Mixture(weights, means, covariances))(jnp.asarray(x), alpha, sigma)
+    parts = [
+        w * multivariate_normal(alpha * m, alpha**2 * c + sigma**2 * np.eye(2)).pdf(x)
+        for w, m, c in zip(weights, means, covariances)
+    ]
+    assert float(found) == pytest.approx(np.log(sum(parts)), rel=1e-12)

@@ -110,7 +110,7 @@ def test_evaluation_asks_all_of_a_field(tmp_path, capsys):
     config.eval.update({"tolerances": 8, "rtols": (1e-2, 1e-3), "atols": (1e-3,)})
     experiment = configure.experiment(config, "plane")
     with jax.numpy_rank_promotion("allow"):
-        train.train(experiment, configure.train_options(config), tmp_path)
+        train.train(experiment, configure.train_options(config, experiment), tmp_path)
         evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path)
     printed = capsys.readouterr().out
     for word in ("nasym", "matched", "legacy", "rtol", "apart"):

@@ -261,6 +261,28 @@ def test_pooling_does_not_count_its_padding():
     np.testing.assert_allclose(inception._mean(flat), 1.0, atol=1e-6)
 
 
+def test_the_largest_of_each_window_of_3_x_3_is_taken():
+    x = np.random.default_rng(0).normal(size=(2, 9, 7, 3)).astype(np.float32) - 5.0
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    np.testing.assert_array_equal(inception._max(jnp.asarray(x)), windows.max((-2, -1)))
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    np.testing.assert_array_equal(inception._max(jnp.asarray(x), 1, "SAME"), windows.max((-2, -1)))
+
+
+@pytest.mark.parametrize("count", [3, 8, 19])
+def test_features_of_many_images_are_those_of_each(monkeypatch, count):
+    """In batches of two on each device, with another function in the network's place; levels are spread to 255."""
+    sums = lambda layers, x: (x.sum((1, 2)), jnp.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1))
+    monkeypatch.setattr(inception, "features", sums)
+    x = np.random.default_rng(0).integers(0, 17, (count, 4, 4, 1), np.uint8)
+    found = inception.features_of({}, 17, batch=2)(x)
+    scaled = x.astype(np.float64) * 255 / 16
+    np.testing.assert_allclose(found.pool, np.repeat(scaled.sum((1, 2)), 3, axis=1), rtol=1e-5)
+    mean = scaled.mean((1, 2, 3))
+    np.testing.assert_allclose(found.probs[:, 0], 1 / (1 + np.exp(-2 * mean)), rtol=1e-5)
+
+
 def test_a_norm_is_folded_into_its_convolution():
     """convolution, then (y - mean) / sqrt(var + 1e-3) * weight + bias, against one affine map."""
     tensors = {name: value for name, value in random_tensors().items() if name.startswith(("Conv2d_3b", "fc"))}

@@ -113,6 +113,7 @@ def gradients(experiment, params, batch):
     )(params)
 
 
+@pytest.mark.slow
 def test_the_vae_learns_from_the_bound_whatever_the_prior_learns_from():
     """Algorithms 1 and 2 move encoder and decoder alike, and the prior differently; 3 shares its times with the prior."""
     slopes = {i: gradients(*untrained("digits_latent", f"levels_{i}")) for i in (1, 2, 3)}
@@ -150,6 +151,7 @@ def test_a_closed_entropy_changes_the_loss_and_not_the_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
 
 
+@pytest.mark.slow
 def test_on_frozen_latents_the_vae_has_no_gradient_and_the_loss_is_that_of_any_data():
     """With order 2 and the penalty on asymmetry, too; an energy's score of latents is its gradient."""
     changes = {"penalty": {"name": "quasi_conservative"}, "loss": {"name": "high_order", "order": 2}}
@@ -190,6 +192,20 @@ def test_the_bound_in_evaluation_is_that_of_its_terms():
         np.testing.assert_allclose(context.in_unit(np.full(12, -2.0), examples.log_q), examples.log_q + 2.0)
 
 
+@pytest.mark.slow
+def test_the_cross_entropy_is_what_the_score_model_adds_to_the_bound(tmp_path):
+    """In bits/dim: the bound is it and the mean of log q(z|x) - log p(x|z), by the ODE and by the SDE's bound alike."""
+    config = config_of("digits_latent", "levels_1")
+    config.eval.update({"draws": 1, "bound_times": 3, "num_test": 12, "batch_size": 12})
+    experiment = configure.experiment(config, "latent")
+    evaluation = configure.evaluation(config)
+    context = evaluation.context(experiment, experiment.init(jax.random.key(0)))
+    metrics = measure(context, evaluation.evaluators, only=("likelihood", "bound")).metrics["likelihood"]
+    others = context.examples().log_q.mean() / (64 * np.log(2.0))
+    assert metrics["bits_per_dim"].value == pytest.approx(metrics["cross_entropy"].value + others, rel=1e-6)
+    assert metrics["bound"].value == pytest.approx(metrics["bound_cross_entropy"].value + others, rel=1e-6)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # From end to end, in folders.
 
@@ -198,8 +214,7 @@ def run(folder, stem, variant, **changes):
     """Trains in a folder; (experiment, config, state as saved)."""
     config = config_of(stem, variant, **changes)
     experiment = configure.experiment(config, f"configs/{stem}.py:{variant}")
-    workdir.claim(folder, experiment.config, resume=True)
-    options = configure.train_options(config)
+    options = configure.train_options(config, experiment)
     train.train(experiment, options, folder)
     template = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     state = checkpoint.restore(workdir.checkpoints(folder), workdir.newest(folder), template)
@@ -247,19 +262,19 @@ def test_stage_two_begins_with_the_vae_of_stage_one(first_stage, tmp_path, capsy
 def test_a_vae_models_vectors_of_levels_without_order(tmp_path):
     """Five symbols, the second a function of the first: the bound falls below that of independent symbols."""
     rng = np.random.default_rng(0)
-    first = rng.integers(0, 5, 400)
+    first = rng.integers(0, 5, 4000)
     np.save(tmp_path / "symbols.npy", np.stack([first, (2 * first + 1) % 5], axis=1).astype(np.uint8))
     data = {"data__name": "arrays", "data__path": str(tmp_path / "symbols.npy"), "data__num_levels": 5}
     changes = {"decoder": {"name": "categorical"}, "latent": {"name": "alone"}, "training__batch_size": 32}
     changes |= {"training__steps": 600, "training__checkpoint_every": 600, "training__validate_every": 600}
-    changes |= {"eval__features": "pixels", "eval__num_test": 40, "training__learning_rate": 0.02}
+    changes |= {"eval__features": "pixels", "eval__num_test": 400, "training__learning_rate": 0.02}
     experiment, config, _ = run(tmp_path / "run", "digits_vae", "levels", **data, **changes)
     assert experiment.space.shape == (6,)
     likelihood = evaluate(experiment, configure.evaluation(config, tmp_path), tmp_path / "run")["likelihood"]
     bits = likelihood["bits_per_dim"]
     assert likelihood["uniform_bits_per_dim"] == pytest.approx(np.log2(5))
     # the truth is log2(5) / 2 = 1.161 for each of the two
-    assert np.log2(5) / 2 - 4 * bits.stderr < bits.value < 0.8 * np.log2(5)
+    assert np.log2(5) / 2 - 4 * bits.stderr < bits.value < np.log2(5) - 4 * bits.stderr
 
 
 @pytest.mark.slow
@@ -305,12 +320,11 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(tmp_path):
 
     def fake(name):
         steps = iter(sorted(values[name]))
-        return lambda experiment, options: lambda params: values[name][next(steps)]
+        return lambda experiment: lambda params: values[name][next(steps)]
 
     config = config_of("digits_vae", "levels", training__best=("validation", "frechet"), training__keep=1)
     experiment = configure.experiment(config, "configs/digits_vae.py:levels")
-    workdir.claim(tmp_path, experiment.config, resume=True)
-    options = configure.train_options(config)._replace(measures={name: fake(name) for name in values})
+    options = configure.train_options(config, experiment)._replace(measures={name: fake(name) for name in values})
     train.train(experiment, options, tmp_path)
     assert [workdir.newest(tmp_path, best) for best in ("", "validation", "frechet")] == [8, 4, 6]
     config.checkpoint, config.eval.num_samples = "validation", 0
@@ -335,6 +349,15 @@ def test_the_frechet_measure_is_that_of_evaluation(tmp_path, monkeypatch):
     evaluation = configure.evaluation(config, tmp_path)
     context = evaluation.context(experiment, params, tmp_path)
     samples = measure(context, evaluation.evaluators, only=("samples",)).metrics["samples"]
-    options = configure.train_options(config)
-    frechet = options.measures["frechet"](experiment, options)
+    options = configure.train_options(config, experiment)
+    frechet = options.measures["frechet"](experiment)
     assert frechet(params) == pytest.approx(samples["model"]["frechet"].value, rel=1e-6)
+
+
+def test_the_spectral_penalty_is_added_with_its_weight():
+    losses = {}
+    for weight in (0.0, 0.3):
+        experiment, params, batch = untrained("digits_vae", "levels", latent__spectral_weight=weight)
+        losses[weight], terms = experiment.objective(params, jax.random.key(5), batch, train=True, step=jnp.asarray(0))
+    assert float(terms["spectral"]) > 0.1
+    assert float(losses[0.3] - losses[0.0]) == pytest.approx(0.3 * float(terms["spectral"]), rel=1e-3)

@@ -88,6 +88,7 @@ def test_hutchinson_is_unbiased_and_exact_is_exact(x64):
     np.testing.assert_allclose(np.mean(draws, axis=0), traces, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_probe_per_solve_and_one_per_example():
     """With a non-diagonal Jacobian the estimate depends on the probe; the same key gives the same numbers."""
     process = PROCESSES["vp"]

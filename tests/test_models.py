@@ -189,3 +189,14 @@ def test_what_stands_between_fusions_is_the_identity_in_all_derivatives(x64):
     derivatives = jax.vmap(third(wall), (None, 0))(x, many)
     np.testing.assert_allclose(derivatives, jnp.broadcast_to(third(plain)(x, number), (3, 6)), rtol=1e-12)
     assert np.isnan(jax.jit(layers.fusion_barrier)(x, jnp.float64(jnp.nan))).all()
+
+
+def test_the_waves_of_a_noise_label_have_lengths_from_1_to_200():
+    """With a first layer that changes nothing: sines, then cosines, of 2 pi log_snr / length, in geometric steps."""
+    module, label = layers.NoiseEmbedding(10, n_frequencies=5), jnp.asarray([0.3, -2.0])
+    params = module.init(jax.random.key(0), label, None)["params"]
+    params["Dense_0"] = {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}
+    _, seen = module.apply({"params": params}, label, None, capture_intermediates=True)
+    angles = 2 * np.pi * np.asarray(label)[:, None] / 200.0 ** (np.arange(5) / 4)
+    wanted = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(seen["intermediates"]["Dense_0"]["__call__"][0], wanted, atol=1e-5)

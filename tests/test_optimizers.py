@@ -48,18 +48,17 @@ def moved(one, other) -> bool:
 
 
 def test_a_score_without_other_groups_has_the_rule_itself():
-    assert grouped(RULE, STEPS, OPTIONS) is RULE
-    assert grouped(RULE, STEPS, OPTIONS, family=families.prior()) is RULE
+    params = pick(parameters(), MAIN)[MAIN]
+    plain = grouped(STEPS, OPTIONS, family=families.prior())
+    assert jax.tree.structure(plain.init(params)) == jax.tree.structure(RULE.init(params))
+    same(run(plain, params), run(RULE, params))
 
 
-@pytest.mark.parametrize(
-    "name, others",
-    [(TERMINAL, {"family": MIXTURE}), (LATENT, {"has_vae": True}), (TERMINAL, {"family": GLOW})],
-)
-def test_the_score_moves_as_with_the_plain_rule_whatever_stands_beside_it(name, others):
+@pytest.mark.parametrize("name, family", [(TERMINAL, MIXTURE), (LATENT, families.prior()), (TERMINAL, GLOW)])
+def test_the_score_moves_as_with_the_plain_rule_whatever_stands_beside_it(name, family):
     """Exactly: neither the clip nor the moments know of another group."""
     params = pick(parameters(), MAIN, name)
-    after = run(grouped(RULE, STEPS, OPTIONS, **others), params)
+    after = run(grouped(STEPS, OPTIONS, groups=tuple(params), family=family), params)
     same(after[MAIN], run(RULE, params[MAIN]))
     assert moved(after[MAIN], params[MAIN])
 
@@ -67,11 +66,12 @@ def test_the_score_moves_as_with_the_plain_rule_whatever_stands_beside_it(name, 
 def test_groups_that_hold_do_not_move():
     """A fitted mixture, a finished VAE, the flags of channels and a finished score, under decay and any gradient."""
     params = pick(parameters(), MAIN, MIXING, TERMINAL, LATENT)
-    after = run(grouped(RULE, STEPS, OPTIONS, mixed=True, family=MIXTURE, has_vae=True), params, scale=100.0)
+    after = run(grouped(STEPS, OPTIONS, groups=tuple(params), family=MIXTURE), params, scale=100.0)
     same(pick(after, TERMINAL, LATENT), pick(params, TERMINAL, LATENT))
     same(after[MIXING]["active"], params[MIXING]["active"])
     assert moved(pick(after, MAIN), pick(params, MAIN)) and moved(after[MIXING]["logits"], params[MIXING]["logits"])
-    finished = run(grouped(RULE, STEPS, OPTIONS, mixed=True, family=GLOW, has_vae=True, learn_score=False), params)
+    options = OPTIONS._replace(learn="terminal")
+    finished = run(grouped(STEPS, options, groups=tuple(params), family=GLOW, rates=VaeRates()), params)
     same(pick(finished, MAIN, MIXING, LATENT), pick(params, MAIN, MIXING, LATENT))
     assert moved(finished[TERMINAL], params[TERMINAL])
 
@@ -79,7 +79,7 @@ def test_groups_that_hold_do_not_move():
 def test_each_group_that_learns_has_its_own_rule():
     """The flow at the end by the published one, the VAE by its own rates; the shares of a mixed score go with it."""
     params, rates = pick(parameters(), MAIN, MIXING, TERMINAL, LATENT), VaeRates(learning_rate=0.05)
-    after = run(grouped(RULE, STEPS, OPTIONS, mixed=True, family=GLOW, has_vae=True, rates=rates), params)
+    after = run(grouped(STEPS, OPTIONS, groups=tuple(params), family=GLOW, rates=rates), params)
     same(after[TERMINAL], run(optimizers.flow_optimizer(0.02), params[TERMINAL]))
     same(after[LATENT], run(optimizers.vae_optimizer(rates, OPTIONS.warmup, STEPS), params[LATENT]))
     score = {MAIN: params[MAIN], "logits": params[MIXING]["logits"]}
@@ -93,7 +93,7 @@ def test_each_group_that_learns_has_its_own_rule():
 
 def test_a_dequantizing_flow_learns_by_the_score_s_rule_while_the_score_stays():
     params = pick(parameters(), MAIN, DEQUANTISER)
-    after = run(grouped(RULE, STEPS, OPTIONS, dequantiser=True, learn_score=False), params)
+    after = run(grouped(STEPS, OPTIONS, groups=tuple(params)), params)
     same(after[MAIN], params[MAIN])
     same(after[DEQUANTISER], run(RULE, params[DEQUANTISER]))
 

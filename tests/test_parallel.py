@@ -1,3 +1,9 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +12,7 @@ from jax.sharding import Mesh
 
 from scoreflow import configure, data, draw, likelihood, samplers, terminal
 from scoreflow.data import load
-from scoreflow.evaluators.likelihood import make_log_prob
+from scoreflow.evaluators.density import make_log_prob
 from scoreflow.runs import parallel
 from tests import tiny
 from tests.truth import PROCESSES, TOY
@@ -81,7 +87,7 @@ def test_processes_join_where_a_scheduler_started_several(variables, joins, monk
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
     parallel.initialize()
-    assert calls == ([((), {})] if joins else [])
+    assert calls == ([((), {"heartbeat_timeout_seconds": 30})] if joins else [])
 
 
 def test_devices_must_divide_the_batch():
@@ -107,7 +113,7 @@ def test_padding_of_the_last_evaluation_batch_changes_nothing():
     def log_densities(size):
         evaluation = configure.evaluation(config)
         evaluation = evaluation._replace(options=evaluation.options._replace(batch_size=size))
-        return make_log_prob(evaluation.context(experiment, params))("some", keys, x).logp
+        return make_log_prob(evaluation.context(experiment, params)).solve("some", keys, x).logp
 
     np.testing.assert_allclose(log_densities(4), log_densities(20), rtol=1e-4)
 
@@ -154,3 +160,67 @@ def test_noise_of_many_keys_is_that_of_each(many):
 def test_batches_are_split_without_change():
     whole = data.batch(load.digits().train, 0, 3, 8)
     jax.tree.map(np.testing.assert_array_equal, parallel.gather(parallel.shard(whole)), whole)
+
+
+def test_ranks_of_open_mpi_5_are_found_by_its_own_variables():
+    """As `mpirun` 5.0.11 sets them; those of version 4 are left to JAX, and so is a job of one."""
+    here = {
+        "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        "PMIX_NAMESPACE": "prterun-node-17-2380@1",
+    }  # fmt: skip
+    assert parallel._open_mpi_5(here) == (f"127.0.0.1:{61_440 + 2380}", 2, 1)
+    assert parallel._open_mpi_5({**here, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}) == (f"node-17:{61_440 + 2380}", 2, 1)
+    large = parallel._open_mpi_5({**here, "PMIX_NAMESPACE": "prterun-vm-4194303@1"})
+    assert large is not None and 61_440 <= int(large[0].split(":")[1]) < 65_536
+    assert parallel._open_mpi_5({**here, "OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert parallel._open_mpi_5({**here, "OMPI_MCA_orte_hnp_uri": "1.0;tcp://192.0.2.2:36745"}) is None
+    assert parallel._open_mpi_5({}) is None
+
+
+WATCH = """
+import os, sys, time
+from scoreflow.runs import parallel, watch
+parallel.initialize()
+watch.begin()
+print("ready", flush=True)
+sys.stdin.readline()
+watch.finished()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["killed", "finished"])
+def test_a_job_ends_as_a_whole(end):
+    """Where one of three processes is killed, the first says so and all end; where one is done, the others go on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"SCOREFLOW_COORDINATOR": f"127.0.0.1:{port}", "SCOREFLOW_PROCESSES": "3", "PYTHONPATH": str(tiny.ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WATCH], env={**os.environ, **names, "SCOREFLOW_PROCESS_ID": str(i)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            assert "ready\n" in iter(process.stdout.readline, "")  # after the words of the collectives' library
+        if end == "killed":
+            processes[2].kill()
+            errors = [process.communicate(timeout=60)[1] for process in processes]
+            assert processes[0].returncode == 1 and processes[1].returncode not in (0, None)
+            assert "error: process 2 of 3 has ended before its time" in errors[0]
+        else:
+            processes[2].stdin.write("\n")
+            processes[2].stdin.flush()
+            time.sleep(5)  # its end waits for the others
+            assert all(process.poll() is None for process in processes)
+            for process in processes[:2]:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

@@ -29,8 +29,9 @@ def planned(tmp_path_factory):
     experiment = configure.experiment(config, "gaussian")
     options = configure.planner_options(config)
     kept = ("vp_linear", "vp_cosine", "vp_constant", "ve_geometric")
-    options = options._replace(processes={name: options.processes[name] for name in kept})
-    return experiment, options, planner.plan(experiment, options, folder), folder
+    options = options._replace(others={name: sdes.NAMED[name]() for name in kept})
+    rows = planner.plan(experiment, options, folder)  # which puts the numbers of steps in order
+    return experiment, options._replace(steps=(10, 50)), rows, folder
 
 
 @pytest.mark.slow
@@ -111,7 +112,8 @@ def test_an_accuracy_that_nothing_reaches_gets_no_recommendation(planned):
 def test_every_named_process_is_compared_by_default():
     config = tiny.digits(process__beta_max=7.0)
     options = configure.planner_options(config)
-    assert {"vp_linear", "vp_cosine", "vp_geometric", "sub_vp_linear", "ve_power", "edm"} <= options.processes.keys()
-    assert not any(name.startswith("theory") for name in options.processes)
-    assert float(options.processes["vp_linear"].beta(1.0)) == pytest.approx(7.0)  # the configured one as configured
+    others = planner.others_of(options)
+    assert {"vp_linear", "vp_cosine", "vp_geometric", "sub_vp_linear", "ve_power", "edm"} <= others.keys()
+    assert not any(name.startswith("theory") for name in others) and options.configured == "vp_linear"
+    assert float(configure.experiment(config, "tiny").model.process.beta(1.0)) == pytest.approx(7.0)
     assert options.rule is transitions.exponential_sde  # the configured sampler is no affine one

@@ -12,10 +12,16 @@ from PIL import Image
 from scoreflow import configure, draw, evaluate, train
 from scoreflow.data import Dataset, Split, load
 from scoreflow.experiment import INIT
+from scoreflow.models import LATENT
+from scoreflow.processes import sdes
+from scoreflow.runs.errors import UserError
+from scoreflow.samplers import grids
+from scoreflow.samplers.adaptive import Adaptive
 from scoreflow.step import init_state
 from tests import tiny
 from tests.test_configs import VARIANTS, marked, shrink
 from tests.test_data import make_archive  # noqa: F401  (a fixture)
+from tests.truth import gaussian_score
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +32,8 @@ def _allow_rank_promotion():
 
 def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
     """Two steps that move parameters, one sample as the data are stored, and a finite likelihood of test data."""
-    experiment, options = configure.experiment(config, name), configure.train_options(config)
+    experiment = configure.experiment(config, name)
+    options = configure.train_options(config, experiment)
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     before, dispatch = jax.device_get(state.params), train.dispatch_of(experiment, options)
     for _, batch in train.batches_of(experiment, options, 0):
@@ -83,7 +90,7 @@ def test_every_published_latent_model_trains_samples_and_is_scored(name, request
     """At tiny width, with an MLP as the prior's network."""
     stem, variant = name.split(":")
     config = shrink(tiny.load(tiny.ROOT / "configs" / f"{stem}.py", variant))
-    config.data.image_size = 28 if config.data.name == "omniglot" else 0
+    config.data.image_size = 0
     config.vae.update({"channels": 4, "per_scale": 1, "latents": 2, "cells": 1, "outer_cells": 1, "dtype": "float32"})
     config.vae.update({"scales": min(2, config.vae.scales), "multipliers": (1, 1)})
     config.model.update({"name": "mlp", "width": 8, "depth": 1})
@@ -117,3 +124,119 @@ def test_published_latent_models_have_the_published_latents(variant, monkeypatch
     monkeypatch.setattr(load, "load", functools.wraps(load.load)(lambda **settings: _images(variant, *shape)))
     experiment = configure.experiment(config, variant)
     assert experiment.space.shape == latents and experiment.data.shape == shape
+
+
+TABLE = {  # stages one and two of the published runs, by the columns of their table
+    "mnist": {"process": "vp_linear", "t_min": 0.01, "weight": "likelihood", "algorithm": 1, "channels": 256, "levels": 2,
+              "rate": 3e-4, "steps": 375_000, "batch_size": 128, "logit": -6.0, "drop": True, "penalties": (1e-2, 0.0)},
+    "omniglot": {"process": "vp_linear", "t_min": 0.01, "weight": "likelihood", "algorithm": 1, "channels": 256, "levels": 3,
+                 "rate": 3e-4, "steps": 285_000, "batch_size": 128, "logit": -6.0, "drop": True, "penalties": (1e-2, 1e-3)},
+    "cifar10_balanced": {"process": "vp_linear", "t_min": 0.01, "weight": "noise", "algorithm": 3, "channels": 512,
+                         "levels": 3, "rate": 1e-4, "steps": 366_000, "batch_size": 256, "logit": -3.0, "drop": False,
+                         "penalties": (1e-2, 1e-2)},
+    "cifar10_nll": {"process": "vp_geometric", "t_min": 0.0, "weight": "likelihood", "algorithm": 1, "channels": 512,
+                    "levels": 3, "rate": 1e-4, "steps": 366_000, "batch_size": 256, "logit": -3.0, "drop": False,
+                    "penalties": (1e-2, 1e-2)},
+    "celeba_quantitative": {"process": "vp_linear", "t_min": 0.01, "weight": "diffusion", "algorithm": 2, "channels": 256,
+                            "levels": 4, "rate": 1e-4, "steps": 422_000, "batch_size": 64, "logit": -6.0, "drop": True,
+                            "penalties": (1e-1, 1e-2)},
+    "celeba_qualitative": {"process": "vp_geometric", "t_min": 0.0, "weight": "diffusion", "algorithm": 2, "channels": 256,
+                           "levels": 5, "rate": 1e-4, "steps": 422_000, "batch_size": 64, "logit": -6.0, "drop": True,
+                           "penalties": (1e-1, 1e-2)},
+    "celeba_last": {"process": "vp_linear", "t_min": 0.01, "weight": "diffusion", "algorithm": None, "channels": 320,
+                    "levels": 5, "rate": 6e-5, "steps": 422_000, "batch_size": 96, "logit": -6.0, "drop": True,
+                    "penalties": (None, None)},
+}  # fmt: skip
+TABLE["cifar10_fid"] = TABLE["cifar10_balanced"]
+FIRST = {  # epochs, batch, share of the annealing, largest coefficient, penalty; examples of the training set
+    "mnist": (200, 200, 1.0, 0.7, 1e-2, 60_000), "omniglot": (200, 128, 1.0, 1.0, 1e-2, 24_345),
+    "cifar10_balanced": (600, 256, 0.5, 1.0, 1e-2, 50_000), "cifar10_fid": (400, 256, 1.0, 0.7, 1e-2, 50_000),
+    "cifar10_nll": (400, 256, 1.0, 0.7, 1e-2, 50_000), "celeba_quantitative": (200, 64, 1.0, 1.0, 3e-2, 27_000),
+    "celeba_qualitative": (200, 64, 1.0, 1.0, 3e-2, 27_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", TABLE)
+def test_published_latent_models_have_the_published_settings(variant):
+    """Of stage two, and where its path ends: the decoder is given a state without noise."""
+    config = configure.resolve(tiny.load(tiny.ROOT / "configs" / "published_latent.py", variant))
+    latent = config.latent
+    ours = {
+        "process": config.process.name, "t_min": config.t_min, "weight": config.weight.name,
+        "algorithm": latent.get("algorithm"), "channels": config.model.channels, "levels": len(config.model.multipliers),
+        "rate": config.training.learning_rate, "steps": config.training.steps, "batch_size": config.training.batch_size,
+        "logit": config.score.mixed_logit, "drop": latent.drop_inactive,
+        "penalties": (latent.get("spectral_weight"), latent.get("spectral_score")),
+    }  # fmt: skip
+    assert ours == TABLE[variant]
+    assert config.model.blocks == 8 and config.model.dropout == 0.2 and config.training.ema_decay == 0.9999
+    end = 1e-6 if variant.startswith("cifar10") else 1e-5
+    assert config.eval.t_min == config.sampling.t_min == end and not config.sampler.denoise
+    process = configure.process(config)
+    left = float(process.sigma(end) / process.alpha(end))
+    assert left < 0.006  # the geometric process keeps sqrt(3e-5) at t = 0
+    assert config.sampler.rtol == (1e-2 if variant == "celeba_quantitative" else 1e-5)
+    clock = "log_snr" if config.process.name == "vp_geometric" else "time"
+    assert config.eval.clock == config.sampler.clock == clock
+
+
+@pytest.mark.parametrize("variant", FIRST)
+def test_published_vaes_have_the_published_settings(variant):
+    """Steps are epochs times batches, rounded down to a hundred."""
+    config = configure.resolve(tiny.load(tiny.ROOT / "configs" / "published_vae.py", variant))
+    epochs, batch, share, top, penalty, examples = FIRST[variant]
+    assert config.training.batch_size == batch
+    assert abs(config.training.steps - epochs * (examples // batch)) < 0.01 * config.training.steps
+    assert config.latent.ramp == pytest.approx(share * config.training.steps)
+    assert (config.latent.coefficient_max, config.latent.spectral_weight) == (top, penalty)
+    assert config.data.name == {"mnist": "mnist", "omniglot": "omniglot_28", "celeba": "folder"}.get(
+        variant.split("_")[0], "cifar10"
+    )
+
+
+@pytest.mark.slow
+def test_the_last_stage_takes_the_vae_alone(tmp_path):
+    """Its score network is wider than that of the run it begins with, and has fresh parameters."""
+    vae = {"name": "mlp", "width": 8, "depth": 1, "latents": 2}
+    latent = {"vae": vae, "decoder": {"name": "categorical"}, "training__pictures": False}
+    stages = [
+        ("one", {"latent": {"name": "alone"}}),
+        ("two", {"latent": {"name": "joint"}, "init_from": str(tmp_path / "one")}),
+        ("three", {"latent": {"name": "frozen"}, "model__width": 24, "init_from": str(tmp_path / "two")}),
+    ]
+    tiny.trained(tmp_path / "plain")
+    trees = {}
+    for name, changes in stages:
+        config = tiny.digits(**latent, **changes)
+        experiment = configure.experiment(config, name)
+        options = configure.train_options(config, experiment)
+        if name == "two":
+            config.init_from, config.init_parts = str(tmp_path / "plain"), "vae"
+            wrong = configure.train_options(config, experiment)
+            wrong = wrong._replace(warm_start=wrong.warm_start._replace(same=()))
+            with pytest.raises(UserError, match="plain has no parameters of vae to begin with"):
+                train.train(experiment, wrong, tmp_path / "wrong")
+        if name == "three":
+            with pytest.raises(UserError, match="does not fit this config"):
+                train.train(experiment, options, tmp_path / "wrong")
+            config.init_parts = "vae"
+            options = configure.train_options(config, experiment)
+        state = train.train(experiment, options, tmp_path / name)
+        trees[name] = jax.device_get(state.ema_params)
+    jax.tree.map(np.testing.assert_array_equal, trees["three"][LATENT], trees["two"][LATENT])
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_the_adaptive_sampler_ends_in_the_same_place_by_either_clock():
+    """And where the exact flow of a Gaussian ends: each direction shrinks by the ratio of standard deviations."""
+    process = sdes.vp_geometric()
+    score = gaussian_score(process, np.zeros(3), np.array([0.3, 1.0, 2.0]))
+    x, grid = 1.0 * jax.random.normal(jax.random.key(0), (4, 3)), grids.log_snr(process, 1, t_min=0.0)
+    runs = {}
+    for clock in ("time", "log_snr"):
+        run = jax.jit(functools.partial(Adaptive(1e-5, 1e-5, clock=clock), process, score, denoise=False))
+        runs[clock] = run(jax.random.key(1), x, grid)
+    var = np.array([0.3, 1.0, 2.0])
+    spread = lambda t: np.sqrt(float(process.alpha(t)) ** 2 * var + float(process.variance(t)))
+    for run in runs.values():
+        np.testing.assert_allclose(run.x, np.asarray(x) * spread(0.0) / spread(1.0), atol=1e-3)

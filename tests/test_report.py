@@ -4,8 +4,10 @@ import json
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tensorboardX import event_file_writer
 
 from scoreflow.metrics import Estimate
+from scoreflow.runs import log as run_log
 from scoreflow.runs import report
 
 
@@ -20,13 +22,13 @@ def test_grid_places_every_image_with_gaps_and_enlarges():
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path):
-    log = report.Log(tmp_path, 0)
+    log = run_log.Log(tmp_path, 0)
     for step in (1, 2, 3):
         log.scalars(step, loss=step / 2)
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # cut short by a kill
-    log = report.Log(tmp_path, 2)
+    log = run_log.Log(tmp_path, 2)
     log.scalars(3, loss=7.0)
     log.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -65,3 +67,21 @@ def test_plots_are_written(tmp_path):
     report.plot_noise_error(tmp_path / "noise.png", log_snr, {"test": curve})
     report.plot_loss(tmp_path / "loss.png", [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 1.0}])
     assert (tmp_path / "noise.png").exists() and (tmp_path / "loss.png").exists()
+
+
+def test_a_full_disk_ends_the_events_in_one_line_and_never_waits(tmp_path, monkeypatch, capsys):
+    """Two hundred numbers are all in metrics.jsonl; the writer of TensorBoard's is asked once."""
+    asked = []
+
+    def full(self):
+        asked.append(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(event_file_writer.EventsWriter, "flush", full)
+    log = run_log.Log(tmp_path, 0)
+    for step in range(1, 201):
+        log.scalars(step, loss=float(step))
+    log.image(200, "grid", np.zeros((4, 4, 3), np.uint8))
+    log.close()
+    assert [record["loss"] for record in run_log.read_metrics(tmp_path)] == list(range(1, 201))
+    assert capsys.readouterr().err.count("No space left on device") == 1 == len(asked)

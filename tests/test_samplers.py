@@ -59,6 +59,22 @@ def test_order_on_a_gaussian(x64, name, process_name):
     assert abs(slope(errors, counts) - order) < 0.3
 
 
+def test_dpm_solver_is_of_second_order_on_steps_that_are_not_even(x64):
+    """Steps in log-SNR that grow by a factor of 8 along the way; the extrapolation must know each step before."""
+    process, mean, var, t_min = process64("vp"), 0.4, 0.3, 0.05
+    std_t, std_0 = (float(jnp.sqrt(process.alpha(t) ** 2 * var + process.variance(t))) for t in (1.0, t_min))
+    x = jnp.linspace(-1.0, 2.0, 5)[:, None] * std_t
+    exact = process.alpha(t_min) * mean + (x - process.alpha(1.0) * mean) * std_0 / std_t
+    ends, counts, errors = process.log_snr(jnp.asarray([1.0, t_min])), (40, 80, 160), []
+    for n in counts:
+        share = (8.0 ** jnp.linspace(0.0, 1.0, n + 1) - 1.0) / 7.0
+        grid = process.inverse_log_snr(ends[0] + share * (ends[1] - ends[0]))
+        score, rule = gaussian_score(process, mean, var), rules.DPM_SOLVER_PP_2M
+        result = sample(rule, process, score, jax.random.key(0), x, grid, denoise=False)
+        errors.append(float(jnp.abs(result.x - exact).max()))
+    assert errors[1] / errors[2] > 3.4 and errors[2] < 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(x64, name):
@@ -244,11 +260,11 @@ def test_karras_grid_is_that_of_edm(x64):
 def test_a_shorter_horizon_takes_its_share_of_the_steps(horizon, usual, scale_steps, steps):
     process = dataclasses.replace(PROCESSES["vp"], horizon=horizon)
     options = {"steps": 40, "t_min": 2e-3, "scale_steps": scale_steps, "usual_horizon": usual}
-    fixed = sampler.sampler(functools.partial(sample, rules.HEUN), process, grids.log_snr, **options)
+    fixed = sampler.sampler(rules.HEUN, process, grids.log_snr, **options)
     np.testing.assert_array_equal(fixed.grid, grids.log_snr(process, steps, t_min=2e-3))
     assert not fixed.data_dependent
-    for run in (adaptive.adaptive, functools.partial(adaptive.adaptive, rtol=1e-2)):  # reads the ends alone
-        solver = sampler.sampler(run, process, grids.log_snr, **options)
+    for method in (adaptive.Adaptive(), adaptive.Adaptive(rtol=1e-2)):  # reads the ends alone
+        solver = sampler.sampler(method, process, grids.log_snr, **options)
         np.testing.assert_allclose(solver.grid, [horizon, 2e-3], rtol=1e-6)
         assert solver.data_dependent
 
@@ -330,8 +346,8 @@ def test_adaptive_error_follows_the_tolerance(x64):
     errors, nfe = [], []
     for tol in (1e-3, 1e-5, 1e-7):
         start = jnp.asarray(x)[:, None]
-        options = {"rtol": tol, "atol": tol, "denoise": False}
-        result = adaptive.adaptive(process, TOY.score(process), jax.random.key(0), start, jnp.array(ENDS), **options)
+        run = adaptive.Adaptive(rtol=tol, atol=tol)
+        result = run(process, TOY.score(process), jax.random.key(0), start, jnp.array(ENDS), denoise=False)
         errors.append(np.abs(np.asarray(result.x)[:, 0] - exact).max())
         nfe.append(int(result.nfe.max()))
     assert errors[0] < 0.1 and errors[1] < errors[0] / 10 and errors[2] < errors[1] / 10
@@ -342,8 +358,8 @@ def test_adaptive_error_follows_the_tolerance(x64):
 def test_an_adaptive_solve_does_not_depend_on_its_batch_mates():
     process = PROCESSES["vp"]
     x = jnp.array([[-1.5], [0.3], [1.2]])
-    whole = adaptive.adaptive(process, TOY.score(process), jax.random.key(0), x, jnp.array(ENDS))
-    alone = adaptive.adaptive(process, TOY.score(process), jax.random.key(0), x[1:2], jnp.array(ENDS))
+    whole = adaptive.Adaptive()(process, TOY.score(process), jax.random.key(0), x, jnp.array(ENDS))
+    alone = adaptive.Adaptive()(process, TOY.score(process), jax.random.key(0), x[1:2], jnp.array(ENDS))
     np.testing.assert_allclose(whole.x[1], alone.x[0], rtol=1e-5)
     assert int(whole.nfe[1]) == int(alone.nfe[0]) and len(set(whole.nfe.tolist())) > 1
 
@@ -351,7 +367,7 @@ def test_an_adaptive_solve_does_not_depend_on_its_batch_mates():
 def test_a_failed_solve_is_nan_not_a_silent_value():
     process = PROCESSES["vp"]
     x, grid = jnp.array([[0.3]]), jnp.array([1.0, 1e-5])
-    result = adaptive.adaptive(process, TOY.score(process), jax.random.key(0), x, grid, max_steps=2)
+    result = adaptive.Adaptive(max_steps=2)(process, TOY.score(process), jax.random.key(0), x, grid)
     assert np.isnan(result.x).all()
 
 
@@ -359,7 +375,7 @@ def test_adaptive_sampler_reads_the_ends_of_the_grid_alone():
     process, x = PROCESSES["vp_short"], jnp.array([[0.3], [-0.2]])
     score, grid = gaussian_score(process, 0.3, 0.5), grids.karras(process, 9, t_min=0.02)
     whole, ends = (
-        adaptive.adaptive(process, score, jax.random.key(0), x, times, denoise=False) for times in (grid, grid[::9])
+        adaptive.Adaptive()(process, score, jax.random.key(0), x, times, denoise=False) for times in (grid, grid[::9])
     )
     np.testing.assert_array_equal(whole.x, ends.x)
     first, last = (jnp.sqrt(process.alpha(t) ** 2 * 0.5 + process.variance(t)) for t in (0.4, 0.02))
@@ -371,4 +387,4 @@ def test_adaptive_sampler_keeps_no_trajectory():
     process = PROCESSES["vp"]
     with pytest.raises(ValueError, match="trajectory"):
         x = jnp.zeros((1, 1))
-        adaptive.adaptive(process, TOY.score(process), jax.random.key(0), x, jnp.array(ENDS), trajectory=True)
+        adaptive.Adaptive()(process, TOY.score(process), jax.random.key(0), x, jnp.array(ENDS), trajectory=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scoreflow import cli, configure
+from scoreflow import cli, configure, types
 from scoreflow.configure import overrides
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
+from scoreflow.runs import report
 from scoreflow.runs.errors import UserError
 from scoreflow.settings import settings
 from tests import tiny
@@ -21,7 +22,7 @@ RIGHT = {
     float: ("0.25", "1", "2.5", "0", "-1.5", "1e-3"),
     int: ("1", "2", "3", "0", "7", "100", "-1"),
     bool: ("True", "false", "1", "0"),
-    tuple: ("(1, 2)", "3", "(0.5, 0.25)", "validation", "('frechet',)", "()"),
+    tuple: ("(1, 2)", "3", "(0.5, 0.25)", "validation", "('frechet',)", "hue, scale", "()"),
 }
 WRONG = {
     float: ("many", "nan", "inf", "-1", "0", "7", ""),
@@ -189,6 +190,21 @@ def test_show_prints_every_setting_with_a_mark_where_it_differs():
     assert "Number of optimizer steps" in shown
 
 
+def test_show_ends_without_a_word_where_its_reader_has_enough():
+    """The first line goes out when the process at the other end is gone."""
+    command = f"({sys.executable} main.py --config=vp_digits --mode=show; echo code $? >&2) | head -c 1"
+    ended = subprocess.run(command, shell=True, cwd=tiny.ROOT, capture_output=True, text=True, check=True)
+    assert re.fullmatch("code [01]\n", ended.stderr), ended.stderr
+
+
+def test_a_table_is_wrapped_into_the_columns_it_is_given():
+    rows = [("*", "a = 1", "words " * 9), (" ", "b.long = 2", "one word"), (" ", "c = 3")]
+    lines = report.table(rows, 40).splitlines()
+    assert max(map(len, lines)) <= 40 and len(lines) == 5
+    assert [line[15:].strip() for line in lines[:3]] == [" ".join(["words"] * 4), " ".join(["words"] * 4), "words"]
+    assert lines[0].startswith("*  a = 1") and lines[1].startswith(" " * 15) and lines[4] == "   c = 3"
+
+
 def test_a_shipped_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "configs", sys.modules.get("configs"))
@@ -293,7 +309,7 @@ def test_a_config_file_of_before_the_renaming_is_understood():
     "text, words",
     [
         ("def get_config():\n    return None\n", "get_config returns NoneType; it must return the config"),
-        ("def get_config():\n    return 1 / 0\n", r"\(line 2\): division by zero"),
+        ("def get_config():\n    return 1 / 0\n", r"\(line 2\): ZeroDivisionError: division by zero"),
         (
             "from configs import vp_digits\ndef get_config():\n    c = vp_digits.get_config()\n    c.proces.name = 'edm'\n",
             "line 4",
@@ -312,3 +328,48 @@ def test_a_variant_of_a_config_without_variants_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "configs", sys.modules.get("configs"))
     with pytest.raises(UserError, match="vp_digits.py has no variants"):
         cli.load_config("vp_digits:large")
+
+
+# Every condition of `types`, by values that are right and wrong in themselves.
+CONDITIONS = {
+    "Positive": ([1e-9, 3], [0, -1.0, float("inf"), float("nan"), True, "1"]),
+    "PositiveOrAuto": ([1e-9, 3, "auto"], [0, -1.0, "automatic", ""]),
+    "NonNegative": ([0, 0.0, 2.5], [-1e-9, float("inf"), False]),
+    "Number": ([-3, 0.5], [float("nan"), float("-inf"), "0"]),
+    "Fraction": ([0, 0.999], [1, -0.1]),
+    "Probability": ([0, 0.12, 1], [-0.01, 1.01, True]),
+    "Share": ([1, 1e-6], [0, 1.01]),
+    "Inside": ([0.5], [0, 1]),
+    "Seed": ([0, 2**32 - 1], [-1, 2**32, 1.0, True]),
+    "Steps": ([1, 10**6], [0, 10**6 + 1, 2.0]),
+    "Count": ([1, 10**9], [0, -1, 1.0, True]),
+    "CountOrZero": ([0, 1], [-1, 0.0, False]),
+    "Index": ([-1, 0], [-2]),
+    "Flag": ([True, False], [0, 1, "True"]),
+    "Text": (["", "a"], [1]),
+    "Counts": ([(1,), (2, 3)], [(), (0,), (1.0,), (True,), [1], 1]),
+    "CountsOrNone": ([(), (4,)], [(0,), (-1, 2)]),
+    "Numbers": ([(1, 0.5)], [(), (0.0,), (float("inf"),)]),
+    "NumbersOrNone": ([(), (1e-3,)], [(-1.0,), (True,)]),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_every_condition_allows_what_it_should(name):
+    (check,) = getattr(types, name).__metadata__
+    right, wrong = CONDITIONS[name]
+    assert all(check.allows(value) for value in right) and not any(check.allows(value) for value in wrong)
+
+
+def test_every_condition_of_types_is_held():
+    named = {
+        name for name, kind in vars(types).items() if isinstance(getattr(kind, "__metadata__", (None,))[0], types.Check)
+    }
+    assert named == CONDITIONS.keys()
+
+
+def test_words_of_the_command_line_are_read_as_people_mean_them():
+    parse = lambda name, text: getattr(types, name).__metadata__[0].parse(text)
+    assert [parse("Flag", word) for word in ("1", "True", "0", "false")] == [True, True, False, False]
+    assert [parse("Counts", word) for word in ("(10, 50)", "10,50", "[10,50]")] == [(10, 50)] * 3
+    assert parse("Count", "1e3") == 1000 and parse("Positive", "2") == 2.0

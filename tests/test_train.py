@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from scoreflow import configure, data, train
 from scoreflow.experiment import INIT, TRAIN
-from scoreflow.runs import checkpoint, parallel, report, workdir
+from scoreflow.runs import checkpoint, parallel, workdir
+from scoreflow.runs import log as run_log
 from scoreflow.runs.errors import RunError, UserError
 from scoreflow.step import TrainState, check_finite, compile_dispatch, init_state, make_train_step, state_of
 from tests import tiny
@@ -27,7 +28,8 @@ def _allow_rank_promotion():
 @functools.cache
 def _experiment():
     config = tiny.digits()
-    return configure.experiment(config, "vp_digits"), configure.train_options(config)
+    experiment = configure.experiment(config, "vp_digits")
+    return experiment, configure.train_options(config, experiment)
 
 
 def _restored(experiment, options, folder: Path, step: int = 8, *, fsdp: bool = False) -> TrainState:
@@ -66,7 +68,7 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
         (copy / "checkpoints" / f"{step}.sha256.json").unlink()
     step, resumed = _run(copy)
     assert step == 8 and _same(resumed, final)
-    records = {name: [r for r in report.read_metrics(f) if "loss" in r] for name, f in (("a", folder), ("b", copy))}
+    records = {name: [r for r in run_log.read_metrics(f) if "loss" in r] for name, f in (("a", folder), ("b", copy))}
     assert [r["step"] for r in records["b"]] == [2, 4, 6, 8]
     assert [r["loss"] for r in records["a"]] == [r["loss"] for r in records["b"]]
 
@@ -82,7 +84,7 @@ def test_training_in_memory_equals_training_in_a_folder_bit_for_bit(whole):
         key=experiment.key(TRAIN), ema_decay=options.ema_decay, callback=lambda step, terms: seen.append((step, terms)),
     )  # fmt: skip
     assert _same(state, whole[1])
-    losses = [r["loss"] for r in report.read_metrics(whole[0]) if "loss" in r]  # means over 2 steps
+    losses = [r["loss"] for r in run_log.read_metrics(whole[0]) if "loss" in r]  # means over 2 steps
     assert [step for step, _ in seen] == list(range(1, 9))
     np.testing.assert_allclose(np.reshape([terms["loss"] for _, terms in seen], (4, 2)).mean(1), losses, rtol=1e-6)
 
@@ -106,7 +108,7 @@ def test_one_and_four_devices_give_the_same_losses(whole, tmp_path, monkeypatch)
     assert jax.device_count() == 4
     monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
     _run(tmp_path)
-    losses = [[r["loss"] for r in report.read_metrics(folder) if "loss" in r] for folder in (whole[0], tmp_path)]
+    losses = [[r["loss"] for r in run_log.read_metrics(folder) if "loss" in r] for folder in (whole[0], tmp_path)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
@@ -114,9 +116,11 @@ def test_one_and_four_devices_give_the_same_losses(whole, tmp_path, monkeypatch)
 def _wide():
     """(experiment, options) of a wider network, whose larger kernels can be divided."""
     config = tiny.digits(model={"name": "mlp", "width": 64, "depth": 2, "dropout": 0.1}, training__fsdp=True)
-    return configure.experiment(config, "vp_digits"), configure.train_options(config)
+    experiment = configure.experiment(config, "vp_digits")
+    return experiment, configure.train_options(config, experiment)
 
 
+@pytest.mark.slow
 def test_a_divided_state_is_the_same_run(tmp_path):
     """Against whole copies: the losses, and the parameters at the end. Each of 4 devices holds a quarter of them."""
     experiment, options = _wide()
@@ -124,10 +128,9 @@ def test_a_divided_state_is_the_same_run(tmp_path):
     ends = {}
     for name, fsdp in (("whole", False), ("divided", True)):
         folder = tmp_path / name
-        workdir.claim(folder, experiment.config, resume=True)
         train.train(experiment, options._replace(fsdp=fsdp), folder)
         ends[name] = _restored(experiment, options, folder, fsdp=not fsdp)  # and comes back the other way
-    whole, divided = ({r["step"]: r["loss"] for r in report.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
+    whole, divided = ({r["step"]: r["loss"] for r in run_log.read_metrics(tmp_path / n) if "loss" in r} for n in ends)
     assert whole.keys() == divided.keys() and list(divided.values()) == pytest.approx(list(whole.values()), rel=1e-5)
     for a, b in zip(*(jax.tree.leaves(state.ema_params) for state in ends.values())):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -163,7 +166,7 @@ def test_a_run_leaves_metrics_pictures_and_the_newest_checkpoints(whole):
     folder, _ = whole
     for name in ("metrics.jsonl", "loss.png", "loss_by_log_snr.png", "trajectory.png", "samples/8.png", "tensorboard"):
         assert (folder / name).exists()
-    records = report.read_metrics(folder)
+    records = run_log.read_metrics(folder)
     assert {"loss", "order1", "grad_norm", "examples_per_second"} <= records[0].keys()
     assert [r["step"] for r in records if "validation_loss" in r] == [4, 8]
     assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir()) == [4, 6, 8]
@@ -173,7 +176,7 @@ def test_tensorboard_has_the_same_numbers(whole):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(whole[0] / "tensorboard"))
     events.Reload()
-    logged = [(r["step"], r["loss"]) for r in report.read_metrics(whole[0]) if "loss" in r]
+    logged = [(r["step"], r["loss"]) for r in run_log.read_metrics(whole[0]) if "loss" in r]
     np.testing.assert_allclose([(e.step, e.value) for e in events.Scalars("loss")], logged, rtol=1e-6)
     assert events.Images("samples")[0].width >= 640
 
@@ -297,7 +300,7 @@ def test_a_skipped_step_is_counted_in_the_log(tmp_path):
         return loss + bad, {name: value + bad for name, value in terms.items()}
 
     train.train(experiment._replace(objective=poisoned), options._replace(skip=1), tmp_path)
-    records = [r for r in report.read_metrics(tmp_path) if "skipped" in r]
+    records = [r for r in run_log.read_metrics(tmp_path) if "skipped" in r]
     assert [r["skipped"] for r in records] == [0, 0, 1, 0] and np.isfinite([r["loss"] for r in records]).all()
 
 
@@ -320,7 +323,7 @@ def test_a_warm_start_from_nothing_or_from_another_network_is_refused(whole, tmp
     wide = configure.experiment(tiny.digits(model__width=32), "wide")
     with pytest.raises(UserError, match="does not fit this config"):
         train.train(wide, options._replace(warm_start=train.WarmStart(whole[0])), tmp_path / "b")
-    workdir.claim(tmp_path / "c", experiment.config | {"t_min": 1e-3}, resume=True)
+    workdir.record(tmp_path / "c", experiment.config | {"t_min": 1e-3})
     shutil.copytree(workdir.checkpoints(whole[0]), workdir.checkpoints(tmp_path / "c"))
     with pytest.raises(UserError, match="was trained with t_min = 0.001, not 1e-05"):
         source = train.WarmStart(tmp_path / "c", same=("process.", "t_min"))
@@ -338,9 +341,10 @@ def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
         training__steps_per_dispatch=20, training__checkpoint_every=400, training__validate_every=400,
         training__log_every=100, model__dropout=0.0, model__width=32, eval__features="pixels", score__prediction="noise",
     )  # fmt: skip
-    experiment, options = configure.experiment(config, "gaussian"), configure.train_options(config)
+    experiment = configure.experiment(config, "gaussian")
+    options = configure.train_options(config, experiment)
     train.train(experiment, options, tmp_path / "run")
-    last = [r["validation_loss"] for r in report.read_metrics(tmp_path / "run") if "validation_loss" in r][-1]
+    last = [r["validation_loss"] for r in run_log.read_metrics(tmp_path / "run") if "validation_loss" in r][-1]
     floor = 0.2759881506  # E rho for unit Gaussian data under VP, t ~ U[1e-5, 1]
     assert floor * 0.93 < last < floor * 1.12
 
@@ -351,16 +355,17 @@ def test_training_lowers_the_loss_to_what_the_data_allow(tmp_path):
 
 def test_a_folder_of_another_config_is_refused(tmp_path):
     config = tiny.digits().to_dict()
-    workdir.claim(tmp_path, config, resume=True)
-    workdir.claim(tmp_path, tiny.digits(training__steps=80, eval__draws=1).to_dict(), resume=True)
+    workdir.record(tmp_path, config)
+    (workdir.checkpoints(tmp_path) / "10").mkdir(parents=True)
+    workdir.check(tmp_path, tiny.digits(training__steps=80, eval__draws=1).to_dict(), resume=True)
     for change, words in (
         ({"model__width": 32}, "model.width = 16, not 32"),
         ({"seed": 1}, "seed = 0, not 1"),
         ({"training__learning_rate": 1.0}, "training.learning_rate = 0.002, not 1.0"),
     ):
         with pytest.raises(UserError, match=words):
-            workdir.claim(tmp_path, tiny.digits(**change).to_dict(), resume=True)
-    workdir.claim(tmp_path, tiny.digits(training__learning_rate=1.0).to_dict(), resume=False)
+            workdir.check(tmp_path, tiny.digits(**change).to_dict(), resume=True)
+    workdir.check(tmp_path, tiny.digits(training__learning_rate=1.0).to_dict(), resume=False)
     assert json.loads((tmp_path / "config.json").read_text())["versions"]["jax"] == jax.__version__
 
 

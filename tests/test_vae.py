@@ -59,7 +59,14 @@ def test_draws_have_the_density_that_is_said_of_them(module):
     assert inferred.out.shape == (2000, 1, 8, 8, 3)
 
 
-@pytest.mark.parametrize("module", [CONV, MLP, INVERTED], ids=["conv", "mlp", "inverted"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(CONV, id="conv"),
+        pytest.param(MLP, id="mlp"),
+        pytest.param(INVERTED, id="inverted", marks=pytest.mark.slow),
+    ],
+)
 def test_the_decoder_is_one_function_of_all_latents(module):
     """With one scale, what is inferred with a draw is what is generated from it."""
     functions = vae.vae(module)
@@ -86,6 +93,7 @@ def test_half_precision_inside_changes_little_and_nothing_at_the_ends(module):
     np.testing.assert_allclose(one.top.log_std, two.top.log_std, atol=0.05)
 
 
+@pytest.mark.slow
 def test_groups_are_drawn_one_after_the_other():
     """The second group's distribution depends on what was drawn of the first, and lower scales on both; not the reverse."""
     functions = vae.vae(DEEP)
@@ -121,7 +129,7 @@ def test_padding_is_of_the_lowest_level():
     np.testing.assert_array_equal(one.out[:, 2:6, 2:6], two.out)
 
 
-def test_a_normed_convolution_has_the_norm_that_is_learnt():
+def test_a_normed_convolution_has_the_norm_that_is_learned():
     """Whatever the kernel's length, only its direction counts; depthwise, a channel sees itself alone."""
     conv = NormedConv(5)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))

@@ -37,7 +37,7 @@ OLD = """
     "seed": 0,
     "t_min": 1e-05,
     "terminal": {"name": "prior"},
-    "sample_times": {"name": "importance"},
+    "times": {"name": "importance"},
     "training": {"accumulate": 1, "batch_size": 64, "best": [], "beta1": 0.9, "beta2": 0.999, "checkpoint_every": 500,
       "clip": 1.0, "ema_decay": 0.999, "eps": 1e-08, "keep": 3, "label_dropout": 0.0, "learn": "all",
       "learning_rate": 0.002, "learning_rate_end": 0.0, "log_every": 20, "optimiser": "adamw", "sample_every": 0,
@@ -91,6 +91,7 @@ TODAY = {
 def old(tmp_path):
     """The folder of a run of version 0.1.0."""
     (tmp_path / "config.json").write_text(OLD)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     return tmp_path
 
 
@@ -101,20 +102,21 @@ def changed(section: str, **settings):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_of_an_older_version_opens(old, resume):
-    workdir.claim(old, TODAY, resume=resume)
-    stored = json.loads((old / "config.json").read_text())["config"]
-    assert ("num_levels" in stored["data"]) == resume  # training that continues writes today's names
-    workdir.claim(old, TODAY, resume=True)
+    workdir.check(old, TODAY, resume=resume)
+    workdir.record(old, TODAY, name="vp_digits")
+    stored = json.loads((old / "config.json").read_text())
+    assert "num_levels" in stored["config"]["data"] and stored["name"] == "vp_digits"  # today's names
+    workdir.check(old, TODAY, resume=resume)
     workdir.check_same(old, TODAY, ("data.", "score.", "model.", "process.", "dequantizer."))
 
 
 def test_differences_from_an_older_version_have_todays_names(old):
     with pytest.raises(UserError, match=r"data\.num_levels = 256, not 17"):
-        workdir.claim(old, changed("data", num_levels=17), resume=True)
+        workdir.check(old, changed("data", num_levels=17), resume=True)
     with pytest.raises(UserError, match=r"score\.energy_power = 0, not 2"):
-        workdir.claim(old, changed("score", energy_power=2), resume=False)
-    with pytest.raises(UserError, match=r"training\.grad_accum = 1, not 2"):
-        workdir.claim(old, changed("training", grad_accum=2), resume=True)
+        workdir.check(old, changed("score", energy_power=2), resume=False)
+    with pytest.raises(UserError, match=r"training\.batch_size = 64, not 32"):
+        workdir.check(old, changed("training", batch_size=32), resume=True)
     with pytest.raises(UserError, match=r"was trained with score\.prediction = 'v', not 'noise'"):
         workdir.check_same(old, changed("score", prediction="noise"), ("score.",))
 
@@ -123,16 +125,16 @@ def test_a_setting_that_the_stored_run_lacks_has_its_default(old):
     defaults = {"data.crop": (0, 4), "seed": 7}
     same, other = changed("data", crop=(0, 4)), changed("data", crop=(1, 4))
     workdir.check_same(old, same, ("data.",), defaults=defaults)
-    workdir.claim(old, same, resume=False, defaults=defaults)
-    workdir.claim(old, TODAY, resume=False, defaults=defaults)  # nor need today's settings be complete
-    with pytest.raises(UserError, match=r"data\.crop = \[0, 4\], not \[1, 4\]"):
+    workdir.check(old, same, resume=False, defaults=defaults)
+    workdir.check(old, TODAY, resume=False, defaults=defaults)  # nor need today's settings be complete
+    with pytest.raises(UserError, match=r"data\.crop = \(0, 4\), not \(1, 4\)"):
         workdir.check_same(old, other, ("data.",), defaults=defaults)
-    with pytest.raises(UserError, match=r"data\.crop = \[0, 4\], not \[1, 4\]"):
-        workdir.claim(old, other, resume=True, defaults=defaults)
-    with pytest.raises(UserError, match=r"data\.crop = None, not \[0, 4\]"):
-        workdir.claim(old, same, resume=True)
+    with pytest.raises(UserError, match=r"data\.crop = \(0, 4\), not \(1, 4\)"):
+        workdir.check(old, other, resume=True, defaults=defaults)
+    with pytest.raises(UserError, match=r"data\.crop = None, not \(0, 4\)"):
+        workdir.check(old, same, resume=True)
     with pytest.raises(UserError, match="seed = 0, not 7"):  # the default does not replace what was stored
-        workdir.claim(old, TODAY | {"seed": 7}, resume=False, defaults=defaults)
+        workdir.check(old, TODAY | {"seed": 7}, resume=False, defaults=defaults)
 
 
 def test_numbers_that_may_be_lower(old):
@@ -142,9 +144,10 @@ def test_numbers_that_may_be_lower(old):
         workdir.check_same(old, longer, ("process.",), at_most=("process.horizon",))
 
 
-def test_a_free_folder_is_claimed(tmp_path):
+def test_a_free_folder_takes_any_run(tmp_path):
     assert workdir.stored_settings(tmp_path) == {}
-    workdir.claim(tmp_path, TODAY, resume=True, defaults={"seed": 7})
+    workdir.check(tmp_path, TODAY, resume=True, defaults={"seed": 7})
+    workdir.record(tmp_path, TODAY)
     assert workdir.stored_settings(tmp_path)["model.multipliers"] == [1, 4]
 
 

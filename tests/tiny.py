@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -44,3 +45,13 @@ def digits(**changes) -> ConfigDict:
             else:
                 target[key] = value
     return config
+
+
+def trained(folder: Path, **changes) -> tuple[ConfigDict, Any]:
+    """Trains a tiny run in a folder, without pictures; its config and experiment."""
+    from scoreflow import configure, train
+
+    config = digits(training__pictures=False, **changes)
+    experiment = configure.experiment(config, "tiny")
+    train.train(experiment, configure.train_options(config, experiment), folder)
+    return config, experiment

@@ -14,7 +14,7 @@ from scoreflow.configure.assemble import (
     sample_options,
     train_options,
 )
-from scoreflow.configure.overrides import defaults, flat_defaults, resolve
+from scoreflow.configure.overrides import defaults, flat_defaults, of_run, resolve
 
 __all__ = [
     "check",
@@ -23,6 +23,7 @@ __all__ = [
     "evaluation",
     "experiment",
     "flat_defaults",
+    "of_run",
     "planner_options",
     "process",
     "resolve",

@@ -5,44 +5,30 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from scoreflow import fits, likelihood, planner, sample, space, terminal, train
 from scoreflow.configure import checks
-from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS, PROCESSES
+from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS
 from scoreflow.configure.overrides import Config, flat_defaults, resolve
 from scoreflow.data import Dataset, load
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import Evaluation
 from scoreflow.evaluators.context import EvalOptions
-from scoreflow.evaluators.features import distance, extractor
-from scoreflow.experiment import Experiment, Model, ScoreOptions
+from scoreflow.evaluators.features import distance
+from scoreflow.experiment import Experiment, Model, ScoreOptions, parameters
 from scoreflow.latent.space import latent_space
-from scoreflow.models import (
-    DEQUANTISER,
-    LATENT,
-    MIXING,
-    TERMINAL,
-    Network,
-    ParamsOnly,
-    layers,
-    mixing,
-    network,
-    with_parts,
-)
+from scoreflow.models import LATENT, MIXING, TERMINAL, layers, network
 from scoreflow.models.dequantiser import NoiseFlow, dequantiser
 from scoreflow.models.vae import vae
 from scoreflow.objectives import score_matching
 from scoreflow.objectives.dequantiser import variational_bound
 from scoreflow.objectives.protocols import Objective
 from scoreflow.objectives.terminal import with_terminal
-from scoreflow.optimizers import OptimizerOptions, VaeRates, grouped, optimizer
+from scoreflow.optimizers import OptimizerOptions, VaeRates, grouped
 from scoreflow.processes import transitions
 from scoreflow.processes.sdes import Process
-from scoreflow.runs import caches
+from scoreflow.runs import caches, files
 from scoreflow.runs.errors import UserError
-from scoreflow.samplers import grids, loop
-from scoreflow.samplers.adaptive import adaptive
+from scoreflow.samplers import grids
 from scoreflow.samplers.sampler import Sampler, sampler
 from scoreflow.settings import values
 from scoreflow.terminal.families import Family
@@ -50,7 +36,7 @@ from scoreflow.theory.known import LOG_DENSITIES
 
 # What must be the same in the run that training begins with; the horizon may be shorter there, see `WarmStart`.
 _SAME_VAE = ("vae.", "decoder.", "data.name", "data.binarized", "data.bits", "data.num_levels")
-_SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional")
+_SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional", "augment.")
 
 
 def _build(config: Config, section: str, **offered: Any) -> Any:
@@ -63,7 +49,7 @@ def _options(kind: Any, section: Config, **others: Any) -> Any:
 
 
 def _data_dir(config: Config) -> Path:
-    return Path(config.data.dir).expanduser() if config.data.dir else default_dir()
+    return files.local(config.data.dir, "data.dir") if config.data.dir else default_dir()
 
 
 def check(config: Config) -> Config:
@@ -74,6 +60,7 @@ def check(config: Config) -> Config:
     """
     config = resolve(config)
     checks.refuse(checks.together(config))
+    _process(config)
     return config
 
 
@@ -83,7 +70,10 @@ def process(config: Config) -> Process:
     Raises:
       UserError: where its horizon leaves no signal.
     """
-    config = resolve(config)
+    return _process(resolve(config))
+
+
+def _process(config: Config) -> Process:
     try:
         built = _build(config, "process")
     except UserError as error:
@@ -109,10 +99,6 @@ def _loops(config: Config) -> bool:
     return config.training.steps_per_dispatch > 1 or config.training.grad_accum > 1
 
 
-def _conv(in_loop: bool) -> dict[str, Any]:
-    return {"conv": layers.conv3x3_in_loop} if in_loop else {}
-
-
 def _space(config: Config, data: Dataset) -> space.Space:
     if config.vae.name == "none":
         return space.pixels(data.shape, data.num_levels, **values(space.pixels, config.data))
@@ -123,11 +109,10 @@ def _space(config: Config, data: Dataset) -> space.Space:
 
 
 def _family(config: Config, data: Dataset, where: space.Space) -> Family:
-    def read(path: str) -> jax.Array:
-        pool = load.samples(path, data.shape, data.num_levels)
-        return where.encode(None, jax.random.key(config.seed), jax.numpy.asarray(pool))
+    def read(path: str) -> Any:
+        return fits.encoded(where, load.samples(path, data.shape, data.num_levels), config.seed)
 
-    return _build(config, "terminal", read=read, **_conv(_loops(config)))
+    return _build(config, "terminal", read=read, conv=layers.convolution(_loops(config)))
 
 
 def _flow(config: Config) -> NoiseFlow | None:
@@ -135,27 +120,16 @@ def _flow(config: Config) -> NoiseFlow | None:
     return None if module is None else dequantiser(module)
 
 
-def _network(config: Config, data: Dataset, where: space.Space, family: Family) -> Network | ParamsOnly:
-    """The score network together with every other group of parameters."""
-    groups: dict[str, Any] = {}
-    latent = where.latent
-    if latent is not None and config.latent.name == "alone":
-        return ParamsOnly(lambda key, x_shape: {LATENT: latent.init(key)})
-    if (flow := _flow(config)) is not None:
-        groups[DEQUANTISER] = flow
-    if family.init is not None:
-        groups[TERMINAL] = ParamsOnly(family.init)
-    if config.score.mixed:
-        groups[MIXING] = mixing(config.score.mixed_logit)
-    if latent is not None:
-        groups[LATENT] = ParamsOnly(lambda key, x_shape: latent.init(key))
-    num_classes = data.num_classes if config.data.conditional else 0
-    conv = _conv(_loops(config) or config.score.energy_power != 0)
-    net = network(_build(config, "model", num_classes=num_classes, **conv))
-    return with_parts(net, **groups) if groups else net
+def _module(config: Config, data: Dataset, augmentation: Any) -> Any:
+    """The score network as a Linen module; None where a VAE is trained alone."""
+    if config.latent.name == "alone":
+        return None
+    conv = layers.convolution(_loops(config) or config.score.energy_power != 0)
+    classes = data.num_classes if config.data.conditional else 0
+    return _build(config, "model", num_classes=classes, augment_labels=getattr(augmentation, "labels", 0), conv=conv)
 
 
-def _objective(config: Config, data: Dataset, where: space.Space, model: Model) -> Objective:
+def _objective(config: Config, data: Dataset, where: space.Space, model: Model, augmentation: Any) -> Objective:
     labels = score_matching.UNLABELED
     if config.data.conditional:
         labels = score_matching.labels(data.num_classes, **values(score_matching.labels, config.training))
@@ -164,12 +138,9 @@ def _objective(config: Config, data: Dataset, where: space.Space, model: Model) 
         bound = likelihood.one_time_bound(process, terminal.prior(process), t_min)
         return variational_bound(bound, model.score, flow, where.bins, labels=labels)
     offered = {"latent": where.latent, "process": process, "score_of": model.score, "t_min": t_min, "labels": labels}
-    offered |= {"encode": where.encode}
+    offered |= {"encode": where.encode, "augmentation": augmentation}
     offered |= {name: _build(config, name) for name in ("weight", "sample_times", "loss", "penalty")}
-    if config.latent.name == "none":
-        objective = score_matching.score_matching(**{k: v for k, v in offered.items() if k != "latent"})
-    else:
-        objective = _build(config, "latent", **offered)
+    objective = _build(config, "latent", **offered)
     if model.family.loss is None:
         return objective
     alone = config.training.learn == "terminal"
@@ -177,13 +148,9 @@ def _objective(config: Config, data: Dataset, where: space.Space, model: Model) 
 
 
 def _sampler(config: Config, process: Process) -> Sampler:
-    usual = inspect.signature(PROCESSES[config.process.name]).parameters["horizon"].default
-    if config.sampler.name == "adaptive":
-        run = functools.partial(adaptive, **values(adaptive, config.sampler))
-    else:
-        run = functools.partial(loop.sample, _build(config, "sampler"), denoise=config.sampler.denoise)
-    options = values(sampler, config.sampling)
-    return sampler(run, process, _build(config, "grid"), usual_horizon=usual, **options)
+    usual = CATALOGUES["process"].settings(config.process.name)["horizon"].default
+    method, grid, options = _build(config, "sampler"), _build(config, "grid"), values(sampler, config.sampling)
+    return sampler(method, process, grid, usual_horizon=usual, denoise=config.sampler.denoise, **options)
 
 
 def experiment(config: Config, name: str) -> Experiment:
@@ -197,18 +164,30 @@ def experiment(config: Config, name: str) -> Experiment:
       UserError: for anything in it that cannot work, data included.
     """
     config = check(config)
-    forward, data = process(config), dataset(config)
+    forward, data = _process(config), dataset(config)
     where = _space(config, data)
-    checks.refuse(checks.with_shape(config, data, where.shape))
+    for section in (config.score, config.weight):
+        if section.get("sigma_data") == "auto":
+            section.sigma_data = fits.sigma_data(where, data)
+    augmentation = _build(config, "augment", shape=where.shape, bins=where.bins)
+    module = _module(config, data, augmentation)
+    checks.refuse(checks.with_shape(config, data, where.shape, module))
     family = _family(config, data, where)
     rows, fitted = data.train.x, {}
     if family.fit is not None:
         fitted[TERMINAL] = fits.terminal(family, where, forward, rows)
     if config.latent.get("drop_inactive", False):
         fitted[MIXING] = fits.mask_inactive(where, rows)
+    net = parameters(
+        None if module is None else network(module),
+        mixed_logit=config.score.mixed_logit if config.score.mixed else None,
+        family=family,
+        flow=_flow(config),
+        latent=where.latent,
+    )
     model = Model(
         process=forward,
-        network=_network(config, data, where, family),
+        network=net,
         t_min=config.t_min,
         options=_options(ScoreOptions, config.score),
         family=family,
@@ -221,7 +200,7 @@ def experiment(config: Config, name: str) -> Experiment:
         data=data,
         space=where,
         model=model,
-        objective=_objective(config, data, where, model),
+        objective=_objective(config, data, where, model, augmentation),
         sampler=_sampler(config, forward),
         config=config.to_dict(),
     )
@@ -235,43 +214,26 @@ def _same(config: Config) -> tuple[str, ...]:
     return _SAME_VAE if config.latent.name != "none" else ()
 
 
-def _optimizer(config: Config, family: Family) -> Any:
-    options, steps = _options(OptimizerOptions, config.training), config.training.steps
-    rule = optimizer(steps, options)
-    if config.latent.name == "alone":
-        return rule
-    learns = config.training.learn == "all"
-    return grouped(
-        rule,
-        steps,
-        options,
-        learn_score=learns and config.dequantizer.name == "none",
-        mixed=config.score.mixed,
-        dequantiser=config.dequantizer.name != "none",
-        family=family,
-        has_vae=config.latent.name != "none",
-        rates=_options(VaeRates, config.latent) if config.latent.name == "joint" and learns else None,
-    )
-
-
-def train_options(config: Config) -> train.TrainOptions:
-    """How to train."""
-    config = resolve(config)
+def train_options(config: Config, experiment: Experiment) -> train.TrainOptions:
+    """How to train an experiment of this config."""
+    config, model = resolve(config), experiment.model
     warm_start = None
     if config.init_from:
-        warm_start = train.WarmStart(Path(config.init_from).expanduser(), _same(config), flat_defaults(config))
-
-    def frechet(experiment: Experiment, options: train.TrainOptions) -> train.Measure:
-        extract = extractor(config.eval.features, experiment.data, caches.folder(), _data_dir(config))
-        return distance(experiment, extract, config.eval.num_samples, options.sample_batch, caches.folder())
-
+        parts = (LATENT,) if config.init_parts == "vae" else ()
+        folder, same = files.local(config.init_from, "init_from"), _same(config)
+        warm_start = train.WarmStart(folder, same, flat_defaults(config), parts)
+    rates = _options(VaeRates, config.latent) if config.latent.name == "joint" else None
+    options = _options(OptimizerOptions, config.training)
+    rule = grouped(config.training.steps, options, groups=model.network.groups, family=model.family, rates=rates)
+    batch, measured, folders = config.sampling.batch_size, config.eval, (caches.folder(), _data_dir(config))
+    frechet = distance(measured.features, measured.num_samples, batch, *folders, measured.reference)
     return _options(
         train.TrainOptions,
         config.training,
-        optimizer=_optimizer(config, _build(config, "terminal", read=lambda path: None)),
+        optimizer=rule,
         flip=config.data.flip,
-        num_samples=min(config.sampling.num, 400),
-        sample_batch=config.sampling.batch_size,
+        num_samples=config.sampling.num,
+        sample_batch=batch,
         warm_start=warm_start,
         measures={"frechet": frechet},
     )
@@ -280,7 +242,7 @@ def train_options(config: Config) -> train.TrainOptions:
 def evaluation(config: Config, cache_dir: Path | None = None) -> Evaluation:
     """What to evaluate; `cache_dir` is where fitted feature networks are kept, by default the user's cache folder."""
     config = resolve(config)
-    offered = {"sample_batch": config.sampling.batch_size, "horizon_times": config.eval.bound_times or 100}
+    offered = {"sample_batch": config.sampling.batch_size, "horizon_times": config.eval.bound_times}
     evaluators = {}
     for name, source in EVALUATORS.items():
         others = {key: value for key, value in offered.items() if key in inspect.signature(source).parameters}
@@ -303,16 +265,13 @@ def sample_options(config: Config) -> sample.SampleOptions:
 def planner_options(config: Config) -> planner.PlannerOptions:
     """What `--mode=plan` compares: the configured process with every named one at its defaults."""
     config = resolve(config)
-    configured = config.process.name
-    named = {name: row() for name, row in PROCESSES.items() if not name.startswith("theory_")}
     predictor = config.sampler.get("predictor", config.sampler.name)
-    options = _options(
+    return _options(
         planner.PlannerOptions,
         config.plan,
-        processes={**named, configured: _build(config, "process")},
-        configured=configured,
+        configured=config.process.name,
         grids={"uniform": grids.uniform, config.grid.name: _build(config, "grid")},
         rule=transitions.TRANSITIONS.get(predictor, transitions.exponential_sde),
+        sampler=config.sampler.name,
         t_min=config.sampling.t_min,
     )
-    return options._replace(steps=tuple(sorted(options.steps)))

@@ -5,7 +5,7 @@ A new method is a new row here; its settings, their conditions and their meaning
 
 from typing import Any
 
-from scoreflow import fits, optimizers, planner, sample, space, train
+from scoreflow import augment, fits, optimizers, planner, sample, space, train
 from scoreflow.data import load
 from scoreflow.evaluators import context
 from scoreflow.evaluators.baseline import baseline
@@ -14,6 +14,7 @@ from scoreflow.evaluators.divergence import divergence
 from scoreflow.evaluators.horizons import horizons
 from scoreflow.evaluators.latent import latent as latent_terms
 from scoreflow.evaluators.likelihood import likelihood
+from scoreflow.evaluators.mismatch import mismatch
 from scoreflow.evaluators.samples import samples
 from scoreflow.evaluators.score_error import score_error
 from scoreflow.evaluators.symmetry import symmetry
@@ -34,20 +35,7 @@ from scoreflow.terminal import families
 from scoreflow.theory import processes as theory
 
 PROCESSES = {
-    # by the ends of beta or sigma at t = 0 and t = 1
-    "vp_linear": sdes.vp_linear,
-    "vp_constant": sdes.vp_constant,
-    "vp_power": sdes.vp_power,
-    "vp_exponential": sdes.vp_exponential,
-    "vp_cosine": sdes.vp_cosine,
-    "vp_geometric": sdes.vp_geometric,
-    "sub_vp_linear": sdes.sub_vp_linear,
-    "ve_geometric": sdes.ve_geometric,
-    "ve_constant": sdes.ve_constant,
-    "ve_linear": sdes.ve_linear,
-    "ve_power": sdes.ve_power,
-    "edm": sdes.edm,
-    "straight": sdes.straight,
+    **sdes.NAMED,
     # in the notation of the theory
     "theory_ve_exp": theory.ve_exp,
     "theory_ve_const": theory.ve_const,
@@ -62,9 +50,9 @@ PROCESSES = {
 MODELS = {
     "mlp": ResidualMLP,
     "unet": UNet,
-    "ddpmpp": plus.ddpmpp,
-    "ncsnpp": plus.ncsnpp,
-    "adm": plus.adm,
+    "ddpmpp": plus.DDPMpp,
+    "ncsnpp": plus.NCSNpp,
+    "adm": plus.ADM,
 }
 TERMINALS = {
     "prior": families.prior,
@@ -80,7 +68,12 @@ DECODERS = {
     "categorical": decoders.categorical,
     "logistic_mixture": decoders.logistic_mixture,
 }
-LATENTS = {"none": None, "alone": latent.vae_alone, "joint": latent.joint, "frozen": score_matching.score_matching}
+LATENTS = {
+    "none": score_matching.score_matching,
+    "alone": latent.vae_alone,
+    "joint": latent.joint,
+    "frozen": score_matching.score_matching,
+}
 LOSSES = {"first_order": dsm.dsm, "high_order": high_order.high_order}
 PENALTIES = {"none": None, "quasi_conservative": conservative.quasi_conservative}
 WEIGHTS = {
@@ -107,11 +100,12 @@ SAMPLERS = {
     "predictor_corrector": rules.predictor_corrector,
     "heun": rules.HEUN,
     "dpm_solver_pp_2m": rules.DPM_SOLVER_PP_2M,
-    "adaptive": adaptive.adaptive,
+    "adaptive": adaptive.Adaptive,
 }
 CATALOGUES = {
     "process": Catalogue(PROCESSES, True, "vp_linear", "The forward SDE."),
     "model": Catalogue(MODELS, True, "unet", "The score network."),
+    "augment": Catalogue({"none": None, "edm": augment.edm}, True, "none", "Augmentation of the training images."),
     "terminal": Catalogue(TERMINALS, True, "prior", "The distribution assumed at the horizon."),
     "vae": Catalogue(VAES, True, "none", "Encoder and decoder of a latent space."),
     "decoder": Catalogue(DECODERS, True, "none", "The likelihood of data given latents."),
@@ -138,6 +132,7 @@ CATALOGUES = {
 
 EVALUATORS: dict[str, Any] = {
     "likelihood": likelihood,
+    "mismatch": mismatch,
     "bound": bound,
     "baseline": baseline,
     "latent": latent_terms,

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from scoreflow.configure.overrides import Config
-from scoreflow.data import Dataset
+from scoreflow.data import Dataset, facts
 from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
 from scoreflow.theory.known import LOG_DENSITIES
 
-CONVOLUTIONAL = ("unet", "ddpmpp", "ncsnpp", "adm")  # networks of images, which halve them once less than multipliers
 UNFITTED = ("prior", "pushforward")  # terminal distributions without parameters
 Rows = Iterator[tuple[object, str]]
 
@@ -26,6 +26,8 @@ def together(config: Config) -> Rows:
     data, guidance = config.data, f"sampling.guidance = {config.sampling.guidance} needs"
     missing = data.name in ("arrays", "folder") and not data.path
     yield missing, f"data.path is empty: data.name = {data.name} needs the file or folder to read"
+    alone = config.init_parts == "vae" and not (config.init_from and config.latent.name != "none")
+    yield alone, "init_parts = vae goes with init_from and a VAE: choose latent.name"
     for rows in (_times, _training, _terminal, _latent, _evaluation):
         yield from rows(config)
     yield config.sampling.guidance != 1.0 and not data.conditional, f"{guidance} data.conditional = True"
@@ -54,7 +56,7 @@ def with_process(config: Config, process: Process) -> Rows:
     yield not math.isfinite(last), f"process.horizon = {horizon} {words}"
     times = {"t_min": config.t_min, "sampling.t_min": config.sampling.t_min, "eval.t_min": config.eval.t_min}
     for setting, t in times.items():
-        early = t > 0 and not math.isfinite(float(process.log_snr(t)))
+        early = (t > 0 or setting != "eval.t_min") and not math.isfinite(float(process.log_snr(t)))
         yield early, f"{setting} = {t} is so small that {name} has no noise there in float32; choose a later time"
 
 
@@ -62,7 +64,7 @@ def _training(config: Config) -> Rows:
     training, dispatch = config.training, config.training.steps_per_dispatch
     size, accum, steps, log_every = training.batch_size, training.grad_accum, training.steps, training.log_every
     yield size % accum, f"training.grad_accum = {accum} must divide training.batch_size = {size}"
-    for name in ("steps", "log_every", "validate_every", "checkpoint_every", "sample_every"):
+    for name in ("log_every", "validate_every", "checkpoint_every", "sample_every"):
         words = f"must be a multiple of training.steps_per_dispatch = {dispatch}"
         yield training[name] % dispatch, f"training.{name} = {training[name]} {words}"
     words = f"must be a multiple of training.log_every = {log_every}, or a resumed run would log other averages"
@@ -136,6 +138,7 @@ def _latent(config: Config) -> Rows:
     dequantizer, inpaint = config.dequantizer.name, config.sampling.inpaint
     words = f"is for data space, and latent.name = {latent.name}"
     yield dequantizer != "none", f"dequantizer.name = {dequantizer} {words}"
+    yield config.augment.name != "none", f"augment.name = {config.augment.name} {words}"
     yield inpaint != "none", f"sampling.inpaint = {inpaint} {words}"
     yield data.dequantization != "uniform", f"data.dequantization = {data.dequantization} {words}"
     yield config.terminal.name == "pushforward", "terminal.name = pushforward is for data space"
@@ -151,9 +154,13 @@ def with_data(config: Config, data: Dataset) -> Rows:
     """Settings that do not go with the data set."""
     image, levels, classes, options = len(data.shape) == 3, data.num_levels, data.num_classes, config.eval
     label, inpaint, flow = config.sampling.label, config.sampling.inpaint, config.dequantizer.name
-    features, name, shape = options.num_samples and options.features, data.name, f"examples of shape {data.shape}"
+    measured, name, shape = options.num_samples or options.samples, data.name, f"examples of shape {data.shape}"
     yield config.data.conditional and not classes, f"data.conditional = True, but {name} has no labels"
-    yield label >= max(classes, 0), f"sampling.label = {label}: {name} has {classes} classes"
+    bare = config.data.conditional and data.test.label is None
+    yield bare, f"data.conditional = True, but the test examples of {name} have no labels"
+    yield label >= max(classes, 0), f"sampling.label = {label}: {name} has {facts.numbered(data)}"
+    ignored = label >= 0 and not config.data.conditional
+    yield ignored, f"sampling.label = {label}: the network knows no classes; train it with data.conditional = True"
     yield config.data.flip and not image, f"data.flip = True needs images, and {name} has {shape}"
     yield inpaint != "none" and not image, f"sampling.inpaint = {inpaint} needs images, not {shape}"
     words = f"needs images of integer levels, and {name} has none"
@@ -164,17 +171,11 @@ def with_data(config: Config, data: Dataset) -> Rows:
         words = "the density of integer data depends on it; choose uniform, truncated_normal or variational, or skip it"
         rule = f"eval.dequantization = {options.dequantization!r}: {words} with eval.likelihood = False"
         yield options.dequantization in ("", "none"), rule
-    words = (
-        f"eval.features = digits needs labeled images of integer levels, and {name} has none: set eval.features=pixels"
-    )
-    yield features == "digits" and not (levels and classes), words
+    words = f"eval.features = digits needs labeled images of integer levels, unlike {name}: set eval.features=pixels"
+    yield measured and options.features == "digits" and not (levels and classes), words
     colored = image and levels and data.shape[-1] in (1, 3)
     words = f"eval.features = inception needs images of 1 or 3 channels of levels, unlike {name}"
-    yield features == "inception" and not colored, words
-    size, test = config.training.batch_size // config.training.grad_accum, len(data.test.x)
-    words = f"must not exceed the {test} test examples of {name}, on which the loss is validated: "
-    words += "lower training.batch_size, or raise data.test_fraction"
-    yield size > test, f"training.batch_size / training.grad_accum = {size} {words}"
+    yield measured and options.features == "inception" and not colored, words
 
 
 def _decoder(config: Config, data: Dataset) -> Rows:
@@ -195,19 +196,21 @@ def _decoder(config: Config, data: Dataset) -> Rows:
     yield wrong, "vae.name = hierarchical needs square images and as many vae.multipliers as vae.scales"
 
 
-def with_shape(config: Config, data: Dataset, shape: tuple[int, ...]) -> Rows:
-    """Networks that do not go with the shape of what is diffused."""
+def with_shape(config: Config, data: Dataset, shape: tuple[int, ...], module: Any) -> Rows:
+    """Networks that do not go with the shape of what is diffused; `module` is the score network, or None."""
     image, whose = len(shape) == 3, data.name if shape == data.shape else f"the latent space of {data.name}"
-    model, resolutions = config.model, config.terminal.get("resolutions", 0)
-    sizes = {f"terminal.resolutions = {resolutions}": 2**resolutions} if config.terminal.name == "glow" else {}
-    convolutional = model.name in CONVOLUTIONAL and config.latent.name != "alone"
-    if convolutional:
-        count = len(model.multipliers)
-        sizes[f"model.name = {model.name} with {count} resolutions"] = 2 ** (count - 1)
+    model, resolutions, sizes = config.model, config.terminal.get("resolutions", 0), {}
+    untold = config.augment.name != "none" and not hasattr(module, "augment_labels")
+    yield untold, f"augment.name = {config.augment.name} needs model.name = ddpmpp, ncsnpp or adm, not {model.name}"
+    if resolutions:
+        sizes[f"terminal.resolutions = {resolutions}"] = 2**resolutions
+    if factor := getattr(module, "sides_factor", 0):
+        sizes[f"model.name = {model.name} with {len(model.multipliers)} resolutions"] = factor
     for what, factor in sizes.items():
         odd = not image or shape[0] % factor or shape[1] % factor
         yield odd, f"{what} needs images whose sides {factor} divides; {whose} has examples of shape {shape}"
-    heads = {"adm": 64, "unet": model.get("num_heads", 1)}.get(model.name, 1)
-    uneven = convolutional and any(model.channels * m % heads for m in model.multipliers)
-    words = {"adm": "model.name = adm has heads of 64 channels, which"}.get(model.name, f"model.num_heads = {heads}")
-    yield uneven, f"{words} must divide model.channels times each multiplier"
+    width, heads = getattr(module, "head_width", 0), getattr(module, "num_heads", 1)
+    words = f"model.name = {model.name} has heads of {width} channels, which" if width else f"model.num_heads = {heads}"
+    uneven = any(model.channels * m % (width or heads) for m in model.get("multipliers", ()))
+    channels, multipliers = model.get("channels"), model.get("multipliers")
+    yield uneven, f"{words} must divide model.channels = {channels} times each of model.multipliers = {multipliers}"

@@ -7,8 +7,10 @@ from typing import Any
 import ml_collections
 
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
+from scoreflow.runs import workdir
 from scoreflow.runs.errors import UserError, nearest
 from scoreflow.runs.renamed import renamed_section, translate
+from scoreflow.runs.workdir import flatten
 from scoreflow.settings import Setting, settings
 from scoreflow.types import one_of
 
@@ -18,7 +20,15 @@ Config = Any
 _NAMED = {name: Setting(row.default, one_of(tuple(row.rows)), row.meaning) for name, row in CATALOGUES.items()}
 
 
-class Section(ml_collections.ConfigDict):
+class Plain(ml_collections.ConfigDict):
+    """A section of settings; values of any type are taken, and checked when the config is complete."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        with self.ignore_type():
+            super().__setitem__(key, value)
+
+
+class Section(Plain):
     """A section in which something is chosen by name: another name brings the defaults of that choice."""
 
     def __init__(self, section: str) -> None:
@@ -58,11 +68,15 @@ class Section(ml_collections.ConfigDict):
     __deepcopy__ = copy_and_resolve_references
 
 
-class Defaults(ml_collections.ConfigDict):
+class Defaults(Plain):
     """All sections. A section may be set as a whole, from a dict, and by the name that it had before."""
 
     def __getattr__(self, attribute: str) -> Any:
-        return super().__getattr__(renamed_section(attribute))
+        name = renamed_section(attribute)
+        if not attribute.startswith("_") and name not in self:
+            sections = [other for other in self if isinstance(super().__getitem__(other), ml_collections.ConfigDict)]
+            raise UserError(f"{attribute} is no section; the nearest are {', '.join(nearest(name, sections))}")
+        return super().__getattr__(name)
 
     def __setitem__(self, key: str, value: Any) -> None:
         key = renamed_section(key)
@@ -80,7 +94,7 @@ def defaults() -> ml_collections.ConfigDict:
     config = Defaults()
     for section, sources in SECTIONS.items():
         rows = {name: setting.default for name, setting in settings(*sources).items()}
-        config.update(rows if not section else {section: rows})
+        config.update(rows if not section else {section: Plain(rows)})
     for section in CATALOGUES:
         config[section] = Section(section)
     return config
@@ -106,14 +120,6 @@ def known(names: Mapping[str, str]) -> dict[str, Setting]:
     return out
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
-
-
 def unknown(name: str, names: Mapping[str, str], rows: Mapping[str, Setting]) -> UserError:
     """The error of a setting that does not exist, or does not go with what its section chooses."""
     section, _, key = name.partition(".")
@@ -123,6 +129,8 @@ def unknown(name: str, names: Mapping[str, str], rows: Mapping[str, Setting]) ->
         if owners:
             verb = "have" if owners[1:] else "has"
             return UserError(f'{name}: {row} has no setting "{key}"; {", ".join(owners)} {verb}')
+    if name in ("workdir", "mode", "config"):
+        return UserError(f"{name} is not a setting but a flag of its own: --{name}=...")
     return UserError(f"{name} is not a known setting; the nearest are {', '.join(nearest(name, rows))}")
 
 
@@ -140,6 +148,39 @@ def flat_defaults(config: Config) -> dict[str, Any]:
     return {name: row.default for name, row in known(names).items()}
 
 
+def of_run(
+    stored: Mapping[str, Any], overrides: Mapping[str, str] | None = None, file: ml_collections.ConfigDict | None = None
+) -> tuple[Config, list[str]]:
+    """The complete config with which a finished run is used.
+
+    Args:
+      stored: the run's settings by dotted name, as `workdir.stored_settings` gives them.
+      overrides: dotted name -> word, from the command line.
+      file: what a config file says: its settings of how a run is used replace the stored ones.
+
+    Returns:
+      the config, and where the file differs from the run in what was learned: "name = stored, not file's".
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    rows = known(_chosen(stored, {}))
+    said = flatten(resolve(file).to_dict()) if file is not None else {}
+    use = {name: value for name, value in said.items() if name.startswith(workdir.USE)}
+    learned = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name in rows}
+    apart = [
+        f"{name} = {learned[name]!r}, not {value!r}"
+        for name, value in said.items()
+        if name not in use and name in learned and learned[name] != value
+    ]
+    kept = {name: value for name, value in learned.items() if not (use and name.startswith(workdir.USE))} | use
+    tree: dict[str, Any] = {}
+    for name, value in kept.items():
+        section, _, key = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = value
+    return resolve(ml_collections.ConfigDict(tree), overrides), apart
+
+
 def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None = None) -> Config:
     """A complete config: every setting of everything that is chosen, checked one by one.
 
@@ -151,12 +192,13 @@ def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | No
     Raises:
       UserError: naming a setting that is unknown, or its value and what is allowed.
     """
-    file, said = translate(flatten(config.to_dict())), translate(dict(overrides or {}))
+    file, said = translate(flatten(config.to_dict())), translate(dict(overrides or {}), once=True)
     sections = {*CATALOGUES, *SECTIONS} - {""}
     for name in sections & file.keys():
         raise UserError(f"{name} = {file[name]!r} must be a section of settings")
-    for name in sections & {renamed_section(name) for name in said}:
-        raise _no_section(name, said.get(name, "..."))
+    for name, value in said.items():
+        if renamed_section(name) in sections:
+            raise _no_section(renamed_section(name), value)
     names = _chosen(file, said)
     for section, name in names.items():
         if file.get(f"{section}.name", name) != name:
@@ -173,4 +215,4 @@ def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | No
                 value = row.check.parse(value)
         section, _, key = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[key] = row.checked(name, value)
-    return ml_collections.ConfigDict(tree).lock()
+    return ml_collections.ConfigDict(tree, type_safe=False).lock()

@@ -4,8 +4,8 @@ Each reader takes {published file name: path} and returns (train, test). A damag
 """
 
 import contextlib
+import functools
 import gzip
-import io
 import struct
 import tarfile
 import zipfile
@@ -17,7 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scoreflow.data import DataError, Split
-from scoreflow.data.fetch import File
+from scoreflow.data.fetch import NOWHERE, File, Places
+from scoreflow.data.folders import Images, Tar, Zip
+from scoreflow.data.images import Decoding, decode
+from scoreflow.data.sources import NO_LABELS, Two
 
 Paths = dict[str, Path]
 
@@ -41,17 +44,6 @@ def _reading(path: Path) -> Iterator[None]:
     ) as e:
         reason = str(e).strip("'\"").splitlines()[0] if str(e) else type(e).__name__
         raise DataError(f"{path} is truncated or altered: {reason}; delete it and fetch it again") from e
-
-
-def decode(data: bytes, name: str, mode: str) -> np.ndarray:
-    """Pixels of an encoded image: [H, W, 3] for mode "RGB", [H, W, 1] for mode "L", uint8."""
-    from PIL import Image
-
-    try:
-        image = np.asarray(Image.open(io.BytesIO(data)).convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name} is not a readable image: {error}") from error
-    return image if image.ndim == 3 else image[..., None]
 
 
 def _stack(images: Iterable[np.ndarray], path: Path) -> np.ndarray:
@@ -106,24 +98,45 @@ def _svhn(paths: Paths) -> tuple[Split, Split]:
 
 
 def _idx(path: Path) -> np.ndarray:
-    with _reading(path), gzip.open(path) as file:
-        data = file.read()
-        zero, kind, ndim = struct.unpack(">HBB", data[:4])
-        if zero or kind != 8:
-            raise ValueError("not an IDX file of bytes")
-        shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+    with _reading(path):
+        return _idx_array(path.read_bytes())
+
+
+def _idx_array(data: bytes) -> np.ndarray:
+    """The array [...] uint8 of an IDX file, which may be compressed."""
+    data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    zero, kind, ndim = struct.unpack(">HBB", data[:4])
+    if zero or kind != 8:
+        raise ValueError("not an IDX file of bytes")
+    shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _labeled(x: np.ndarray, label: np.ndarray, subset: str) -> Split:
+    if len(x) != len(label):
+        raise DataError(f"{len(x)} images but {len(label)} labels in the {subset} files")
+    return Split(x[..., None], label.astype(np.int32))
 
 
 def _mnist(paths: Paths) -> tuple[Split, Split]:
     def read(prefix):
-        x = _idx(paths[f"{prefix}-images-idx3-ubyte.gz"])[..., None]
-        label = _idx(paths[f"{prefix}-labels-idx1-ubyte.gz"]).astype(np.int32)
-        if len(x) != len(label):
-            raise DataError(f"mnist: {len(x)} images but {len(label)} labels in the {prefix} files")
-        return Split(x, label)
+        x, label = (_idx(paths[f"{prefix}-{kind}-ubyte.gz"]) for kind in ("images-idx3", "labels-idx1"))
+        return _labeled(x, label, prefix)
 
     return read("train"), read("t10k")
+
+
+def _emnist(split: str, paths: Paths) -> tuple[Split, Split]:
+    # Images are stored with rows and columns exchanged, and the letters are numbered from 1.
+    (path,) = paths.values()
+
+    def read(archive, subset):
+        member = f"gzip/emnist-{split}-{subset}-{{}}-ubyte.gz"
+        x, label = (_idx_array(archive.read(member.format(kind))) for kind in ("images-idx3", "labels-idx1"))
+        return _labeled(np.ascontiguousarray(x.swapaxes(1, 2)), label - np.uint8(split == "letters"), subset)
+
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return read(archive, "train"), read(archive, "test")
 
 
 def _omniglot(paths: Paths) -> tuple[Split, Split]:
@@ -131,7 +144,7 @@ def _omniglot(paths: Paths) -> tuple[Split, Split]:
         path = paths[name]
         with _reading(path), zipfile.ZipFile(path) as archive:
             members = sorted(n for n in archive.namelist() if n.endswith(".png") and not n.startswith("__MACOSX"))
-            x = _stack((decode(archive.read(n), n, "L") for n in members), path)
+            x = _stack((decode(archive.read(n), n, 1).pixels for n in members), path)
         characters = [n.rsplit("/", 1)[0] for n in members]
         _, label = np.unique(characters, return_inverse=True)
         return Split(x, (label + first_label).astype(np.int32))
@@ -141,43 +154,52 @@ def _omniglot(paths: Paths) -> tuple[Split, Split]:
     return train, read("images_evaluation.zip", int(train.label.max()) + 1)
 
 
-def center_crop_resize(image: np.ndarray, crop: int, side: int) -> np.ndarray:
-    """The central crop x crop pixels, resized to side x side with area weighting."""
-    from PIL import Image
+def _omniglot_28(paths: Paths) -> tuple[Split, Split]:
+    # columns of 784 gray values in [0, 1], column by column of each image, and one-hot alphabets
+    from scipy.io import loadmat
 
-    height, width, _ = image.shape
-    top, left = (height - crop) // 2, (width - crop) // 2
-    patch = Image.fromarray(image[top : top + crop, left : left + crop])
-    return np.asarray(patch.resize((side, side), Image.Resampling.BOX))
+    path = paths["chardata.mat"]
+    with _reading(path):
+        content = loadmat(str(path))
 
+        def read(x, target):
+            images = np.round(255.0 * content[x].T).astype(np.uint8).reshape(-1, 28, 28).swapaxes(1, 2)
+            return Split(np.ascontiguousarray(images)[..., None], content[target].argmax(0).astype(np.int32))
 
-def _celeb_a(paths: Paths) -> tuple[Split, Split]:
-    # The usual preparation: the central 140 pixels at 64 x 64. Partition 0 trains, 2 tests, 1 (validation) is left out.
-    partition_path = paths["list_eval_partition.txt"]
-    with _reading(partition_path):
-        partition = dict(line.split() for line in partition_path.read_text().splitlines() if line.strip())
-    path = paths["img_align_celeba.zip"]
-
-    def read(archive, wanted):
-        names = sorted(name for name, subset in partition.items() if subset == wanted)
-        images = (decode(archive.read(f"img_align_celeba/{name}"), name, "RGB") for name in names)
-        return Split(_stack((center_crop_resize(image, 140, 64) for image in images), path))
-
-    with _reading(path), zipfile.ZipFile(path) as archive:
-        return read(archive, "0"), read(archive, "2")
+        return read("data", "target"), read("testdata", "testtarget")
 
 
-def _downsampled_imagenet(paths: Paths) -> tuple[Split, Split]:
-    def read(name):
-        path = paths[name]
-        images = []
-        with _reading(path), tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".png"):
-                    images.append(decode(_extract(tar, member), member.name, "RGB"))
-        return Split(_stack(images, path))
+class CelebA(Zip):
+    """The aligned faces. Partition 0 trains, 2 tests, and 1, the validation split, is left out."""
 
-    return read("train_32x32.tar"), read("valid_32x32.tar")
+    def __init__(self, path: Path, partition: Path):
+        super().__init__(path, NO_LABELS)
+        self._partition = partition
+
+    @functools.cached_property
+    def _images(self) -> Images:
+        with _reading(self._partition):
+            lines = [line.split() for line in self._partition.read_text().splitlines() if line.strip()]
+            test = {f"img_align_celeba/{name}": part == "2" for name, part in sorted(lines) if part in ("0", "2")}
+        if missing := sorted(test.keys() - set(self._archive().namelist())):
+            raise DataError(f"{self.path} is truncated or altered: it lacks {missing[0]}; delete it and fetch it again")
+        left = len(lines) - len(test)
+        note = [f"partition 2 is the test split, {left} images of others left out"] * bool(left)
+        return Images(list(test), [None] * len(test), list(test.values()), 0, note)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Training and test images."""
+        test = sum(map(bool, self._images.test))
+        return len(self) - test, test
+
+
+def _celeb_a(paths: Paths) -> CelebA:
+    return CelebA(paths["img_align_celeba.zip"], paths["list_eval_partition.txt"])
+
+
+def _downsampled_imagenet(paths: Paths) -> Two:
+    return Two(*(Tar(paths[name], NO_LABELS) for name in ("train_32x32.tar", "valid_32x32.tar")))
 
 
 class Archive(NamedTuple):
@@ -185,23 +207,39 @@ class Archive(NamedTuple):
 
     Attributes:
       files: the original files.
-      read: {file name: path} -> (train, test).
+      read: {file name: path} -> (train, test), or the source of the images where there is a rule to decode them.
       num_classes: number of labels, 0 for none.
-      counts: numbers of examples (train, test) of the published set; (0, 0) where they are not checked.
+      counts: numbers of examples (train, test) of the published set.
+      places: where the files may lie, besides the folder of the data set's name.
+      rule: how image files become pixels; None where the archives hold pixels.
     """
 
     files: tuple[File, ...]
-    read: Callable[[Paths], tuple[Split, Split]]
+    read: Callable[[Paths], tuple[Split, Split] | CelebA | Two]
     num_classes: int
     counts: tuple[int, int]
+    places: Places = NOWHERE
+    rule: Decoding | None = None
 
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
+_EMNIST = "https://www.itl.nist.gov/iaui/vip/cs_links/EMNIST/"
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_KMNIST = "http://codh.rois.ac.jp/kmnist/dataset/kmnist/"
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_IWAE = "https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/"
 _OMNIGLOT = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 _IMAGENET = "https://image-net.org/download-images.php"
+
+
+def _idx_files(url: str, *md5: str, places: Places = NOWHERE) -> Archive:
+    """MNIST, or a set of the same form: four files with these digests."""
+    names = (f"{subset}-{kind}-ubyte.gz" for subset in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+    files = tuple(File(name, url + name, f"md5:{digest}") for name, digest in zip(names, md5))
+    return Archive(files, _mnist, 10, (60000, 10000), places)
+
 
 ARCHIVES: dict[str, Archive] = {
     "cifar10": Archive(
@@ -237,20 +275,45 @@ ARCHIVES: dict[str, Archive] = {
         10,
         (73257, 26032),
     ),
-    "mnist": Archive(
-        tuple(
-            File(f"{name}-ubyte.gz", f"{_MNIST}{name}-ubyte.gz", f"md5:{md5}")
-            for name, md5 in (
-                ("train-images-idx3", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-                ("train-labels-idx1", "d53e105ee54ea40749a09fcbcd1e9432"),
-                ("t10k-images-idx3", "9fb629c4189551a2d022fa330f9573f3"),
-                ("t10k-labels-idx1", "ec29112dd5afa0611ce80d1b7f02629c"),
-            )
-        ),
-        _mnist,
-        10,
-        (60000, 10000),
+    "mnist": _idx_files(
+        _MNIST,
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "9fb629c4189551a2d022fa330f9573f3",
+        "ec29112dd5afa0611ce80d1b7f02629c",
     ),
+    "fashion_mnist": _idx_files(
+        _FASHION,
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+        places=Places(installed="/usr/share/datasets/fashion-mnist", package="dataset-fashion-mnist"),
+    ),
+    "kmnist": _idx_files(
+        _KMNIST,
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+    **{
+        f"emnist/{split}": Archive(
+            (File("gzip.zip", _EMNIST + "gzip.zip", "md5:58c8d27c78d21e728a6bc7b3cc06412e"),),
+            functools.partial(_emnist, split),
+            num_classes,
+            counts,
+            Places(shared="emnist"),
+        )
+        for split, num_classes, counts in (
+            ("balanced", 47, (112800, 18800)),
+            ("byclass", 62, (697932, 116323)),
+            ("bymerge", 47, (697932, 116323)),
+            ("digits", 10, (240000, 40000)),
+            ("letters", 26, (124800, 20800)),
+            ("mnist", 10, (60000, 10000)),
+        )
+    },
     "omniglot": Archive(
         (
             File(
@@ -268,6 +331,13 @@ ARCHIVES: dict[str, Archive] = {
         1623,
         (19280, 13180),
     ),
+    # the split on which likelihoods of binary OMNIGLOT are quoted (Burda et al. 2016); its labels are alphabets
+    "omniglot_28": Archive(
+        (File("chardata.mat", _IWAE + "chardata.mat"),),
+        _omniglot_28,
+        50,
+        (24345, 8070),
+    ),
     "celeb_a": Archive(
         (
             File("img_align_celeba.zip", _CELEBA, "md5:00d2c5bc6d35e252742224ab0c1e8fcb", direct=False),
@@ -276,6 +346,8 @@ ARCHIVES: dict[str, Archive] = {
         _celeb_a,
         0,
         (162770, 19962),
+        # the usual preparation
+        rule=Decoding(image_size=64, channels=3, crop="celeba"),
     ),
     "downsampled_imagenet/32x32": Archive(
         (
@@ -285,5 +357,6 @@ ARCHIVES: dict[str, Archive] = {
         _downsampled_imagenet,
         0,
         (1281149, 49999),
+        rule=Decoding(channels=3),
     ),
 }

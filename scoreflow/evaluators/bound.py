@@ -29,4 +29,6 @@ def bound(context: Context, *, bound_times: CountOrZero = 0) -> Results | None:
         for name in ("prior", "diffusion", "offset")
     }
     metrics = {"bound": mean_estimate(context.in_unit(-estimates.total, data.log_q)), **terms}
+    if context.experiment.space.latent is not None:
+        metrics["bound_cross_entropy"] = mean_estimate(np.asarray(estimates.total, np.float64) / context.scale)
     return Results({"likelihood": metrics}, (table_of(f"bound of the SDE model, {context.unit}", metrics),))

@@ -7,22 +7,24 @@ the catalogue.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import dequantise, divergence
+from scoreflow.data import Split
 from scoreflow.data.fetch import default_dir
 from scoreflow.divergence import Estimator
 from scoreflow.evaluators.examples import Rule, rule_of
+from scoreflow.evaluators.features import FeatureName
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.metrics import Estimate
 from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.runs import parallel
 from scoreflow.runs.partial import NONE, PartialResults
-from scoreflow.types import Count, CountOrZero, Flag, Key, NonNegative, Params, Positive
+from scoreflow.types import Check, Count, CountOrZero, Flag, Key, NonNegative, Params, Positive, Text
 
 
 class EvalOptions(NamedTuple):
@@ -35,10 +37,21 @@ class EvalOptions(NamedTuple):
       num_test: Test examples that are scored; 0 for all.
       batch_size: Examples per call, over all devices.
       divergence: Divergence of the probability flow: hutchinson (one random probe) or exact (few dimensions).
+      solver: Of the probability flow: adaptive, to a tolerance, or multistep, with nodes that are chosen for `error`.
+      error: The multistep solver's own error that is asked for, in standard errors of the mean over the test examples.
+      pilot: Training examples on which the multistep solver's nodes are chosen.
       rtol: Relative tolerance of the adaptive solver, whose own error is printed with the standard error.
       atol: Absolute tolerance of the adaptive solver.
       max_steps: Steps after which the solver gives an example up.
       clock: The adaptive solver's own time.
+      features: Feature function of sample metrics: pixels (as numbers from 0 to 1), digits (a classifier fitted to the
+        training split), or inception (the network of the FID, whose weights must lie in downloads/ of the data folder;
+        without them these metrics are left out).
+      neighbors: Number of neighbors of precision and recall.
+      reference: An `.npz` file of mu and sigma, as pytorch-fid, clean-fid and EDM write it, to which the Frechet
+        distance is taken; empty for the training data.
+      samples: Samples made elsewhere, in a folder of images, an `.npy` or an `.npz` file, which are measured instead of
+        the model; empty for the model.
       flow: the flow for variational dequantization, whose parameters are params[DEQUANTISER].
     """
 
@@ -48,10 +61,17 @@ class EvalOptions(NamedTuple):
     num_test: CountOrZero = 0
     batch_size: Count = 120
     divergence: Estimator = divergence.hutchinson
+    solver: Literal["adaptive", "multistep"] = "adaptive"
+    error: Positive = 0.1
+    pilot: Annotated[int, Check(int, lambda v: v >= 2, "a whole number, 2 or above")] = 32
     rtol: Positive = 1e-3
     atol: Positive = 1e-3
     max_steps: Count = 1000
     clock: Literal["time", "log_snr"] = "time"
+    features: FeatureName = "pixels"
+    neighbors: Count = 3
+    reference: Text = ""
+    samples: Text = ""
     flow: NoiseFlow | None = None
 
 
@@ -142,25 +162,27 @@ class Context(NamedTuple):
 
     def examples(self, draw: int = 0, count: int = 0) -> Examples:
         """Test examples in the given draw of dequantization noise, or of latents; the first `count`, or 0 for all."""
-        test, n = self.experiment.data.test, self.num_test
-        key_noise, key_probe = jax.random.split(jax.random.fold_in(self.experiment.key(EVALUATE), draw))
-        keys, x = jax.random.split(key_probe, n), np.asarray(test.x[:n])
-        cond = test.label[:n] if self.experiment.model.conditional and test.label is not None else None
-        if self.rule is None:
-            examples = Examples(keys, x, np.zeros(n), cond)
-        else:
-            point = self.rule(self.params, key_noise, jnp.asarray(x))
-            examples = Examples(keys, np.asarray(point.x), np.asarray(point.log_q), cond)
+        examples = self.points(self.experiment.data.test, slice(self.num_test), draw)
         return examples.first(count) if count else examples
 
-    def in_batches(self, solve: Callable) -> Callable:
+    def points(self, split: Split, rows: Any, draw: int) -> Examples:
+        """Rows of a split in the given draw."""
+        key_noise, key_probe = jax.random.split(jax.random.fold_in(self.experiment.key(EVALUATE), draw))
+        x, labeled = np.asarray(split.x[rows]), self.experiment.model.conditional
+        keys = jax.random.split(key_probe, len(x))
+        cond = split.label[rows] if labeled and split.label is not None else None
+        if self.rule is None:
+            return Examples(keys, x, np.zeros(len(x)), cond)
+        point = self.rule(self.params, key_noise, jnp.asarray(x))
+        return Examples(keys, np.asarray(point.x), np.asarray(point.log_q), cond)
+
+    def in_batches(self, solve: Callable, size: int = 0) -> Callable:
         """run(name, params, keys [N], x [N, ...], cond [N] or None) -> what solve(params, ...) gives, as host arrays.
 
-        In batches of the options' size over all devices; those that are among the partial results of this name are not
-        solved again.
+        In batches of `size`, or of the options' size, or the next that the devices divide; those that are among the
+        partial results of this name are not solved again.
         """
-        size = self.options.batch_size
-        parallel.check_divides(size, "eval.batch_size")
+        size = parallel.rounded_up(size or self.options.batch_size)
         mapped = parallel.map_devices(solve, broadcast=(0,))
 
         def run(name: str, params: Any, keys: Key, x: Any, cond: Any = None) -> Any:

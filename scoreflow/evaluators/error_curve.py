@@ -1,18 +1,26 @@
 """Noise-prediction error over log-SNR, on training and on test data: what the loss curve averages away."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.data import Split
 from scoreflow.experiment import EVALUATE, Experiment
 from scoreflow.objectives.dsm import dsm
 from scoreflow.runs import parallel
 from scoreflow.types import Params
 
+_CHUNK = 16  # examples at a time
+
 
 def error_curve(
-    experiment: Experiment, params: Params, *, num: int = 256, log_snr_points: int = 25
+    experiment: Experiment,
+    params: Params,
+    *,
+    num: int = 256,
+    log_snr_points: int = 25,
+    seconds: float = float("inf"),
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Noise-prediction error per dimension at evenly spaced log-SNR.
 
@@ -21,6 +29,7 @@ def error_curve(
       params: averaged parameters.
       num: examples of each split.
       log_snr_points: number of log-SNR.
+      seconds: after which no further examples are begun; at least 16 of each split are used.
 
     Returns:
       log_snr [P] and {"train": [P], "test": [P]}.
@@ -41,8 +50,17 @@ def error_curve(
 
         return jax.lax.map(at, process.inverse_log_snr(log_snr).clip(model.t_min, process.horizon))
 
-    curves = {}
-    for name, split in (("train", experiment.data.train), ("test", experiment.data.test)):
-        first = Split(split.x[:num], None if split.label is None else split.label[:num])
-        curves[name] = np.asarray(curve(params, experiment.key(EVALUATE), np.asarray(first.x), first.label))
-    return np.asarray(log_snr), curves
+    splits = {"train": experiment.data.train, "test": experiment.data.test}
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in splits}
+    began = time.monotonic()
+    for i in range(0, num, _CHUNK):
+        if i and not parallel.agree(time.monotonic() - began < seconds):
+            break
+        for name, split in splits.items():
+            rows = np.arange(i, i + _CHUNK) % len(split.x)  # of one size, so that it is compiled once
+            if i >= len(split.x):
+                continue
+            label = None if split.label is None else split.label[rows]
+            key = jax.random.fold_in(experiment.key(EVALUATE), i)
+            curves[name].append(np.asarray(curve(params, key, np.asarray(split.x[rows]), label)))
+    return np.asarray(log_snr), {name: np.mean(rows, axis=0) for name, rows in curves.items()}

@@ -1,7 +1,6 @@
 """Features of samples and of data: collected in batches, compared by distances, kept in a cache."""
 
-import hashlib
-import zipfile
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,13 +8,22 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from scoreflow import draw, metrics
-from scoreflow.data import Dataset
+from scoreflow.data import UNREADABLE, Dataset, digest
 from scoreflow.experiment import EVALUATE, Experiment
-from scoreflow.metrics import Estimate, Extractor, class_score, frechet, inception, jackknife, mean_estimate
+from scoreflow.metrics import (
+    Estimate,
+    Extractor,
+    class_score,
+    frechet,
+    inception,
+    jackknife,
+    mean_estimate,
+    reference_file,
+)
 from scoreflow.metrics import digits as digit_metrics
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbors import covered
-from scoreflow.runs import parallel
+from scoreflow.runs import files, parallel
 from scoreflow.runs.partial import NONE, PartialResults
 from scoreflow.types import Params
 
@@ -23,6 +31,7 @@ FeatureName = Literal["pixels", "digits", "inception"]
 
 _ADDED = ("n", "total", "outer")
 _GROUPS = 10  # of samples, each left out once for the standard error of the Frechet distance
+_VERSION = 2  # of what is kept
 _KEPT = 10_000  # features kept for the metrics that compare pairs
 
 
@@ -36,7 +45,10 @@ def extractor(name: FeatureName, data: Dataset, cache_dir: Path, data_dir: Path)
         return digit_metrics.classifier(data.train, data.num_levels, cache_dir)
     if name == "inception":
         return inception.extractor(data_dir / "downloads", data.num_levels)
-    return Extractor("pixels", metrics.pixels)
+    if not data.num_levels:
+        return Extractor("pixels", metrics.pixels)
+    top = data.num_levels - 1
+    return Extractor("pixels", functools.partial(metrics.pixels, top=top), key=f"levels to {top}")
 
 
 class Sampled(NamedTuple):
@@ -97,45 +109,96 @@ class Statistics(NamedTuple):
     moments: frechet.Moments
 
 
-def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path, partial: PartialResults = NONE) -> Statistics:
-    """Features of the training data, from `cache_dir` where they have been taken before.
-
-    The file's name carries a digest of the data and of the feature function's name.
-    """
-    content = hashlib.sha256(extractor.name.encode())
-    for i in range(0, len(x), 1000):
-        content.update(np.ascontiguousarray(x[i : i + 1000]).tobytes())
-    path = cache_dir / "statistics" / f"{content.hexdigest()[:32]}.npz"
+def _read_statistics(path: Path) -> Statistics | None:
+    """What is in a file; None where there is none, or none that can be read."""
     try:
         with np.load(path) as kept:
             sums = {k: kept[k] for k in ("total", "outer", "origin")}
             return Statistics(kept["pool"], frechet.Moments(int(kept["n"]), **sums))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # none, or none that can be read
+    except (KeyError, *UNREADABLE):
+        return None
+
+
+def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path, partial: PartialResults = NONE) -> Statistics:
+    """Features of the training data, from `cache_dir` where they have been taken before.
+
+    The file's name carries a digest of the data, their shape and type, and of all that the features depend on.
+    """
+    key = digest(x, begin=f"{_VERSION} {extractor.name} {extractor.key} ")[:32]
+    path = cache_dir / "statistics" / f"{key}.npz"
+    stored = _read_statistics(path)
+    if parallel.agree(stored is not None) and stored is not None:
+        return stored
     sampled = collect(extractor, x, partial=partial, name="training_data")
     fresh = Statistics(sampled.pool, _merge(sampled.moments))
     if parallel.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name("scratch.npz")
-        np.savez(scratch, pool=fresh.pool, **fresh.moments._asdict())
-        scratch.replace(path)
+        with files.replacing(path) as scratch:
+            np.savez(scratch, pool=fresh.pool, **fresh.moments._asdict())
     return fresh
 
 
-def quality(
-    sampled: Sampled, reference: Statistics, target: frechet.Reference, k: int, score: str
-) -> dict[str, Estimate | float | int]:
-    """Distances between a sample's features and a reference's, and the classifier's view of the sample."""
+class Target(NamedTuple):
+    """What features of samples are compared with.
+
+    Attributes:
+      gaussian: fitted to them, for the Frechet distance.
+      pool: features [N, D] for the metrics that compare pairs; None where only mean and covariance are known.
+    """
+
+    gaussian: frechet.Reference
+    pool: np.ndarray | None
+
+
+def target(
+    name: FeatureName,
+    extractor: Extractor,
+    data: Dataset,
+    cache_dir: Path,
+    reference: str = "",
+    partial: PartialResults = NONE,
+) -> Target:
+    """The training data's features, or the mean and covariance in the file `reference`.
+
+    Raises:
+      DataError: if the file cannot be used.
+    """
+    if reference:
+        return Target(frechet.reference(*read_reference(reference, name, data)), None)
+    kept = statistics(extractor, data.train.x, cache_dir, partial)
+    return Target(frechet.reference(*frechet.mean_and_covariance(kept.moments)), kept.pool)
+
+
+def read_reference(path: str, name: FeatureName, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and covariance [D, D] of features in a file that another program may have written.
+
+    Raises:
+      DataError: if the file cannot be used.
+    """
+    return reference_file.read(files.local(path, "eval.reference"), _size(name, data))
+
+
+def _size(name: FeatureName, data: Dataset) -> int:
+    """Length of a feature vector."""
+    sizes = {"digits": digit_metrics.SIZE, "inception": inception.SIZE}
+    return sizes.get(name) or int(np.prod(data.shape))
+
+
+def quality(sampled: Sampled, target: Target, k: int, score: str) -> dict[str, Estimate | float | int | None]:
+    """Distances between a sample's features and a target's, and the classifier's view of the sample.
+
+    What needs more examples than there are is None.
+    """
     others = [_merge(sampled.moments[:g] + sampled.moments[g + 1 :]) for g in range(_GROUPS)]
-    out = {
-        "frechet": jackknife(
-            frechet.frechet_distance(_merge(sampled.moments), target),
-            np.array([frechet.frechet_distance(other, target) for other in others]),
-        ),
-        "kernel": kernel_distance(sampled.pool, reference.pool) if len(sampled.pool) >= MIN_SAMPLES else None,
-        "precision": mean_estimate(covered(sampled.pool, reference.pool, k)),
-        "recall": mean_estimate(covered(reference.pool, sampled.pool, k)),
-    }
+    out: dict[str, Estimate | float | int | None] = {"frechet": None}
+    if min(other.n for other in others) >= 2:
+        value = frechet.frechet_distance(_merge(sampled.moments), target.gaussian)
+        left_out = [frechet.frechet_distance(other, target.gaussian) for other in others]
+        out["frechet"] = jackknife(value, np.array(left_out))
+    if (pool := target.pool) is not None:
+        fewest = min(len(sampled.pool), len(pool))
+        out["kernel"] = kernel_distance(sampled.pool, pool) if fewest >= MIN_SAMPLES else None
+        out["precision"] = mean_estimate(covered(sampled.pool, pool, k)) if fewest > k else None
+        out["recall"] = mean_estimate(covered(pool, sampled.pool, k)) if fewest > k else None
     if sampled.probs is not None:
         out[score] = class_score(sampled.probs)
         share = np.bincount(sampled.probs.argmax(1), minlength=sampled.probs.shape[1]) / len(sampled.probs)
@@ -146,15 +209,22 @@ def quality(
 
 
 def distance(
-    experiment: Experiment, extract: Extractor, num: int, batch: int, cache_dir: Path
-) -> Callable[[Params], float]:
-    """params -> Frechet distance of `num` samples to the training data, with the same noise at every call."""
-    draw_samples = draw.make_draw(experiment, batch)
-    reference = statistics(extract, experiment.data.train.x, cache_dir)
-    target = frechet.reference(*frechet.mean_and_covariance(reference.moments))
+    features: FeatureName, num: int, batch: int, cache_dir: Path, data_dir: Path, reference: str = ""
+) -> Callable[[Experiment], Callable[[Params], float]]:
+    """Experiment -> params -> Frechet distance of `num` samples to the target, from the same noise every time.
 
-    def measure(params):
-        x = draw_samples(params, experiment.key(EVALUATE), num).x
-        return frechet.frechet_distance(_merge(collect(extract, x, reference.moments.origin).moments), target)
+    For `measures` of `train.TrainOptions`; samples are drawn `batch` at a time. See `target` for `reference`.
+    """
 
-    return measure
+    def make(experiment: Experiment) -> Callable[[Params], float]:
+        draw_samples, data = draw.make_draw(experiment, batch), experiment.data
+        extract = extractor(features, data, cache_dir, data_dir)
+        gaussian = target(features, extract, data, cache_dir, reference).gaussian
+
+        def measure(params: Params) -> float:
+            x = draw_samples(params, experiment.key(EVALUATE), num).x
+            return frechet.frechet_distance(_merge(collect(extract, x, gaussian.mean).moments), gaussian)
+
+        return measure
+
+    return make

@@ -16,20 +16,20 @@ from scoreflow.runs import report
 from scoreflow.types import NumbersOrNone
 
 _TERMINALS = {"prior": "the process's Gaussian", "fitted": "the fitted distribution"}
-_TIMES = 100  # for each example, where the bound is not evaluated with a number of its own
+_TIMES = 100  # for each example
 
 
-def horizons(context: Context, *, horizons: NumbersOrNone = (), horizon_times: int = _TIMES) -> Results | None:
+def horizons(context: Context, *, horizons: NumbersOrNone = (), horizon_times: int = 0) -> Results | None:
     """The bound over horizons, and the best horizon under each terminal distribution.
 
     Args:
       context: the model and how it is evaluated.
       horizons: Times T at which the path may end: the bound at each, and the best; () skips it.
-      horizon_times: times for each example.
+      horizon_times: times for each example; 0 for 100.
     """
     if not (context.options.likelihood and horizons):
         return None
-    rows = horizon_metrics(context, horizons, horizon_times)
+    rows = horizon_metrics(context, horizons, horizon_times or _TIMES)
     if context.folder is not None:
         _draw(context.folder / "horizons.png", rows, context.unit)
     return Results({"horizons": rows}, (_table(rows, context.unit),))

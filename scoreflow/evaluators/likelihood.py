@@ -1,55 +1,17 @@
 """Bits/dim of integer data, or nats of continuous data, with what is needed to trust the number."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
 from scoreflow import divergence
 from scoreflow.evaluators.context import Context, Results, table_of
-from scoreflow.likelihood import LogProb, log_prob
+from scoreflow.evaluators.density import LogDensity, make_log_prob
 from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.runs import report
-from scoreflow.types import Count, Key
-
-_TIGHTER = 100.0  # how much smaller the tolerance of the solve that measures the solver's error is
-
-
-def make_log_prob(context: Context) -> Callable[..., LogProb]:
-    """solve(name, keys [N], x [N, ...], cond [N] or None, *, tighter=1) -> LogProb of host arrays.
-
-    Each device solves its share, at the options' tolerances divided by `tighter`; `name` is that of the results kept.
-    """
-    model, options = context.experiment.model, context.options
-
-    def solve(inputs, keys, x, cond):
-        params, rtol, atol = inputs
-        solution = log_prob(
-            model.process,
-            model.score(params),
-            model.terminal(params),
-            keys,
-            x,
-            cond,
-            t_min=context.start,
-            divergence=options.divergence,
-            rtol=rtol,
-            atol=atol,
-            max_steps=options.max_steps,
-            in_log_snr=options.clock == "log_snr",
-        )
-        return solution._replace(last=None)
-
-    run = context.in_batches(solve)
-
-    def at_tolerance(name: str, keys: Key, x: Any, cond: Any = None, *, tighter: float = 1.0) -> LogProb:
-        tolerances = (jnp.float32(tolerance / tighter) for tolerance in (options.rtol, options.atol))
-        return run(name, (context.params, *tolerances), keys, x, cond)
-
-    return at_tolerance
+from scoreflow.types import Count
 
 
 def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Results | None:
@@ -63,7 +25,8 @@ def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Res
     """
     if not context.options.likelihood:
         return None
-    solver = make_log_prob(context)
+    method = make_log_prob(context)
+    solver = method.solve
     began, results, scores = time.monotonic(), [], []
     for draw in report.progress(range(draws), total=draws, unit="likelihood draw"):
         data = context.examples(draw)
@@ -76,8 +39,12 @@ def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Res
     ok = np.stack([r.ok for r in results]).all(0) & np.isfinite(per_example)
     metrics: dict[str, Any] = {name: mean_estimate(per_example[ok])}
     metrics["solver_error"] = _solver_error(context, solver, scores[0], check)
-    metrics["prior_term"] = float(-np.mean([r.prior[ok] for r in results]) / scale)
-    metrics["integral_term"] = float(-np.mean([r.integral[ok] for r in results]) / scale)
+    for term in ("prior", "integral") if ok.any() else ():
+        metrics[f"{term}_term"] = float(-np.mean([getattr(r, term)[ok] for r in results]) / scale)
+    if context.experiment.space.latent is not None:  # the part of the bound that the score model has
+        metrics["cross_entropy"] = mean_estimate(-np.mean([r.logp[ok] for r in results], axis=0) / scale)
+    if method.pilot:
+        metrics["pilot_nfe"] = method.pilot / (context.num_test * draws)
     metrics["likelihood_nfe"] = float(np.mean([r.nfe for r in results]))
     metrics["likelihood_failed"] = int(np.sum(~ok))
     metrics["likelihood_examples"], metrics["likelihood_draws"] = context.num_test, draws
@@ -89,21 +56,29 @@ def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Res
     if context.experiment.data.log_prob is not None:
         log_density = context.experiment.data.log_prob(context.examples(0).x)
         metrics["kl_nats"] = mean_estimate((per_example + log_density)[ok])
-    verdict = _verdict(metrics["solver_error"], metrics[name].stderr)
+    adaptive = context.options.solver == "adaptive"
+    remedy = "lower eval.rtol and eval.atol" if adaptive else "lower eval.error, or set eval.solver = adaptive"
+    verdict = _verdict(metrics["solver_error"], metrics[name].stderr, remedy)
+    if failed := metrics["likelihood_failed"]:
+        remedy = "raise eval.max_steps, or eval.rtol and eval.atol" if adaptive else "set eval.solver = adaptive"
+        given_up = f"{failed} of {context.num_test} solves gave up: {remedy}"
+        report.warn(given_up)
+        verdict = given_up if failed == context.num_test else verdict
     return Results({"likelihood": metrics}, (table_of("", metrics, verdict),))
 
 
-def _solver_error(context: Context, solver: Callable, scores: np.ndarray, check: int) -> Estimate:
-    """The difference to a solve at a hundredth of the tolerance, with the same noise and probes."""
+def _solver_error(context: Context, solver: LogDensity, scores: np.ndarray, check: int) -> Estimate:
+    """The difference to a finer solve, with the same noise and probes."""
     data = context.examples(0, check)
-    reference = solver("check", data.keys, data.x, data.cond, tighter=_TIGHTER)
+    report.say(f"measuring the solver's own error on {len(data.x)} examples")
+    reference = solver("check", data.keys, data.x, data.cond, finer=True)
     difference = scores[: len(data.x)] - context.in_unit(reference.logp, data.log_q)
     return mean_estimate(difference[np.isfinite(difference)])
 
 
-def _verdict(error: Estimate, noise: float) -> str:
+def _verdict(error: Estimate, noise: float, lower: str) -> str:
     """Whether the solver's error, with what is not known of it, is below a tenth of the standard error."""
     if abs(error.value) + error.stderr < noise / 10:
         return f"the solver's error is below a tenth of the standard error {noise:.2g}"
-    remedy = "raise eval.check" if abs(error.value) < noise / 10 else "lower eval.rtol and eval.atol"
+    remedy = "raise eval.check" if abs(error.value) < noise / 10 else lower
     return f"the solver's error is NOT shown to be below a tenth of the standard error {noise:.2g}: {remedy}"

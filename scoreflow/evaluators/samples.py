@@ -1,59 +1,61 @@
 """Metrics of the model's samples and, as a reference, of the test data, both against the training data."""
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
 from scoreflow import draw
-from scoreflow.data import DataError
-from scoreflow.evaluators.context import Context, Results, Table, in_words
-from scoreflow.evaluators.features import FeatureName, collect, extractor, quality, statistics
+from scoreflow.data import DataError, Dataset
+from scoreflow.evaluators.context import Context, EvalOptions, Results, Table, in_words
+from scoreflow.evaluators.features import collect, extractor, quality, target
 from scoreflow.experiment import EVALUATE
-from scoreflow.metrics import frechet
+from scoreflow.metrics import Extractor
 from scoreflow.metrics.transport import wasserstein2
 from scoreflow.runs import report
-from scoreflow.types import Check, Count
+from scoreflow.runs.partial import PartialResults
+from scoreflow.types import Check
 
 _ASSIGNED = 2000  # points matched for the exact Wasserstein distance, whose time grows as the cube
+_TRAINING_DATA = "training data"
 _NumSamples = Annotated[int, Check(int, lambda v: v == 0 or v >= 100, "0, or a whole number from 100 on")]
 
 
-def samples(
-    context: Context,
-    *,
-    num_samples: _NumSamples = 1500,
-    features: FeatureName = "pixels",
-    neighbors: Count = 3,
-    sample_batch: int = 100,
-) -> Results | None:
-    """Distances between features of samples and of the training data.
+def samples(context: Context, *, num_samples: _NumSamples = 1500, sample_batch: int = 100) -> Results | None:
+    """Distances between features of samples and of the training data, or of a reference.
 
     Args:
-      context: the model and how it is evaluated.
+      context: the model and how it is evaluated; its options name the features and the reference.
       num_samples: Samples behind the sample metrics; 0 skips them.
-      features: Feature function: pixels, digits (a classifier fitted to the training split), or inception (the network
-        of the FID, whose weights must lie in downloads/ of the data folder; without them these metrics are left out).
-      neighbors: Number of neighbors of precision and recall.
       sample_batch: samples per call, over all devices.
     """
     if not num_samples:
         return None
-    metrics = sample_metrics(context, num_samples, features, neighbors, sample_batch)
-    model, real = metrics["model"], metrics["test_data"]
-    rows = [(f"features: {metrics['features']}", "model", "test data")]
-    rows += [(k.replace("_", " "), in_words(v), in_words(real[k]) if k in real else "") for k, v in model.items()]
+    metrics = sample_metrics(context, num_samples, sample_batch)
+    return Results({"samples": metrics}, (table(metrics, "model"),))
+
+
+def table(metrics: dict[str, Any], name: str) -> Table:
+    """The metrics under `name` next to those of the test data, and what they are measured against."""
+    measured, real = metrics[name], metrics["test_data"]
+    rows = [(f"features: {metrics['features']}", name, "test data")]
+    rows += [(k.replace("_", " "), in_words(v), in_words(real[k]) if k in real else "") for k, v in measured.items()]
     note = "distances are to the training data; test data show what is attainable"
-    return Results({"samples": metrics}, (Table("", rows, (note,)),))
+    if (reference := metrics["reference"]) != _TRAINING_DATA:
+        left_out = "kernel distance, precision and recall need the examples behind it and are left out"
+        note = f"the Frechet distance is to {reference}; {left_out}"
+    few = None in [*measured.values(), *real.values()]
+    return Table("", rows, (note, "- where there are too few examples") if few else (note,))
 
 
-def sample_metrics(
-    context: Context, num: int, features: FeatureName = "pixels", neighbors: int = 3, batch: int = 100
-) -> dict[str, Any]:
-    """Metrics by name of `model` and `test_data`, and the name of the feature function."""
-    experiment = context.experiment
+def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, Any]:
+    """Metrics by name of `model` and `test_data`, the names of the feature function and of the reference."""
+    experiment, options = context.experiment, context.options
     draw_samples = draw.make_draw(experiment, batch)
     began = time.monotonic()
+    report.say(f"drawing {num} samples to measure them")
     drawn = draw_samples(context.params, experiment.key(EVALUATE), num, context.partial)
     seconds = time.monotonic() - began
     if context.folder is not None:
@@ -62,29 +64,44 @@ def sample_metrics(
     finite = np.isfinite(drawn.x.astype(np.float64)).reshape(len(drawn.x), -1).all(1)
     x = drawn.x[finite]
 
-    name, model, real = _feature_metrics(context, x, features, neighbors)
-    if x.ndim == 2:
-        n = min(_ASSIGNED, len(x), len(test) // 2)
-        model["wasserstein2"] = wasserstein2(x[:n], test[:n])
-        real["wasserstein2"] = wasserstein2(test[n : 2 * n], test[:n])
-    model |= {"samples": len(x), "sample_nfe": drawn.nfe, "sample_seconds": seconds}
-    real |= {"samples": len(test)}
-    return {"features": name, "model": model, "test_data": real}
-
-
-def _feature_metrics(context: Context, x: np.ndarray, features: FeatureName, neighbors: int) -> tuple[str, dict, dict]:
-    """(name of the feature function, metrics of samples, of test data); none of them where its weights are missing."""
-    data, partial = context.experiment.data, context.partial
+    sets = {"model": x, "test_data": test}
     try:
-        extract = extractor(features, data, context.cache_dir, context.data_dir)
+        extract = extractor(options.features, experiment.data, context.cache_dir, context.data_dir)
     except DataError as error:
         report.warn(f"{error}; metrics of features are left out")
-        return "none", {}, {}
-    reference = statistics(extract, data.train.x, context.cache_dir, partial)
-    target = frechet.reference(*frechet.mean_and_covariance(reference.moments))
+        metrics: dict[str, Any] = {"features": "none", "reference": _TRAINING_DATA, "model": {}, "test_data": {}}
+    else:
+        metrics = feature_metrics(extract, sets, experiment.data, options, context.cache_dir, context.partial)
+    model, real = metrics["model"], metrics["test_data"]
+    transport(x, test, model, real)
+    model |= {"samples": len(x), "sample_nfe": drawn.nfe, "sample_seconds": seconds}
+    real |= {"samples": len(test)}
+    return metrics
 
-    def metrics(name, x):
-        sampled = collect(extract, x, reference.moments.origin, partial=partial, name=name)
-        return quality(sampled, reference, target, neighbors, extract.score)
 
-    return extract.name, metrics("model", x), metrics("test_data", data.test.x)
+def transport(x: np.ndarray, test: np.ndarray, model: dict[str, Any], real: dict[str, Any]) -> None:
+    """Adds the exact Wasserstein distance to one half of the test data, of vectors `x` and of the other half."""
+    if x.ndim == 2 and (n := min(_ASSIGNED, len(x), len(test) // 2)):
+        model["wasserstein2"] = wasserstein2(x[:n], test[:n])
+        real["wasserstein2"] = wasserstein2(test[n : 2 * n], test[:n])
+
+
+def feature_metrics(
+    extract: Extractor,
+    sets: Mapping[str, np.ndarray],
+    data: Dataset,
+    options: EvalOptions,
+    cache_dir: Path,
+    partial: PartialResults,
+) -> dict[str, Any]:
+    """Metrics of every set of examples by its name, with the names of the feature function and of the reference.
+
+    Raises:
+      DataError: if the reference of the options cannot be used.
+    """
+    goal = target(options.features, extract, data, cache_dir, options.reference, partial)
+    metrics: dict[str, Any] = {"features": extract.name, "reference": options.reference or _TRAINING_DATA}
+    for name, x in sets.items():
+        sampled = collect(extract, x, goal.gaussian.mean, partial=partial, name=name)
+        metrics[name] = quality(sampled, goal, options.neighbors, extract.score)
+    return metrics

@@ -8,7 +8,7 @@ from scoreflow.evaluators.context import Context, Results, Table, in_words
 from scoreflow.experiment import EVALUATE
 from scoreflow.metrics import mean_estimate
 from scoreflow.runs import parallel
-from scoreflow.samplers.adaptive import adaptive
+from scoreflow.samplers.adaptive import Adaptive
 from scoreflow.types import CountOrZero, Numbers
 
 
@@ -45,12 +45,13 @@ def tolerance_metrics(context: Context, samples: int, rtols: tuple[float, ...], 
     experiment, params, count = context.experiment, context.params, parallel.rounded_up(samples)
     model, shape = experiment.model, (count, *experiment.space.shape)
     start = parallel.shard(np.asarray(model.terminal(params).sample(experiment.key(EVALUATE), shape)))
-    cond, max_steps = labels(experiment, count, 0, -1), context.options.max_steps
+    classes, max_steps = labels(experiment, count, 0, -1), context.options.max_steps
+    cond = None if classes is None else parallel.shard(classes)
     grid = experiment.sampler.grid
 
     def solve(params, rtol, atol, x, cond):
-        options = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "denoise": False}
-        result = adaptive(model.process, model.score(params), experiment.key(EVALUATE), x, grid, cond, **options)
+        run, key = Adaptive(rtol, atol, max_steps), experiment.key(EVALUATE)
+        result = run(model.process, model.score(params), key, x, grid, cond, denoise=False)
         return result.x, result.nfe
 
     run, rows, reference = parallel.map_devices(solve, broadcast=(0, 1, 2)), [], None

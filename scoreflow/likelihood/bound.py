@@ -21,7 +21,7 @@ from scoreflow.likelihood.ode import Density, check_continuous
 from scoreflow.objectives import times
 from scoreflow.objectives.times import TimeSampler
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.score import ScoreFn
+from scoreflow.score import Score
 from scoreflow.types import Key
 
 
@@ -43,7 +43,7 @@ class Bound(NamedTuple):
 
 def bound(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     terminal: Density,
     key: Key,
     x: jax.Array,

@@ -31,7 +31,7 @@ from scoreflow.objectives import times
 from scoreflow.objectives.times import TimeSampler
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.samplers.adaptive import integrate
-from scoreflow.score import ScoreFn, probability_flow
+from scoreflow.score import Score, probability_flow
 from scoreflow.types import Key
 
 
@@ -44,7 +44,7 @@ class ModelScore(NamedTuple):
 
 def model_score(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     terminal: Density,
     x: jax.Array,
     t: jax.Array,
@@ -124,14 +124,14 @@ class KLTerms(NamedTuple):
 
 def kl_terms(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     terminal: Density,
     key: Key,
     x0: jax.Array,
     cond: jax.Array | None = None,
     *,
     t_min: float,
-    true_score: ScoreFn | None = None,
+    true_score: Score | None = None,
     exact: bool = False,
     sample_times: TimeSampler = times.importance,
     **solver,
@@ -191,7 +191,7 @@ class Symmetry(NamedTuple):
 
 def symmetry(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     x0: jax.Array,
     t: jax.Array,
@@ -246,7 +246,7 @@ class ScoreError(NamedTuple):
 
 def score_error(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     log_density: Callable[..., jax.Array],
     key: Key,
     x0: jax.Array,
@@ -284,7 +284,7 @@ def score_error(
     return ScoreError(*(jnp.moveaxis(leaf, 0, 1) for leaf in over_time))
 
 
-def rotation(score: ScoreFn, x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+def rotation(score: Score, x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
     """The rotation density dS_1/dx_2 - dS_2/dx_1 of a score at points x [B, 2], [B]; 0 where it is a gradient."""
     _, push = jax.linearize(lambda x: score(x, t, cond), x)
     along = [push(jnp.broadcast_to(axis, x.shape)) for axis in jnp.eye(2, dtype=x.dtype)]

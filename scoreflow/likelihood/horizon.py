@@ -26,7 +26,7 @@ from scoreflow.divergence import inner
 from scoreflow.likelihood.ode import Density
 from scoreflow.objectives import times
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.score import ScoreFn
+from scoreflow.score import Score
 from scoreflow.types import Key
 
 
@@ -48,7 +48,7 @@ class Profile(NamedTuple):
 
 def elbo_profile(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     terminals: dict[str, Callable[[jax.Array], Density]],
     key: Key,
     x0: jax.Array,
@@ -110,7 +110,7 @@ def elbo_profile(
 
 def _at_end(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     terminals: dict[str, Callable[[jax.Array], Density]],
     key: Key,
     x0: jax.Array,

@@ -7,16 +7,16 @@ Song et al. 2021 (arXiv 2011.13456), appendix D.2. The integral runs from data t
 numbers that look like likelihoods and are not.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from scoreflow import divergence as divergences
-from scoreflow.processes.sdes import Process, expand
-from scoreflow.samplers.adaptive import integrate
-from scoreflow.score import ScoreFn, probability_flow
+from scoreflow.divergence import rademacher
+from scoreflow.processes.sdes import Process
+from scoreflow.samplers.adaptive import by_clock, integrate
+from scoreflow.score import Score, probability_flow
 from scoreflow.types import Key
 
 
@@ -58,16 +58,22 @@ def check_continuous(x: jax.Array) -> None:
         raise TypeError(f"x is {x.dtype}: a density needs continuous data, so choose a dequantization first")
 
 
+def probes(key: Key, x: jax.Array) -> jax.Array:
+    """Random signs like x [B, ...], from one key, or from a key for each example, [B]."""
+    keys = key if key.ndim else jax.random.split(key, x.shape[0])
+    return jax.vmap(lambda key: rademacher(key, x.shape[1:], x.dtype))(keys)
+
+
 def log_prob(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     terminal: Density,
     key: Key,
     x: jax.Array,
     cond: jax.Array | None = None,
     *,
     t_min: float,
-    divergence: Callable = divergences.hutchinson,
+    divergence: divergences.Divergence = divergences.hutchinson,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     max_steps: int = 1000,
@@ -97,21 +103,14 @@ def log_prob(
     drift = probability_flow(process, score)
     size = x[0].size
 
-    def augmented(now, state, args):
+    def augmented(t, state, args):
         probe, cond = args
-        t = process.inverse_log_snr(now) if in_log_snr else now
         velocity, trace = divergence(lambda x: drift(t, x, cond), state[0], probe)
-        rate = (velocity, trace / size)
-        if in_log_snr:  # d log_snr / dt = -g^2 / sigma^2
-            dt = -process.variance(t) / process.diffusion_sq(t)
-            rate = jax.tree.map(lambda leaf: expand(dt, leaf) * leaf, rate)
-        return rate
+        return velocity, trace / size
 
-    keys = key if key.ndim else jax.random.split(key, x.shape[0])
-    probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
-    clock: Callable[..., Any] = process.log_snr if in_log_snr else lambda t: t
+    rate, ends = by_clock(process, augmented, t_min, process.horizon, "log_snr" if in_log_snr else "time")
     start, options = (x, jnp.zeros(x.shape[0], x.dtype)), {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    solution = integrate(augmented, start, clock(t_min), clock(process.horizon), (probe, cond), **options)
+    solution = integrate(rate, start, *ends, (probes(key, x), cond), **options)
     state: Any = solution.y
     x_last, integral = state[0], size * state[1]
     prior = terminal.log_prob(x_last)

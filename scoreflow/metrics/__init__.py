@@ -20,11 +20,13 @@ class Extractor(NamedTuple):
       name: printed with every number.
       extract: data [B, ...] as they are stored (uint8 levels, or continuous) -> Features.
       score: name under which `class_score` of its class probabilities is reported.
+      key: with the name, all that the features depend on besides the data, such as a digest of weights.
     """
 
     name: str
     extract: Callable[[np.ndarray], Features]
     score: str = "class_score"
+    key: str = ""
 
 
 class Estimate(NamedTuple):
@@ -34,14 +36,16 @@ class Estimate(NamedTuple):
     stderr: float
 
 
-def pixels(x: np.ndarray) -> Features:
-    """The data themselves, flattened."""
-    return Features(np.asarray(x, np.float64).reshape(len(x), -1))
+def pixels(x: np.ndarray, top: float = 1.0) -> Features:
+    """The data themselves, flattened; levels from 0 to `top` become numbers from 0 to 1."""
+    return Features(np.asarray(x, np.float64).reshape(len(x), -1) / top)
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:
-    """Mean of independent values and its standard error."""
+    """Mean of independent values and its standard error; NaN where there are too few for either."""
     values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return Estimate(float(values[0]) if len(values) else float("nan"), float("nan"))
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scoreflow.data import Split, batch
+from scoreflow.data import Split, batch, digest
 from scoreflow.metrics import Extractor, Features
+from scoreflow.runs import files
 from scoreflow.types import Params
 
-_STEPS, _BATCH, _SEED, _VERSION = 1500, 128, 0, 1
+SIZE = 64  # numbers in a feature vector
+_STEPS, _BATCH, _SEED, _VERSION = 1500, 128, 0, 2
 
 
 class DigitClassifier(nn.Module):
@@ -28,7 +30,7 @@ class DigitClassifier(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         h = x.reshape(x.shape[0], -1)
         h = nn.Dropout(0.2, deterministic=not train)(nn.gelu(nn.Dense(256)(h)))
-        h = nn.gelu(nn.Dense(64)(h))
+        h = nn.gelu(nn.Dense(SIZE)(h))
         return h, nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(h))
 
 
@@ -61,28 +63,32 @@ def classifier(split: Split, num_levels: int, cache_dir: Path) -> Extractor:
     Args:
       split: labeled training images of integer levels; a seeded classifier is fitted to them, within seconds.
       num_levels: number of gray levels.
-      cache_dir: where the fitted parameters are kept; their file name contains a digest of the data.
+      cache_dir: where the fitted parameters are kept; their file name contains a digest of all
+        that they depend on.
     """
     assert split.label is not None
     classes = int(split.label.max()) + 1
-    content = hashlib.sha256(split.x.tobytes() + split.label.tobytes()).hexdigest()[:16]
-    path = cache_dir / f"classifier-{content}-{_VERSION}.msgpack"
+    key = digest(split.x, split.label.astype(np.int64), begin=f"{_VERSION} {num_levels} {classes} ")[:24]
+    path = cache_dir / f"classifier-{key}.msgpack"
     model = DigitClassifier(classes)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *split.x.shape[1:])), False))
     params = _load(path, template)
     if params is None:
         params = _train(split, num_levels, classes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{id(params)}.tmp")
-        scratch.write_bytes(flax.serialization.to_bytes(params))
-        scratch.replace(path)
-    return Extractor("digits classifier", _extractor(model, params, num_levels))
+        with files.replacing(path) as scratch:
+            content = flax.serialization.to_bytes(params)
+            scratch.write_bytes(hashlib.sha256(content).digest() + content)
+    return Extractor("digits classifier", _extractor(model, params, num_levels), key=key)
 
 
 def _load(path: Path, template: Params) -> Params | None:
-    """The cached parameters, or None where there are none that fit."""
+    """The cached parameters, or None where there are none that are whole and fit."""
     try:
-        params = flax.serialization.from_bytes(template, path.read_bytes())
+        stored = path.read_bytes()
+        seal, content = stored[:32], stored[32:]
+        if hashlib.sha256(content).digest() != seal:
+            return None
+        params = flax.serialization.from_bytes(template, content)
     except (OSError, ValueError, KeyError):
         return None
     fits = jax.tree.map(lambda a, b: np.shape(a) == b.shape, params, template)

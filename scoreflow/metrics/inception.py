@@ -24,6 +24,7 @@ _DIGEST = "6726825d"  # the first digits of the published file's sha256, which i
 NAME = f"pt_inception-2015-12-05-{_DIGEST}.pth"
 _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
 _NORM = ("weight", "bias", "running_mean", "running_var")
+SIZE = 2048  # numbers in a feature vector
 _SIDE, _EPSILON = 299, 1e-3
 
 Layers = dict[str, tuple[jax.Array, jax.Array]]
@@ -165,7 +166,12 @@ def extractor(folder: Path, num_levels: int) -> Extractor:
         layers = fold(read_tensors(path))
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} does not hold the Inception weights: {error}") from error
-    return Extractor("Inception 2015-12-05", features_of(parallel.replicate(layers), num_levels), "inception_score")
+    return Extractor(
+        "Inception 2015-12-05",
+        features_of(parallel.replicate(layers), num_levels),
+        "inception_score",
+        f"{actual} {num_levels}",
+    )
 
 
 def features_of(layers: Layers, num_levels: int, batch: int = 100) -> Callable[[np.ndarray], Features]:

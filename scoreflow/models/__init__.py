@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoreflow.types import Key, Params
+from scoreflow.types import Cond, Key, Params
 
 Init = Callable[[Key, tuple[int, ...]], Params]
 """(key, x_shape) -> params, where x_shape is that of one batch [B, ...] and B does not matter."""
@@ -21,12 +21,12 @@ class Apply(Protocol):
         params: Params,
         x: jax.Array,
         log_snr: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Cond = None,
         *,
         train: bool = False,
         key: Key | None = None,
     ) -> jax.Array:
-        """The output at x [B, ...] and the noise labels log_snr [B], with class labels cond [B] int32; [B, ...]."""
+        """The output at x [B, ...] and the noise labels log_snr [B], given cond (see `types.Cond`); [B, ...]."""
         ...
 
 
@@ -35,13 +35,16 @@ class Network(NamedTuple):
 
     Attributes:
       init: (key, x_shape) -> params; x_shape is that of one batch [B, ...], of which B does not matter.
-      apply: (params, x [B, ...], log_snr [B], cond [B] int32 or None, *, train=False, key=None) -> [B, ...] float32.
-        `key` draws the dropout masks and is needed only where `train` is set. Without `cond`, or where it equals
-        num_classes, the output of a class-conditional network is that of all classes together.
+      apply: (params, x [B, ...], log_snr [B], cond, *, train=False, key=None) -> [B, ...] float32. `key` draws the
+        dropout masks and is needed only where `train` is set. `cond` are class labels [B] int32, or None. Without them,
+        or where they equal num_classes, the output of a class-conditional network is that of all classes together.
+        Networks of `plus` may be told of augmentation, too (`types.Conditioning`); otherwise there was none.
+      groups: names of the branches at the top of the parameter tree; () where the tree is the network's own.
     """
 
     init: Init
     apply: Apply
+    groups: tuple[str, ...] = ()
 
 
 def network(module: nn.Module) -> Network:
@@ -55,7 +58,7 @@ def network(module: nn.Module) -> Network:
         params: Params,
         x: jax.Array,
         log_snr: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Cond = None,
         *,
         train: bool = False,
         key: Key | None = None,
@@ -70,48 +73,40 @@ MAIN, DEQUANTISER, TERMINAL, LATENT, MIXING = "score", "dequantiser", "terminal"
 """Names of the branches of the parameter tree of `with_parts`."""
 
 
-class HasParams(Protocol):
-    """Anything with an `init` like that of a network."""
-
-    @property
-    def init(self) -> Init:
-        """(key, x_shape) -> params."""
-        ...
-
-
 class ParamsOnly(NamedTuple):
-    """Parameters without a network: `init` as in `Network`, and `apply`, which is always None."""
+    """Parameters without a network: `init` and `groups` as in `Network`, and `apply`, which is always None."""
 
     init: Init
     apply: None = None
+    groups: tuple[str, ...] = ()
 
 
-def mixing(logit: float) -> ParamsOnly:
-    """The parameters of `score.mixed`: for each channel of x_shape its `logits`, and `active`, 1 or 0 if left out."""
+def mixing(logit: float) -> Init:
+    """Initializes the parameters of `score.mixed`: by channel, `logits`, and `active`, 1 or 0 where it is left out."""
 
     def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         return {"logits": jnp.full(x_shape[-1], logit), "active": jnp.ones(x_shape[-1])}
 
-    return ParamsOnly(init)
+    return init
 
 
-def with_parts(net: Network, **branches: HasParams) -> Network:
+def with_parts(net: Network, **branches: Init) -> Network:
     """A network whose parameter tree has further branches, for everything else that is trained.
 
     Args:
       net: the network. Its parameters are the branch `MAIN`, and `apply` uses them alone.
-      branches: name of a branch -> what initializes it.
+      branches: name of a branch -> (key, x_shape) -> its parameters.
     """
 
     def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         keys = jax.random.split(key, 1 + len(branches))
-        params = {name: branch.init(k, x_shape) for k, (name, branch) in zip(keys[1:], branches.items())}
+        params = {name: init(k, x_shape) for k, (name, init) in zip(keys[1:], branches.items())}
         return {MAIN: net.init(keys[0], x_shape), **params}
 
     def apply(params: Params, x: jax.Array, log_snr: jax.Array, *args, **options) -> jax.Array:
         return net.apply(params[MAIN], x, log_snr, *args, **options)
 
-    return Network(init, apply)
+    return Network(init, apply, (MAIN, *branches))
 
 
 def count_params(params: Params) -> int:

@@ -52,7 +52,9 @@ def logistic_mixture(
 
 
 class DequantisingFlow(nn.Module):
-    """(logistic noise z [B, H, W, C], image [B, H, W, C] in [-1, 1]) -> (noise in (0, 1), its log-density [B]).
+    """A flow of checkerboard couplings that makes the noise inside each level's bin, given the image.
+
+    It maps (logistic noise z [B, H, W, C], image [B, H, W, C] in [-1, 1]) to (noise in (0, 1), its log-density [B]).
 
     Attributes:
       couplings: Number of couplings, whose colors alternate.

@@ -63,6 +63,11 @@ def fusion_barrier(x: jax.Array, number: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, number, cpu=branch, default=lambda x, number: x)
 
 
+def convolution(in_loop: bool) -> Conv:
+    """The lowering that is fast where gradients are taken: inside a compiled loop, or outside one."""
+    return conv3x3_in_loop if in_loop else conv3x3_direct
+
+
 class Conv3x3(nn.Module):
     """3x3 convolution with bias; `init_zero` starts it at zero, and `conv` is the lowering."""
 

@@ -8,7 +8,8 @@
 
 All three have residual blocks that resample (BigGAN), in the arrangement of Karras et al. 2022 (arXiv 2206.00364). In
 the first two, sums are divided by sqrt(2); they are the networks of Song et al. with other multipliers. As in Karras et
-al., the noise label is -log_snr / 8 = log(sigma / alpha) / 4, for every process.
+al., the noise label is -log_snr / 8 = log(sigma / alpha) / 4, for every process. What a network is told of augmentation
+(`augment`) is added to the features of the noise label by a linear map without bias, as there.
 """
 
 import itertools
@@ -20,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.models.layers import Conv, Conv3x3, at_least_float32, conv3x3_direct, fusion_barrier
-from scoreflow.types import Count, Counts, CountsOrNone, Dtype, Flag, Fraction
+from scoreflow.models.layers import Conv, Conv3x3, at_least_float32, conv3x3_direct, fusion_barrier, zeros
+from scoreflow.types import Cond, Conditioning, Count, Counts, CountsOrNone, Dtype, Flag, Fraction
 
 
 def resample(x: jax.Array, taps: Sequence[float], up: bool) -> jax.Array:
@@ -58,7 +59,7 @@ def _along(x: jax.Array, weights: np.ndarray, up: bool, axis: int) -> jax.Array:
 
 def positional(label: jax.Array, features: int) -> jax.Array:
     """Cosines and sines of label [B] at frequencies from 1 down to 1e-4; [B, features]."""
-    half = features // 2
+    half = max(features // 2, 1)
     frequencies = jnp.asarray(1e-4 ** (np.arange(half) / max(half - 1, 1)), label.dtype)
     angles = label[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -76,7 +77,8 @@ def fourier(label: jax.Array, features: int, scale: float = 16.0) -> jax.Array:
 
 
 def _norm(features: int, dtype: Dtype, epsilon: float) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=min(32, features // 4), epsilon=epsilon, dtype=dtype)
+    groups = math.gcd(features, min(32, max(1, features // 4)))
+    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, dtype=dtype)
 
 
 class Attention(nn.Module):
@@ -159,10 +161,19 @@ class Block(nn.Module):
 
 
 class PlusUNet(nn.Module):
-    """The network whose option sets are `ddpmpp`, `ncsnpp` and `adm`; see the module docstring.
+    """The network whose option sets are `DDPMpp`, `NCSNpp` and `ADM`; see the module docstring.
 
     Attributes:
-      channels, multipliers, blocks, attention, dropout, num_classes, dtype, conv, remat: as in `unet.UNet`.
+      channels: Width at full resolution.
+      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
+      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
+      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
+      dropout: Dropout rate inside the residual blocks.
+      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
+      dtype: Precision of the arithmetic inside; parameters and output stay float32.
+      num_classes: the number of class labels; 0 for none.
+      augment_labels: how many numbers tell of augmentation; 0 for none.
+      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
       fourier: whether the noise label is embedded by random frequencies.
       taps: weights of the resampling filter.
       residual_input: whether the image is fed in again at every resolution.
@@ -172,15 +183,16 @@ class PlusUNet(nn.Module):
       kernel_init: initializer of the kernels.
     """
 
-    channels: int = 128
-    multipliers: Sequence[int] = (2, 2, 2)
-    blocks: int = 4
-    attention: Sequence[int] = (16,)
-    dropout: float = 0.13
-    num_classes: int = 0
+    channels: Count = 128
+    multipliers: Counts = (2, 2, 2)
+    blocks: Count = 4
+    attention: CountsOrNone = (16,)
+    dropout: Fraction = 0.13
+    remat: Flag = False
     dtype: Dtype = None
+    num_classes: int = 0
+    augment_labels: int = 0
     conv: Conv = conv3x3_direct
-    remat: bool = False
     fourier: bool = False
     taps: Sequence[float] = (1, 1)
     residual_input: bool = False
@@ -192,8 +204,13 @@ class PlusUNet(nn.Module):
     attend_always: bool = False
     kernel_init: Callable = nn.initializers.xavier_uniform()
 
+    @property
+    def sides_factor(self) -> int:
+        """What must divide the sides of images."""
+        return 2 ** (len(self.multipliers) - 1)
+
     @nn.compact
-    def __call__(self, x: jax.Array, log_snr: jax.Array, cond: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, log_snr: jax.Array, cond: Cond, train: bool) -> jax.Array:
         image_channels = x.shape[-1]
         embedding = self._embed(-log_snr / 8.0, cond)
         block_class = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
@@ -231,8 +248,9 @@ class PlusUNet(nn.Module):
         h = at_least_float32(nn.silu(_norm(h.shape[-1], self.dtype, self.epsilon)(h)))
         return Conv3x3(image_channels, init_zero=True, conv=self.conv)(h)
 
-    def _embed(self, label: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """The features of the noise label and of the class after two dense layers and SiLU; [B, 4 channels]."""
+    def _embed(self, label: jax.Array, cond: Cond) -> jax.Array:
+        """The features of noise label, class and augmentation after two dense layers and SiLU; [B, 4 channels]."""
+        cond, augment = cond if isinstance(cond, Conditioning) else (cond, None)
         dense = lambda features, **options: nn.Dense(
             features, dtype=self.dtype, kernel_init=self.kernel_init, **options
         )
@@ -243,131 +261,36 @@ class PlusUNet(nn.Module):
             classes = jax.nn.one_hot(index, self.num_classes, dtype=label.dtype) * math.sqrt(self.num_classes)
         if classes is not None and not self.scale_too:
             h = h + dense(h.shape[-1])(classes)
+        if self.augment_labels:  # without a label, the features of the label zero
+            augment = jnp.zeros((len(label), self.augment_labels), label.dtype) if augment is None else augment
+            kernel_init = zeros if self.scale_too else self.kernel_init
+            options = {"use_bias": False, "kernel_init": kernel_init, "dtype": self.dtype, "name": "augment"}
+            h = h + nn.Dense(h.shape[-1], **options)(augment)
         h = dense(4 * self.channels)(nn.silu(dense(4 * self.channels)(h)))
         if classes is not None and self.scale_too:
             h = h + dense(4 * self.channels, use_bias=False)(classes)
         return nn.silu(h)
 
 
-def ddpmpp(
-    *,
-    channels: Count = 128,
-    multipliers: Counts = (2, 2, 2),
-    blocks: Count = 4,
-    attention: CountsOrNone = (16,),
-    dropout: Fraction = 0.13,
-    remat: Flag = False,
-    dtype: Dtype = None,
-    num_classes: int = 0,
-    conv: Conv = conv3x3_direct,
-) -> PlusUNet:
-    """DDPM++ as in Karras et al. 2022; with the multipliers (1, 2, 2, 2) it is that of Song et al. 2021.
-
-    Args:
-      channels: Width at full resolution.
-      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
-      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
-      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
-      dropout: Dropout rate inside the residual blocks.
-      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
-      dtype: Precision of the arithmetic inside; parameters and output stay float32.
-      num_classes: the number of class labels; 0 for none.
-      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
-    """
-    return PlusUNet(
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention=attention,
-        dropout=dropout,
-        remat=remat,
-        dtype=dtype,
-        num_classes=num_classes,
-        conv=conv,
-    )
+class DDPMpp(PlusUNet):
+    """DDPM++ as in Karras et al. 2022; with the multipliers (1, 2, 2, 2) it is that of Song et al. 2021."""
 
 
-def ncsnpp(
-    *,
-    channels: Count = 128,
-    multipliers: Counts = (2, 2, 2),
-    blocks: Count = 4,
-    attention: CountsOrNone = (16,),
-    dropout: Fraction = 0.13,
-    remat: Flag = False,
-    dtype: Dtype = None,
-    num_classes: int = 0,
-    conv: Conv = conv3x3_direct,
-) -> PlusUNet:
-    """NCSN++ as in Karras et al. 2022; with the multipliers (1, 2, 2, 2) it is that of Song et al. 2021.
+class NCSNpp(PlusUNet):
+    """NCSN++ as in Karras et al. 2022; with the multipliers (1, 2, 2, 2) it is that of Song et al. 2021."""
 
-    Args:
-      channels: Width at full resolution.
-      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
-      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
-      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
-      dropout: Dropout rate inside the residual blocks.
-      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
-      dtype: Precision of the arithmetic inside; parameters and output stay float32.
-      num_classes: the number of class labels; 0 for none.
-      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
-    """
-    return PlusUNet(
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention=attention,
-        dropout=dropout,
-        remat=remat,
-        dtype=dtype,
-        num_classes=num_classes,
-        conv=conv,
-        fourier=True,
-        taps=(1, 3, 3, 1),
-        residual_input=True,
-    )
+    fourier: bool = True
+    taps: Sequence[float] = (1, 3, 3, 1)
+    residual_input: bool = True
 
 
-def adm(
-    *,
-    channels: Count = 128,
-    multipliers: Counts = (2, 2, 2),
-    blocks: Count = 4,
-    attention: CountsOrNone = (16,),
-    dropout: Fraction = 0.13,
-    remat: Flag = False,
-    dtype: Dtype = None,
-    num_classes: int = 0,
-    conv: Conv = conv3x3_direct,
-) -> PlusUNet:
-    """ADM (Dhariwal, Nichol 2021) in the arrangement of Karras et al. 2022.
+class ADM(PlusUNet):
+    """ADM (Dhariwal, Nichol 2021) in the arrangement of Karras et al. 2022."""
 
-    Args:
-      channels: Width at full resolution.
-      multipliers: Width of each resolution relative to `channels`; each resolution after the first halves the sides.
-      blocks: Number of residual blocks at each resolution on the way down; the way up has one more.
-      attention: Sides, in pixels, at which blocks are followed by self-attention; the middle always has it.
-      dropout: Dropout rate inside the residual blocks.
-      remat: Whether the gradient recomputes the activations inside residual blocks instead of storing them.
-      dtype: Precision of the arithmetic inside; parameters and output stay float32.
-      num_classes: the number of class labels; 0 for none.
-      conv: the lowering of the 3x3 convolutions, see `layers.conv3x3_in_loop`.
-    """
-    return PlusUNet(
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention=attention,
-        dropout=dropout,
-        remat=remat,
-        dtype=dtype,
-        num_classes=num_classes,
-        conv=conv,
-        scale_too=True,
-        project=False,
-        skip_scale=1.0,
-        epsilon=1e-5,
-        head_width=64,
-        attend_always=True,
-        kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    )
+    scale_too: bool = True
+    project: bool = False
+    skip_scale: float = 1.0
+    epsilon: float = 1e-5
+    head_width: int = 64
+    attend_always: bool = True
+    kernel_init: Callable = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

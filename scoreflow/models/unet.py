@@ -77,6 +77,11 @@ class UNet(nn.Module):
     conv: Conv = conv3x3_direct
     remat: Flag = False
 
+    @property
+    def sides_factor(self) -> int:
+        """What must divide the sides of images."""
+        return 2 ** (len(self.multipliers) - 1)
+
     @nn.compact
     def __call__(self, x: jax.Array, log_snr: jax.Array, cond: jax.Array | None, train: bool) -> jax.Array:
         image_channels = x.shape[-1]

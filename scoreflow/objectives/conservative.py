@@ -19,22 +19,23 @@ import jax.numpy as jnp
 
 from scoreflow import divergence
 from scoreflow.divergence import Form, Probe
-from scoreflow.objectives import LossTerms, combine
+from scoreflow.objectives import combine
+from scoreflow.objectives.protocols import LossTerms
 from scoreflow.objectives.weights import Weight, likelihood_weight, noise_weight
 from scoreflow.processes.sdes import Process
-from scoreflow.score import ScoreFn
-from scoreflow.types import Count, Key, NonNegative, OneOf, Share
+from scoreflow.score import Score
+from scoreflow.types import Cond, Count, Key, NonNegative, OneOf, Share
 
 PenaltyWeight = Annotated[Weight, OneOf({"noise": noise_weight, "likelihood": likelihood_weight})]
 
 
 def quasi_conservative(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     xt: jax.Array,
     t: jax.Array,
-    cond: jax.Array | None = None,
+    cond: Cond = None,
     *,
     coefficient: NonNegative = 1e-4,
     form: Form = divergence.b,
@@ -45,7 +46,9 @@ def quasi_conservative(
     fraction: Share = 1.0,
     step: jax.Array | int | None = None,
 ) -> LossTerms:
-    """(1) at noised data. Where a loss evaluates `score` at the same xt, XLA shares the forward pass.
+    """Penalty (1) on the antisymmetric part of the score's Jacobian, at noised data.
+
+    Where a loss evaluates `score` at the same xt, XLA shares the forward pass.
 
     Args:
       process: the forward SDE.
@@ -53,7 +56,7 @@ def quasi_conservative(
       key: PRNG key of the probes.
       xt: noised data [B, ...].
       t: times [B].
-      cond: labels [B] int32 or None.
+      cond: what the network is told, see `types.Cond`.
       coefficient: lambda, the weight of the penalty.
       form: estimator of |J - J^T|^2; `b` has the least noise.
       probe: distribution of the random directions, or exact for all d of them, in few dimensions.
@@ -70,8 +73,8 @@ def quasi_conservative(
     def penalty(scale: int) -> jax.Array:
         n, d = xt.shape[0], xt[0].size
         count = max(1, math.ceil(fraction * n))
-        x, times, labels = xt[:count], t[:count], None if cond is None else cond[:count]
-        estimate = _asymmetry(lambda x: score(x, times, labels), key, x, form, probe, num)
+        x, times, told = jax.tree.map(lambda leaf: leaf[:count], (xt, t, cond))
+        estimate = _asymmetry(lambda x: score(x, times, told), key, x, form, probe, num)
         factor = 2.0 * (scale * coefficient) / d * n / count
         values = factor * weight(process, times) * process.variance(times) * estimate.asym
         return jnp.concatenate([values, jnp.zeros(n - count, values.dtype)])

@@ -23,7 +23,7 @@ import numpy as np
 from scoreflow.objectives.times import TimeSampler
 from scoreflow.objectives.weights import Weight, likelihood_weight
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.score import ScoreFn
+from scoreflow.score import Score
 from scoreflow.types import Key, Params
 
 
@@ -41,7 +41,7 @@ class CrossEntropy(NamedTuple):
 
 
 def squared_error(
-    process: Process, score: ScoreFn, key: Key, z0: jax.Array, t: jax.Array, cond: jax.Array | None = None
+    process: Process, score: Score, key: Key, z0: jax.Array, t: jax.Array, cond: jax.Array | None = None
 ) -> jax.Array:
     """|sigma s(z_t, t) + noise|^2, [B], differentiable in z0 through z_t. See `dsm` for the arguments."""
     zt, noise, sigma = process.perturb(key, z0, t)
@@ -67,7 +67,7 @@ def boundary_terms(
 
 def cross_entropy(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     z0: jax.Array,
     t: jax.Array,
@@ -94,7 +94,7 @@ class JointLosses(NamedTuple):
 
 def joint_losses(
     process: Process,
-    score_of: Callable[[Params], ScoreFn],
+    score_of: Callable[[Params], Score],
     params: Params,
     key: Key,
     z0: jax.Array,

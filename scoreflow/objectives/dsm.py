@@ -10,23 +10,23 @@ For data N(m, c^2 I) the minimum of (1) over all scores is weight(t) rho, rho = 
 import jax
 import jax.numpy as jnp
 
-from scoreflow.objectives import ExtraTerms, LossTerms
+from scoreflow.objectives.protocols import LossTerms, Penalty
 from scoreflow.objectives.weights import Weight, noise_weight
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.score import ScoreFn
-from scoreflow.types import Key
+from scoreflow.score import Score
+from scoreflow.types import Cond, Key
 
 
 def dsm(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     x0: jax.Array,
     t: jax.Array,
-    cond: jax.Array | None = None,
+    cond: Cond = None,
     *,
     weight: Weight = noise_weight,
-    extra_terms: ExtraTerms | None = None,
+    extra_terms: Penalty | None = None,
     step: jax.Array | int | None = None,
 ) -> LossTerms:
     """First-order denoising score matching (1).
@@ -37,7 +37,7 @@ def dsm(
       key: PRNG key of the noise.
       x0: data [B, ...].
       t: times [B].
-      cond: labels [B] int32 or None.
+      cond: what the network is told, see `types.Cond`.
       weight: weight on the squared noise error.
       extra_terms: further terms at the same noised data, see `objectives.conservative`.
       step: ignored; other losses change during training.

@@ -33,11 +33,12 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.divergence import directional, inner
-from scoreflow.objectives import ExtraTerms, LossTerms, combine
+from scoreflow.objectives import combine
+from scoreflow.objectives.protocols import LossTerms, Penalty
 from scoreflow.objectives.weights import Weight, noise_weight
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.score import ScoreFn
-from scoreflow.types import Check, CountOrZero, Flag, Key, NonNegative, OneOf
+from scoreflow.score import Score
+from scoreflow.types import Check, Cond, CountOrZero, Flag, Key, NonNegative, OneOf
 
 
 def projected(fn: Callable, key: Key, x: jax.Array, noise: jax.Array, sigma: jax.Array, *, third: bool) -> LossTerms:
@@ -116,11 +117,11 @@ Method = Annotated[Callable, OneOf({"projected": projected, "exact": exact, "tra
 
 def high_order(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     x0: jax.Array,
     t: jax.Array,
-    cond: jax.Array | None = None,
+    cond: Cond = None,
     *,
     order: Order = 2,
     method: Method = projected,
@@ -134,7 +135,7 @@ def high_order(
     begin: CountOrZero = 0,
     ramp: CountOrZero = 0,
     weight: Weight = noise_weight,
-    extra_terms: ExtraTerms | None = None,
+    extra_terms: Penalty | None = None,
     step: jax.Array | int | None = None,
 ) -> LossTerms:
     """Denoising score matching of the first `order` orders, per dimension.
@@ -149,7 +150,7 @@ def high_order(
       key: PRNG key of noise and probes.
       x0: data [B, ...].
       t: times [B].
-      cond: labels [B] int32 or None.
+      cond: what the network is told, see `types.Cond`.
       order: highest order of score matching.
       method: how the terms are computed; exact is for few dimensions, and trace has order 2 alone.
       coefficient2: coefficient of order2.

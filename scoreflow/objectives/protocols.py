@@ -1,13 +1,17 @@
-"""What training minimizes, as callables."""
+"""What training minimizes, as callables: a loss with its penalty, and the objective made of them."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 
+from scoreflow.objectives.weights import Weight
 from scoreflow.processes.sdes import Process
 from scoreflow.score import Score
-from scoreflow.types import Key, Params
+from scoreflow.types import Cond, Key, Params
+
+LossTerms = dict[str, jax.Array]
+"""Name of the term -> [B]."""
 
 
 class Objective(Protocol):
@@ -29,7 +33,7 @@ class Objective(Protocol):
 
 
 class Penalty(Protocol):
-    """Further terms at the noised data of a loss, with their settings bound; see `conservative`."""
+    """Further terms at the noised data of a loss, such as `conservative.quasi_conservative` with its settings bound."""
 
     def __call__(
         self,
@@ -38,7 +42,39 @@ class Penalty(Protocol):
         key: Key,
         xt: jax.Array,
         t: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Cond = None,
         *,
         step: Any = None,
-    ) -> dict[str, jax.Array]: ...
+    ) -> LossTerms:
+        """Terms at xt [B, ...], t [B] and cond; the key is independent of the noise in xt.
+
+        Args:
+          step: training step; None where the terms count in full.
+        """
+        ...
+
+
+class Loss(Protocol):
+    """A loss on the score, such as `dsm.dsm` and `high_order.high_order` with their settings bound."""
+
+    def __call__(
+        self,
+        process: Process,
+        score: Score,
+        key: Key,
+        x0: jax.Array,
+        t: jax.Array,
+        cond: Cond = None,
+        *,
+        weight: Weight,
+        extra_terms: Penalty | None = None,
+        step: Any = None,
+    ) -> LossTerms:
+        """Terms for data x0 [B, ...] at times t [B], not divided by the density of t.
+
+        Args:
+          weight: weight on the squared noise error.
+          extra_terms: a penalty, whose terms are taken at the same noised data; its `step` is bound.
+          step: training step, for terms whose share changes during training; None where all of them count in full.
+        """
+        ...

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scoreflow.objectives import Loss
+from scoreflow.augment import Augmentation
 from scoreflow.objectives.dsm import dsm
-from scoreflow.objectives.protocols import Objective, Penalty
+from scoreflow.objectives.protocols import Loss, Objective, Penalty
 from scoreflow.objectives.times import TimeSampler, importance
 from scoreflow.objectives.weights import Weight, likelihood_weight
 from scoreflow.processes.sdes import Process
 from scoreflow.score import Score
-from scoreflow.types import Fraction, Key, Params
+from scoreflow.types import Cond, Conditioning, Fraction, Key, Params
 
 
 class Labels(NamedTuple):
@@ -62,8 +62,12 @@ def score_matching(
     t_min: float,
     penalty: Penalty | None = None,
     labels: Labels = UNLABELED,
+    augmentation: Augmentation | None = None,
 ) -> Objective:
-    """x0 = encode(batch); t ~ sample_times; terms = loss(score, x0, t) + penalty; mean(terms / density(t)).
+    """A loss of the score at random times, on the data or on latents of a VAE that stays as it is.
+
+    x0 = encode(batch); t ~ sample_times; terms = loss(score, x0, t) + penalty; mean(terms / density(t)). In training x0
+    may be augmented first.
 
     Args:
       process: the forward SDE.
@@ -75,12 +79,16 @@ def score_matching(
       t_min: the time at which training begins.
       penalty: further terms at the loss's own noised data; see `conservative`.
       labels: what the network is told of classes.
+      augmentation: what is done to x in training, and told to the network; None for nothing.
     """
 
     def objective(params, key, batch, *, train, step=None):
         key_x, key_t, key_noise, key_label, key_network = jax.random.split(key, 5)
         x0 = jax.lax.stop_gradient(encode(params, key_x, batch["x"]))
-        cond = labels.of(batch, key_label, train=train)
+        cond: Cond = labels.of(batch, key_label, train=train)
+        if train and augmentation is not None:
+            x0, told = augmentation.apply(jax.random.fold_in(key_x, 1), x0)
+            cond = Conditioning(cond, told)
         t, inv_density = sample_times(process, key_t, x0.shape[0], t_min=t_min)
         score = score_of(params, train=train, key=key_network)
         extra_terms = None if penalty is None else functools.partial(penalty, step=step)

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from scoreflow.processes.rates import LinearRate
 from scoreflow.processes.sdes import VP, Process
-from scoreflow.types import Key, Number, Positive
+from scoreflow.types import Count, Key, Number, Positive
 
 
 class Times(NamedTuple):
@@ -87,13 +87,20 @@ def log_normal(process: Process, key: Key, n: int, *, t_min: float, mean: Number
     return Times(t, 1.0 / density)
 
 
-def velocity(process: Process, key: Key, n: int, *, t_min: float, cells: int = 1024) -> Times:
+def velocity(process: Process, key: Key, n: int, *, t_min: float, cells: Count = 1024) -> Times:
     """Density proportional to alpha^2 in log-SNR, evenly spread over the batch (Zheng et al. 2023, arXiv 2305.03935).
 
     A velocity network's error is the noise error over alpha (`score.V` under VP) or sqrt(2) alpha (`score.FLOW` on the
     straight path), so that with this distribution the likelihood weight is a plain mean of squared velocity errors.
     alpha^2 is taken constant in each of `cells` equal cells of log-SNR, which leaves (1) exact. For any process; under
     VE, where alpha = 1, this is `importance`.
+
+    Args:
+      process: the forward SDE.
+      key: PRNG key.
+      n: number of times.
+      t_min: the time at which training begins.
+      cells: Number of cells of log-SNR.
     """
     top, bottom = process.log_snr(t_min), process.log_snr(process.horizon)
     step = (top - bottom) / cells
@@ -123,7 +130,7 @@ def _at_excess(process: Process, excess: jax.Array) -> jax.Array:
 
 
 def normal_likelihood(process: Process, key: Key, n: int, *, t_min: float) -> Times:
-    """Proportional to g^2 / sigma^2 (1 - sigma^2 / v) = d log(sigma^2 / v) / dt, evenly spread; for any process.
+    """Density g^2 / sigma^2 (1 - sigma^2 / v) = d log(sigma^2 / v) / dt up to a factor, evenly spread; for any process.
 
     The best distribution for the likelihood weight. One rule for every linear SDE, derived here: log(sigma^2 / v) is
     uniform.
@@ -157,7 +164,7 @@ def variance_uniform(process: Process, key: Key, n: int, *, t_min: float) -> Tim
 
 
 def normal_unweighted(process: Process, key: Key, n: int, *, t_min: float) -> Times:
-    """Proportional to 1 - sigma^2 of a linear VP process, evenly spread: the best distribution for weight 1.
+    """Density proportional to 1 - sigma^2 of a linear VP process, evenly spread: the best distribution for weight 1.
 
     With beta = b0 + 2 c t and b = b0 / (2 c), int beta = c (t + b)^2 - c b^2, so the density is a piece of a Gaussian.
     The published code has exp(b / 2) for exp(b0 b / 2) in its normalizer; here the difference of the ends is enough.

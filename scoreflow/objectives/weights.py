@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.processes.sdes import Process
-from scoreflow.types import Number, Positive
+from scoreflow.types import Number, Positive, PositiveOrAuto
 
 
 class Weight(Protocol):
@@ -41,15 +41,15 @@ def snr_weight(function: Callable[[jax.Array], jax.Array]) -> Weight:
     return lambda process, t: function(process.log_snr(t))
 
 
-def edm_weight(process: Process, t: jax.Array, *, sigma_data: Positive = 0.5) -> jax.Array:
-    """Karras et al. 2022: weight on the x_0 error (r^2 + s^2) / (r s)^2, r = sigma / alpha, written for (1).
+def edm_weight(process: Process, t: jax.Array, *, sigma_data: PositiveOrAuto = 0.5) -> jax.Array:
+    """Karras et al. 2022: on the x_0 error (r^2 + s^2) / (r s)^2, r = sigma / alpha, written for the noise error.
 
     The x_0 error is r times the noise error, so r cancels: (r^2 + s^2) / s^2.
 
     Args:
       process: the forward SDE.
       t: times [B].
-      sigma_data: root mean square s of the data, in the units of x.
+      sigma_data: root mean square s of the data, in the units of x; `auto` measures it.
     """
     return jnp.exp(-process.log_snr(t)) / sigma_data**2 + 1.0
 

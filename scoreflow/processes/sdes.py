@@ -5,6 +5,7 @@ cuts the path off earlier. `theory.processes` has the same families in the notat
 classes, their equations and the general form.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -225,3 +226,21 @@ def edm(horizon: Positive = 80.0) -> VE:
       horizon: Time T at which the path ends, which is also the largest sigma, in the units of the data.
     """
     return VE(LinearRate(0.0, 2.0), horizon)
+
+
+NAMED: dict[str, Callable[..., Process]] = {
+    "vp_linear": vp_linear,
+    "vp_constant": vp_constant,
+    "vp_power": vp_power,
+    "vp_exponential": vp_exponential,
+    "vp_cosine": vp_cosine,
+    "vp_geometric": vp_geometric,
+    "sub_vp_linear": sub_vp_linear,
+    "ve_geometric": ve_geometric,
+    "ve_constant": ve_constant,
+    "ve_linear": ve_linear,
+    "ve_power": ve_power,
+    "edm": edm,
+    "straight": straight,
+}
+"""Every process of this file, by the ends of beta or sigma at t = 0 and t = 1."""

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+from scoreflow.runs import files
+
 
 def folder() -> Path:
     """`scoreflow` in XDG_CACHE_HOME, by default in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreflow"
+    return files.local(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "scoreflow"
 
 
 def enable_compilation_cache() -> None:

@@ -5,11 +5,14 @@ so a flipped byte would be read as wrong numbers: hence a file `<step>.sha256.js
 was killed between commit and seal and does not count.
 """
 
+import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +21,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from scoreflow.runs import parallel
+from scoreflow.runs import files, parallel
 from scoreflow.runs.errors import RunError, UserError
+
+_NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 def _manager(directory: Path, keep: int | None = None) -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
+    _quieten()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=keep is not None)
     return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+@functools.cache
+def _quieten() -> None:
+    """Keeps what Orbax prints of every save, and of a failed one in hundreds of lines, from a person.
+
+    It raises what went wrong, too. Callbacks of a failed save come after the loop that they belong to is closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _seal_path(directory: Path, step: int) -> Path:
@@ -46,6 +68,11 @@ def _steps(directory: Path) -> list[int]:
     return sorted((int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
 
 
+def any_step(directory: Path) -> bool:
+    """Whether a step has been committed, whole or damaged."""
+    return bool(_steps(directory))
+
+
 def damage(directory: Path, step: int) -> str:
     """The damage to a step, in words; "" if there is none."""
     try:
@@ -60,9 +87,22 @@ def damage(directory: Path, step: int) -> str:
 
 
 def _reserve(directory: Path, size: int) -> None:
-    """Makes sure that `size` bytes can be written: a full disk should be one error, before anything is half-written."""
-    with tempfile.TemporaryFile(dir=directory) as file:
-        os.posix_fallocate(file.fileno(), 0, max(size, 1))
+    """Makes sure that `size` bytes can be written: a full disk should be one error, before anything is half-written.
+
+    Some systems and file systems reserve nothing; there the free space has to do. A file without a name can be made
+    where nothing else can, hence the folder.
+    """
+    os.rmdir(tempfile.mkdtemp(dir=directory))
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with tempfile.TemporaryFile(dir=directory) as file:
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            return
+        except OSError as error:
+            if error.errno not in _NO_RESERVATION:
+                raise
+    if shutil.disk_usage(directory).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def save(directory: Path, step: int, state: Any, *, keep: int = 3) -> None:
@@ -89,12 +129,7 @@ def save(directory: Path, step: int, state: Any, *, keep: int = 3) -> None:
         if not written:
             raise ValueError("a step as new is there already")
         if parallel.is_main():
-            scratch = directory / f"{step}.sha256.tmp"
-            with open(scratch, "w") as file:
-                json.dump(_digests(directory / str(step)), file)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(_seal_path(directory, step))
+            files.write_text(_seal_path(directory, step), json.dumps(_digests(directory / str(step))))
             for seal in directory.glob("*.sha256.json"):
                 if not (directory / seal.name.split(".")[0]).is_dir():
                     seal.unlink()
@@ -137,6 +172,7 @@ def names(directory: Path, step: int, of: str) -> set[str]:
     """Names under `of` in the tree of a step."""
     import orbax.checkpoint as ocp
 
+    _quieten()
     metadata: Any = ocp.StandardCheckpointer().metadata(directory.resolve() / str(step) / "default")
     return set(metadata.item_metadata.tree[of])
 

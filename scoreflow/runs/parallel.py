@@ -8,7 +8,8 @@ run. Loops whose length depends on the data go through `map_devices` instead, so
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scoreflow.runs.errors import UserError
 
 _AXIS = "data"
+_SILENT = 30  # seconds after which a process that gives no sign of life ends the others
+_FIRST_PORT = 61_440  # of those that a coordinator may use
 
 
 def initialize() -> None:
@@ -36,15 +39,39 @@ def initialize() -> None:
     names = ("SCOREFLOW_COORDINATOR", "SCOREFLOW_PROCESSES", "SCOREFLOW_PROCESS_ID")
     values = [os.environ.get(name, "") for name in names]
     if not any(values):
-        if _in_a_job():
-            jax.distributed.initialize()
+        if (job := _open_mpi_5(os.environ)) is not None:
+            _join(*job)
+        elif _in_a_job():
+            jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT)
         return
     if not all(values):
         raise UserError(f"{', '.join(n for n, v in zip(names, values) if not v)} must be set too: {names} go together")
     coordinator, count, index = values
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
         raise UserError(f"SCOREFLOW_PROCESS_ID={index} must be a number below SCOREFLOW_PROCESSES={count}")
-    jax.distributed.initialize(coordinator, num_processes=int(count), process_id=int(index))
+    _join(coordinator, int(count), int(index))
+
+
+def _join(coordinator: str, count: int, index: int) -> None:
+    jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_SILENT)
+
+
+def _open_mpi_5(environ: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and index where `mpirun` of Open MPI 5 has started several; else None.
+
+    JAX knows the variables of version 4. In version 5 the name of the job, `prterun-<host>-<process>@<number>`, has the
+    machine and the process of `mpirun`, near which the first of the processes runs.
+    """
+    job = re.fullmatch(r"[a-z]+-(.+)-(\d+)@\d+", environ.get("PMIX_NAMESPACE", ""))
+    count, index = environ.get("OMPI_COMM_WORLD_SIZE", ""), environ.get("OMPI_COMM_WORLD_RANK", "")
+    if (
+        job is None
+        or "OMPI_MCA_orte_hnp_uri" in environ
+        or not (count.isdigit() and index.isdigit() and int(count) > 1)
+    ):
+        return None
+    host = "127.0.0.1" if environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == count else job[1]
+    return f"{host}:{_FIRST_PORT + int(job[2]) % (2**16 - _FIRST_PORT)}", int(count), int(index)
 
 
 def _in_a_job() -> bool:
@@ -64,6 +91,16 @@ def _in_a_job() -> bool:
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
+
+
+def processes() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return jax.process_index(), jax.process_count()
+
+
+def from_first(array: np.ndarray) -> np.ndarray:
+    """The first process's array, in every process; the others give one of the same shape."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def device_count() -> int:
@@ -152,6 +189,30 @@ def replicate(tree: Any) -> Any:
 def shard(tree: Any, axis: int = 0) -> Any:
     """Splits a tree of host arrays, the same in every process, along `axis` over the devices."""
     return jax.tree.map(lambda leaf: _put(leaf, split(axis)), tree)
+
+
+def shard_rows(make: Callable[[slice], Any], size: int, axis: int = 0) -> Any:
+    """`shard` of a tree whose leaves have `size` along the axis, of which every process makes its own rows alone.
+
+    Args:
+      make: rows of `size` -> the tree's leaves with these rows, as host arrays.
+      size: length of the whole axis.
+      axis: that is split.
+    """
+    if jax.process_count() == 1:
+        return shard(make(slice(None)), axis)
+    mine = [index[0] for index in split().addressable_devices_indices_map((size,)).values() if index is not None]
+    spans = sorted({rows.indices(size)[:2] for rows in mine})
+    leaves, structure = zip(*(jax.tree.flatten(make(slice(*span))) for span in spans))
+
+    def whole(i: int) -> jax.Array:
+        parts = {span: leaf[i] for span, leaf in zip(spans, leaves)}
+        shape = list(leaves[0][i].shape)
+        shape[axis] = size
+        made = lambda index: parts[index[axis].indices(size)[:2]]
+        return jax.make_array_from_callback(tuple(shape), split(axis), made)
+
+    return jax.tree.unflatten(structure[0], [whole(i) for i in range(len(leaves[0]))])
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scoreflow.runs import parallel
+from scoreflow.runs import files, parallel
 
 
 class PartialResults(NamedTuple):
@@ -33,11 +33,8 @@ class PartialResults(NamedTuple):
             return stored
         piece = make()
         if parallel.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(".tmp")
-            with open(scratch, "wb") as file:
-                np.savez(file, *jax.tree.leaves(piece))
-            scratch.replace(path)
+            with files.replacing(path) as scratch:
+                np.savez(scratch, *jax.tree.leaves(piece))
         return piece
 
     def forget(self) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from scoreflow.runs.errors import UserError
+
 _NAMES = {
     "data.levels": "data.num_levels",
     "data.centred": "data.centered",
@@ -27,11 +29,14 @@ _VALUES = {
 }
 
 
-def translate(flat: dict[str, Any]) -> dict[str, Any]:
+def translate(flat: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
     """Settings by dotted name -> the same under today's names; those of today stay as they are.
 
     Where a setting is there by both names, as in a config file that sets the old one next to today's default, the old
-    one counts.
+    one counts. With `once` a setting may have one name alone.
+
+    Raises:
+      UserError: where a setting has both names and `once` is set.
     """
     out, renamed = {}, {}
     for name, value in flat.items():
@@ -42,6 +47,8 @@ def translate(flat: dict[str, Any]) -> dict[str, Any]:
             if name.startswith(old):
                 today = new + name.removeprefix(old)
         (out if today == name else renamed)[today] = value
+    if once and (both := out.keys() & renamed.keys()):
+        raise UserError(f"{', '.join(sorted(both))}: given twice, by its present name and by an older one")
     return out | renamed
 
 

@@ -1,9 +1,10 @@
-"""The output of a run: console, JSON lines, TensorBoard events, image grids, plots. Only process 0 writes it."""
+"""The output of a run: console, JSON files, image grids, plots. Only process 0 writes it."""
 
 import contextlib
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
-from scoreflow.runs import parallel
+from scoreflow.runs import files, parallel
 
 T = TypeVar("T")
 
+_LINE = 13  # pixels of a line of words in a grid
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -29,7 +31,9 @@ def warn(message: str) -> None:
     say(f"WARNING: {message}", file=sys.stderr)
 
 
-def progress(items: Iterable[T], *, total: int, initial: int = 0, unit: str = "step", per_item: int = 1) -> Iterator[T]:
+def progress(
+    items: Iterable[T], *, total: int, initial: int = 0, unit: str = "step", size: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
     """Passes items on, showing progress, rate and time left: a bar on a terminal, plain lines on a pipe.
 
     Args:
@@ -37,7 +41,7 @@ def progress(items: Iterable[T], *, total: int, initial: int = 0, unit: str = "s
       total: the count at the end, in `unit`.
       initial: the count at the beginning.
       unit: name of what is counted.
-      per_item: count of each item.
+      size: item -> its count.
     """
     if not parallel.is_main():
         yield from items
@@ -48,96 +52,60 @@ def progress(items: Iterable[T], *, total: int, initial: int = 0, unit: str = "s
         with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True) as bar:
             for item in items:
                 yield item
-                bar.update(per_item)
+                bar.update(size(item))
         return
     start, last = None, 0.0  # the clock starts after the first item, which compiles
-    done = initial
+    done = first = initial
     for item in items:
         yield item
-        done += per_item
+        done += size(item)
         now = time.monotonic()
         if start is None:
-            start = last = now
+            start, last, first = now, now, done
         elif now - last >= _PLAIN_SECONDS or done >= total:
-            last, rate = now, (done - initial - per_item) / max(now - start, 1e-9)
+            last, rate = now, (done - first) / max(now - start, 1e-9)
             left = (total - done) / rate
             print(f"{done}/{total} {unit}s, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
-
-
-class Log:
-    """Scalars of a run: one JSON line per call in `metrics.jsonl`, the same to TensorBoard.
-
-    Opening it for a run that resumes at `step` drops what was written beyond that step, so each step appears once.
-    """
-
-    def __init__(self, workdir: Path, step: int):
-        self._file: TextIO | None = None
-        self._events: Any = None
-        if not parallel.is_main():
-            return
-        from tensorboardX import SummaryWriter
-
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError):
-                    continue  # cut short by a kill
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in kept))
-        scratch.replace(path)
-        self._file = open(path, "a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def scalars(self, step: int, **values: float) -> None:
-        """Writes named numbers of a step."""
-        if self._file is None:
-            return
-        record = {"step": step, **{name: float(value) for name, value in values.items()}}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, float(value), step)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image [H, W, 3] uint8 to TensorBoard."""
-        if self._events is not None:
-            self._events.add_image(name, pixels, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flushes and closes both."""
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The records of `metrics.jsonl`."""
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write_json(path: Path, content: dict) -> None:
     """Writes JSON whole or not at all, from one process."""
     if parallel.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n")
-        scratch.replace(path)
+        files.write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of words in aligned columns."""
+def table(rows: list[tuple[str, ...]], columns: int | None = None) -> str:
+    """Rows of words in aligned columns.
+
+    Args:
+      rows: cells from left to right; a row may have fewer than others.
+      columns: characters in a line, into which the last cells are wrapped; None for lines as long as they need.
+    """
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows)
+    indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    room = max((columns or 0) - indent, 20)
+    lines = []
+    for row in rows:
+        cells = [word.ljust(width) for word, width in zip(row, widths)]
+        if columns and len(row) == len(widths):
+            cells[-1] = f"\n{' ' * indent}".join(textwrap.wrap(row[-1], room))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def eight_bits(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Levels 0 ... num_levels - 1 spread over 0 ... 255, uint8."""
+    return (np.arange(num_levels) * 255.0 / (num_levels - 1)).round().astype(np.uint8)[images]
 
 
 def grid(
-    images: np.ndarray, num_levels: int, *, columns: int | None = None, gap: int = 1, min_width: int = 640
+    images: np.ndarray,
+    num_levels: int,
+    *,
+    columns: int | None = None,
+    gap: int = 1,
+    min_width: int = 640,
+    words: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Tiles images [N, H, W, C] with gaps, enlarged to `min_width` pixels or more; [H', W', 3] uint8.
 
@@ -147,17 +115,32 @@ def grid(
       columns: images in a row; None for a square grid.
       gap: pixels between images, before enlarging.
       min_width: least width of the result in pixels.
+      words: what is written above each image.
     """
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 96, np.uint8)
-    scaled = (images.astype(np.float64) * 255.0 / (num_levels - 1)).round().astype(np.uint8)
-    for i, image in enumerate(np.broadcast_to(scaled, (*scaled.shape[:3], 3)) if channels == 1 else scaled):
-        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+    across = columns * (width + gap) + gap
+    scale = max(1, -(-min_width // across))
+    above = gap if words is None else max(gap, -(-_LINE // scale))
+    canvas = np.full((rows * (height + above) + gap, across, 3), 96, np.uint8)
+    scaled = eight_bits(images, num_levels)
+    corners = [(above + (i // columns) * (height + above), gap + (i % columns) * (width + gap)) for i in range(n)]
+    shown = np.broadcast_to(scaled, (*scaled.shape[:3], 3)) if channels == 1 else scaled
+    for (top, left), image in zip(corners, shown):
         canvas[top : top + height, left : left + width] = image
-    scale = max(1, -(-min_width // canvas.shape[1]))
-    return canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+    pixels = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+    return pixels if words is None else _written(pixels, [(scale * x, scale * y) for y, x in corners], words)
+
+
+def _written(pixels: np.ndarray, corners: list[tuple[int, int]], words: Sequence[str]) -> np.ndarray:
+    """Words on top of the corners (x, y)."""
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(pixels)
+    for (x, y), word in zip(corners, words):
+        ImageDraw.Draw(image).text((x + 1, y - _LINE + 1), word, fill=(255, 255, 255))
+    return np.asarray(image)
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
@@ -165,8 +148,13 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     if parallel.is_main():
         from PIL import Image
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        with files.replacing(path) as scratch:
+            Image.fromarray(pixels).save(scratch)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with files.replacing(path) as scratch:
+        figure.savefig(scratch, dpi=130)
 
 
 def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 4.0)) -> None:
@@ -174,10 +162,9 @@ def _figure(path: Path, draw: Callable[[Any], None], size: tuple[float, float] =
         return
     from matplotlib.figure import Figure
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=size, layout="constrained")
     draw(figure.subplots())
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
 
 
 def plot_loss(path: Path, records: list[dict]) -> None:
@@ -232,7 +219,6 @@ def plot_steps(
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns, rows = min(len(panels), 2), math.ceil(len(panels) / 2)
     figure = Figure(figsize=(4.6 * columns + 2, 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -241,10 +227,10 @@ def plot_steps(
             style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name in dashed else "-"}
             axes.loglog(steps[: len(values)], values, marker=".", label=name, **style)
         if target is not None:
-            axes.axhline(target, color="black", linewidth=0.8, linestyle=":")
+            axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label="asked for")
         axes.set(title=title, xlabel="steps")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
 
 
 @contextlib.contextmanager
@@ -255,8 +241,7 @@ def _panels(path: Path, count: int, width: float, height: float) -> Iterator[np.
     figure = Figure(figsize=(width * count, height), layout="constrained")
     yield np.atleast_1d(figure.subplots(1, count))
     if parallel.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        _save(figure, path)
 
 
 def plot_times(path: Path, t: np.ndarray, panels: dict[str, dict[str, np.ndarray]]) -> None:
@@ -274,8 +259,9 @@ def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> Non
     """Scatter plots of points in the plane [N, 2], one panel per name, on [-extent, extent]^2."""
     with _panels(path, len(panels), 3.2, 3.4) as row:
         for axes, (name, points) in zip(row, panels.items()):
-            axes.plot(points[:, 0], points[:, 1], ".", markersize=2, alpha=0.5, markeredgewidth=0)
-            axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", xticks=[], yticks=[])
+            axes.plot(points[:, 0], points[:, 1], ".", color="#08519c", markersize=3, alpha=0.6, markeredgewidth=0)
+            axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+            axes.locator_params(nbins=4)
 
 
 def plot_errors(path: Path, curves: dict[str, np.ndarray], xlabel: str, ylabel: str) -> None:

@@ -1,7 +1,9 @@
 """The folder of a run: its stored settings, and its newest whole checkpoint."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
 from collections.abc import Mapping
@@ -15,31 +17,46 @@ from scoreflow.runs.best import folder_of
 from scoreflow.runs.errors import UserError
 from scoreflow.types import Params
 
+USE = ("eval.", "sampling.", "sampler.", "grid.", "plan.", "checkpoint")
+"""Beginnings of the names of settings that say how a finished run is used."""
+
 # Settings that may change between two commands on one folder, because they do not change what has been learned so far.
 _FREE_TO_RESUME = (
-    "eval.",
-    "sampling.",
-    "sampler.",
-    "grid.",
-    "plan.",
-    "checkpoint",
+    *USE,
     "data.dir",
+    "model.remat",
     "training.steps",
+    "training.grad_accum",
+    "training.steps_per_dispatch",
     "training.keep",
+    "training.best",
     "training.fsdp",
     "training.log_every",
     "training.validate_every",
     "training.checkpoint_every",
     "training.sample_every",
+    "training.pictures",
 )
-_FREE_TO_USE = (*_FREE_TO_RESUME, "training.", "sample_times.", "weight.", "loss.", "penalty.", "init_from")
+_FREE_TO_USE = (
+    *_FREE_TO_RESUME,
+    "training.",
+    "sample_times.",
+    "weight.",
+    "loss.",
+    "penalty.",
+    "init_from",
+    "augment.probability",
+    "model.dtype",
+    "model.dropout",
+)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
     out = {}
     for key, value in config.items():
         name = prefix + key
-        out.update(_flat(value, name + ".") if isinstance(value, dict) else {name: value})
+        out.update(flatten(value, name + ".") if isinstance(value, Mapping) else {name: value})
     return out
 
 
@@ -60,13 +77,27 @@ def stored_settings(workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: if its `config.json` is unreadable.
     """
+    stored = renamed.translate(flatten(_stored(workdir).get("config", {})))
+    if stored.get("data.path"):  # the rule before it was a setting
+        stored.setdefault("data.split", "shuffled")
+    return stored
+
+
+def stored_name(workdir: Path) -> str:
+    """The name of the config that the run in a folder was made with; that of the folder where it is not known."""
+    return _stored(workdir).get("name") or workdir.name
+
+
+def _stored(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
-    if not path.exists():
-        return {}
     try:
-        return renamed.translate(_flat(json.loads(path.read_text())["config"]))
-    except (ValueError, KeyError, AttributeError) as error:
+        content = json.loads(path.read_text())
+        flatten(content["config"])
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is unreadable; choose another --workdir or delete it") from error
+    return content
 
 
 def _names_first(name: str) -> tuple[bool, str]:
@@ -79,7 +110,7 @@ def _compare(
 ) -> list[tuple[str, Any, Any]]:
     """Rows (name, stored value, value in `config`) by name; a setting that one of the two lacks has its default."""
     usual, before = _plain(defaults or {}), stored_settings(workdir)
-    before, now = usual | before if before else {}, usual | _flat(_plain(config))
+    before, now = usual | before if before else {}, usual | flatten(_plain(config))
     return [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys(), key=_names_first)]
 
 
@@ -107,36 +138,130 @@ def check_same(
         if name in at_most and before is not None and (np.inf if now is None else now) <= before:
             continue
         if name.startswith(settings) and before != now:
+            before, now = (tuple(value) if isinstance(value, list) else value for value in (before, now))
             raise UserError(
                 f"{workdir} was trained with {name} = {before!r}, not {now!r}, and a run that starts from it needs the "
                 "same"
             )
 
 
-def claim(workdir: Path, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None) -> None:
-    """Makes sure that the folder is free or belongs to a run of this config.
+def check(
+    workdir: Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool,
+    defaults: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuses a folder that holds a run of another config, or one trained on other data.
+
+    A run that ended before its first checkpoint has learned nothing, and another may take its place.
 
     Args:
       workdir: the folder of the run.
       config: all settings, as nested dicts of plain values.
-      resume: whether training will continue in it: then `config.json` is written. Other uses may change more of it.
+      resume: whether training will continue in it. Other uses may change more of the settings, and other data under the
+        same settings are only named.
       defaults: dotted name -> value of a setting that the stored run or `config` leaves out, as runs of older versions
         do.
+      data: what `record` is given.
 
     Raises:
-      UserError: if the folder contains a run of another config; it names the first difference.
+      UserError: naming the first difference.
     """
-    if stored_settings(workdir):
-        free = _FREE_TO_RESUME if resume else _FREE_TO_USE
-        for name, before, now in _compare(workdir, config, defaults):
-            if not name.startswith(free) and before != now:
-                raise UserError(
-                    f"{workdir} holds a run with {name} = {before!r}, not {now!r}; choose another --workdir, or set it "
-                    "back"
-                )
+    if not stored_settings(workdir) or (resume and not checkpoint.any_step(checkpoints(workdir))):
+        return
+    known, now = _stored(workdir).get("data") or {}, dict(data or {})
+    _refuse_changes(workdir, config, defaults, resume=resume, moved=bool(known))
+    if not known or not now or known == now:
+        return
+    words = ", ".join(
+        f"{name} was {known.get(name)}, is {value}" for name, value in now.items() if known.get(name) != value
+    )
+    message = f"{workdir} holds a run that was trained on other data: {words}"
     if resume:
-        content = {"config": config, "versions": versions(), "devices": parallel.describe()}
-        report.write_json(workdir / "config.json", content)
+        raise UserError(f"{message}; bring the old data back, or begin a new run with --config.init_from={workdir}")
+    report.warn(message)
+
+
+def _refuse_changes(
+    workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None, *, resume: bool, moved: bool = False
+) -> None:
+    """Refuses settings that may not change; the path of the data may where they are known by their digest (`moved`)."""
+    free = (_FREE_TO_RESUME if resume else _FREE_TO_USE) + (("data.path",) if moved else ())
+    for name, before, now in _compare(workdir, config, defaults):
+        if not name.startswith(free) and before != now:
+            before, now = (tuple(value) if isinstance(value, list) else value for value in (before, now))
+            raise UserError(
+                f"{workdir} holds a run with {name} = {before!r}, not {now!r}; choose another --workdir, or set it back"
+            )
+
+
+def check_same_experiment(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Refuses to train on in the folder of another experiment; settings that only one of the two states are its own.
+
+    Raises:
+      UserError: naming the first difference.
+    """
+    if config and checkpoint.any_step(checkpoints(workdir)):
+        ours, stored = flatten(config), stored_settings(workdir)
+        _refuse_changes(workdir, config, {**ours, **stored}, resume=True, moved=True)
+
+
+def record(workdir: Path, config: Mapping[str, Any], *, name: str = "", data: Mapping[str, Any] | None = None) -> None:
+    """Writes `config.json`: all settings, and what the run was made with.
+
+    Args:
+      workdir: the folder of the run.
+      config: all settings, as nested dicts of plain values.
+      name: of the config, as it was given.
+      data: what describes the data, such as their number and their digest.
+    """
+    content = {"config": config, "name": name, "data": dict(data or {}), "versions": versions()}
+    report.write_json(workdir / "config.json", content | {"devices": parallel.describe()})
+
+
+def numbered(made: Mapping[str, Any], parent: Path, stem: str, file: str = "") -> Path:
+    """The path of a result: the first of `stem`, `stem-2`, `stem-3`, ... that is free or holds the same result.
+
+    A result is known by how it was made. So nothing is overwritten but what would come out the same. All processes call
+    it.
+
+    Args:
+      made: how, in plain values.
+      parent: the folder.
+      stem: the first name.
+      file: where the result is a folder, the file in it that says how it was made; otherwise `<name>.json` says so.
+    """
+    where = lambda name: parent / name / file if file else parent / f"{name}.json"
+    wanted, names = _plain(made), (stem if k == 1 else f"{stem}-{k}" for k in itertools.count(1))
+    if not parallel.is_main():
+        parallel.barrier(f"numbered {stem}")
+        return parent / next(name for name in names if _json(where(name)) == wanted)
+    for name in names:
+        path = where(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.parent.iterdir() if file else parent.glob(f"{name}.*")
+        if not any(beside):
+            with contextlib.suppress(FileExistsError), open(path, "x") as note:  # another may do the same
+                json.dump(wanted, note, indent=2)
+        if _json(path) == wanted:
+            parallel.barrier(f"numbered {stem}")
+            return parent / name
+    raise AssertionError
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def usage(config: Mapping[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of some sections, and the precision of the network: what a result of a checkpoint depends on."""
+    kept = {name: value for name, value in flatten(config).items() if name.startswith((*sections, "model.dtype"))}
+    return _plain(kept)
 
 
 def versions() -> dict[str, str]:
@@ -152,9 +277,17 @@ def checkpoints(workdir: Path, best: str = "") -> Path:
 
 def fingerprint(workdir: Path, step: int, config: Mapping[str, Any], best: str = "") -> str:
     """A digest of a checkpoint, all settings and the packages' versions: where it is the same, so are results."""
-    sealed = checkpoint.seal_of(checkpoints(workdir, best), step)
-    content = json.dumps([sealed, config, versions()], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest_of([checkpoint.seal_of(checkpoints(workdir, best), step), config, versions()])
+
+
+def digest_of(content: Any) -> str:
+    """A digest of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(workdir: Path, step: int, best: str = "") -> str:
+    """A digest of a checkpoint alone."""
+    return hashlib.sha256(checkpoint.seal_of(checkpoints(workdir, best), step).encode()).hexdigest()[:16]
 
 
 def newest(workdir: Path, best: str = "") -> int:

@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from scoreflow.processes.sdes import Process, expand
-from scoreflow.score import ScoreFn, denoised
+from scoreflow.score import Score, denoised
+from scoreflow.types import Cond
 
 
-def classifier_free(score: ScoreFn, scale: float) -> ScoreFn:
+def classifier_free(score: Score, scale: float) -> Score:
     """(1 - scale) score(x, t) + scale score(x, t, cond) (Ho, Salimans 2022, with scale = 1 + their w).
 
     scale 0 is the unconditional score, 1 the conditional one, above 1 guides. Two evaluations for one.
     """
 
-    def guided(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def guided(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         free = score(x, t, None)
         return free + scale * (score(x, t, cond) - free)
 
@@ -28,13 +29,13 @@ def posterior_variance(process: Process, t: jax.Array, sigma_data: float) -> jax
 
 def inpaint(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     known: jax.Array,
     mask: jax.Array,
     *,
     sigma_data: float = 1.0,
     strength: float = 1.0,
-) -> ScoreFn:
+) -> Score:
     """The score of x_t given that x_0 = known where mask is 1.
 
     Known pixels follow the exact score of q(x_t | x_0 = known), so they end at their values. Unknown pixels follow
@@ -43,13 +44,15 @@ def inpaint(
     posterior variance; otherwise it is an approximation (Song et al. 2023, "Pseudoinverse-guided diffusion models").
 
     Args:
+      process: the forward SDE.
+      score: (x [B, ...], t [B], cond) -> [B, ...].
       known: [B, ...], read only where mask is 1.
       mask: 0 or 1, broadcastable to `known`.
       sigma_data: root mean square of the data.
       strength: of the gradient term; 0 leaves it out, and with it the reverse pass.
     """
 
-    def conditional(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def conditional(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         alpha, variance = expand(process.alpha(t), x), expand(process.variance(t), x)
         pinned = (alpha * known - x) / variance
         if strength == 0.0:

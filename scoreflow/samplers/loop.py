@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from scoreflow.processes.sdes import Process
-from scoreflow.score import ScoreFn, denoised, probability_flow
+from scoreflow.score import Score, denoised, probability_flow
 from scoreflow.types import Flag, Key
 
 
@@ -31,12 +31,12 @@ class SampleResult(NamedTuple):
 
 
 class Sample(Protocol):
-    """A sampler: `functools.partial(sample, rule)`, or `adaptive.adaptive`. See `sample` for the arguments."""
+    """A sampler: `functools.partial(sample, rule)`, or an `adaptive.Adaptive`. See `sample` for the arguments."""
 
     def __call__(
         self,
         process: Process,
-        score: ScoreFn,
+        score: Score,
         key: Key,
         x_init: jax.Array,
         grid: jax.Array,
@@ -69,7 +69,7 @@ class Field(NamedTuple):
     """
 
     process: Process
-    score: ScoreFn
+    score: Score
     cond: jax.Array | None = None
 
     def score_at(self, t: ArrayLike, x: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ class Rule(NamedTuple):
 def sample(
     rule: Rule,
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     x_init: jax.Array,
     grid: jax.Array,

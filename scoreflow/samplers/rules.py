@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from scoreflow.processes import transitions
 from scoreflow.processes.sdes import Process, expand
 from scoreflow.samplers.loop import Field, Interval, Rule, fold, normal
-from scoreflow.score import ScoreFn
+from scoreflow.score import Score
 from scoreflow.types import CountOrZero, Key, Positive
 
 
@@ -35,6 +35,7 @@ def one_step(step: Callable[[Field, jax.Array, jax.Array, jax.Array, Key], jax.A
     def run(field: Field, x: jax.Array, state: None, interval: Interval) -> tuple[jax.Array, None]:
         return step(field, x, interval.t, interval.s, interval.key), state
 
+    run.__doc__ = step.__doc__
     return Rule(run, evaluations)
 
 
@@ -93,12 +94,13 @@ def affine(transition: Callable[..., transitions.Step]) -> Rule:
         noise = normal(fold(interval.key, 0), x)
         return scale * x + weight * field.score_at(interval.t, x) + jnp.sqrt(noise_var) * noise, state
 
+    step.__doc__ = transition.__doc__
     return Rule(step, 1, coefficients=lambda process, grid: transition(process, grid[1:], grid[:-1]))
 
 
 def langevin(
     process: Process,
-    score: ScoreFn,
+    score: Score,
     key: Key,
     x: jax.Array,
     t: jax.Array,

@@ -1,16 +1,21 @@
 """A sampler with everything that does not change from draw to draw: its process, its grid and its guidance."""
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
 
 from scoreflow.processes.sdes import Process
+from scoreflow.runs.errors import UserError
 from scoreflow.samplers import guide
-from scoreflow.samplers.adaptive import adaptive
-from scoreflow.samplers.loop import Sample, SampleResult
+from scoreflow.samplers.adaptive import Adaptive
+from scoreflow.samplers.grids import TimeGrid
+from scoreflow.samplers.loop import Rule, Sample, SampleResult, sample
 from scoreflow.score import Score
-from scoreflow.types import Flag, Key, NonNegative, Positive, Steps
+from scoreflow.types import Flag, Key, NonNegative, Steps
+
+_MOST = 10**6  # steps
+_GUESS = 100  # evaluations of an adaptive solve
 
 
 class Sampler(NamedTuple):
@@ -22,6 +27,7 @@ class Sampler(NamedTuple):
       grid: times from T down to the last time; an adaptive sampler uses its ends.
       guidance: strength of classifier-free guidance; 1 for none.
       data_dependent: whether its number of steps depends on the data, so that each device must loop on its own.
+      evaluations: of the network behind a sample; where they depend on the data, a guess.
     """
 
     run: Sample
@@ -29,6 +35,7 @@ class Sampler(NamedTuple):
     grid: jax.Array
     guidance: float = 1.0
     data_dependent: bool = False
+    evaluations: int = _GUESS
 
     def draw(
         self, score: Score, key: Key, x_init: jax.Array, cond: jax.Array | None = None, *, trajectory: bool = False
@@ -39,33 +46,42 @@ class Sampler(NamedTuple):
 
 
 def sampler(
-    run: Sample,
+    method: Rule | Sample,
     process: Process,
-    make_grid: Callable[..., jax.Array],
+    make_grid: TimeGrid,
     *,
     steps: Steps = 40,
     scale_steps: Flag = True,
-    t_min: Positive = 1e-3,
+    t_min: NonNegative = 1e-3,
     guidance: NonNegative = 1.0,
+    denoise: bool = True,
     usual_horizon: float | None = None,
-    data_dependent: bool | None = None,
 ) -> Sampler:
     """A sampler on a grid of `steps` steps.
 
     Args:
-      run: the algorithm, its options bound.
+      method: what happens in an interval of the grid, or an algorithm of its own, such as `Adaptive`.
       process: the forward SDE.
       make_grid: (process, n, *, t_min) -> times.
       steps: Number of steps of a fixed grid, for the process's usual horizon.
       scale_steps: A shorter horizon takes its share of the steps; otherwise all of them.
-      t_min: Last time of the grid.
+      t_min: Last time of the grid; 0 where the process has noise there.
       guidance: Strength of classifier-free guidance: 0 ignores labels, 1 follows them, more exaggerates them.
+      denoise: whether the noise left at t_min is removed at the end.
       usual_horizon: the horizon for which `steps` is meant; None for that of the process itself.
-      data_dependent: whether the number of steps depends on the data; None where `adaptive` is the only such sampler.
+
+    Raises:
+      UserError: where a long horizon takes more than a million steps.
     """
     if scale_steps and usual_horizon is not None:
-        steps = max(1, round(steps * float(process.horizon) / usual_horizon))
-    if data_dependent is None:
-        data_dependent = getattr(run, "func", run) is adaptive
+        share = float(process.horizon) / usual_horizon
+        if steps * share > _MOST:
+            raise UserError(
+                f"steps = {steps} for the usual horizon are {steps * share:.3g} for one {share:.3g} times as long"
+            )
+        steps = max(1, round(steps * share))
+    data_dependent = isinstance(method, Adaptive)
+    run = functools.partial(sample, method) if isinstance(method, Rule) else method
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)
-    return Sampler(run, process, grid, guidance, data_dependent)
+    evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
+    return Sampler(functools.partial(run, denoise=denoise), process, grid, guidance, data_dependent, evaluations)

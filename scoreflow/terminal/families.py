@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from scoreflow import terminal
 from scoreflow.models.glow import Glow
-from scoreflow.models.layers import Conv
+from scoreflow.models.layers import Conv, conv3x3_direct
 from scoreflow.processes.sdes import Process
 from scoreflow.terminal import Terminal, mixture
 from scoreflow.terminal.flow import Flow
@@ -163,7 +163,7 @@ def glow(
     steps: Count = 8,
     width: Count = 64,
     learning_rate: Positive = 1e-3,
-    conv: Conv | None = None,
+    conv: Conv = conv3x3_direct,
 ) -> Family:
     """A multiscale flow of x_T that is trained by gradient.
 
@@ -174,7 +174,7 @@ def glow(
       learning_rate: Learning rate of the flow's parameters.
       conv: lowering of the 3x3 convolutions, see `models.layers`.
     """
-    module = Glow(resolutions, steps, width) if conv is None else Glow(resolutions, steps, width, conv)
+    module = Glow(resolutions, steps, width, conv)
 
     def forward(params: Params, y: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         return cast(tuple[list[jax.Array], jax.Array], module.apply(params, y))

@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from scoreflow.processes import transitions
 from scoreflow.processes.rates import quadrature
 from scoreflow.processes.sdes import Process
+from scoreflow.types import Cond
 
 Rule = Callable[..., transitions.Step]
 """A function of `transitions`: (process, s, t) -> Step."""
@@ -306,7 +307,7 @@ def mixture_log_density(mixture: Mixture) -> LogDensity:
 def mixture_score(process: Process, mixture: Mixture) -> Callable[..., jax.Array]:
     """The exact score function of a process on mixture data: (x [B, d], t [B], cond=None) -> [B, d]."""
 
-    def score(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def score(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         return jax.vmap(lambda x, t: _components(mixture_marginal(process, mixture, t), x).score)(x, t)
 
     return score
@@ -337,7 +338,7 @@ def checkerboard_log_density(x: jax.Array, alpha: jax.Array, sigma: jax.Array) -
 def score_of(process: Process, log_density: LogDensity) -> Callable[..., jax.Array]:
     """The score function of a process on data whose noised log-density (x [d], alpha, sigma) is known."""
 
-    def score(x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def score(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:
         return jax.vmap(jax.grad(log_density))(x, process.alpha(t), process.sigma(t))
 
     return score

@@ -1,0 +1,100 @@
+"""What a person looks at while a run trains and when it ends: pictures, and the words to go on with."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from scoreflow import draw
+from scoreflow.evaluators.error_curve import error_curve
+from scoreflow.experiment import SAMPLE, Experiment
+from scoreflow.runs import parallel, report
+from scoreflow.runs.log import Log, read_metrics
+from scoreflow.types import Params
+
+_MOST = 400  # samples in a grid
+_PATHS = 10  # samples whose paths are drawn
+
+
+class Pictures:
+    """The pictures of a run. The sampler is compiled once, and again where fewer samples than a batch are drawn.
+
+    Args:
+      experiment: what is trained.
+      folder: of the run.
+      log: gets the grids of images, too.
+      batch_size: samples per call.
+      num: samples in a grid, of which there are at most 400.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, log: Log, batch_size: int, num: int):
+        self.experiment, self.folder, self.log = experiment, folder, log
+        self.batch_size, self.num = batch_size, min(num, _MOST)
+        self._draws: dict[int, Callable[..., draw.Drawn]] = {}
+
+    def samples(self, params: Params, step: int, num: int = _MOST) -> list[Path]:
+        """Draws samples, at most `num`, with the same noise at every step, and writes their grid, if there is one."""
+        num = min(num, self.num)
+        size = min(self.batch_size, num)
+        if size not in self._draws:
+            self._draws[size] = draw.make_draw(self.experiment, size)
+        x = self._draws[size](params, self.experiment.key(SAMPLE), num).x
+        path = self.folder / "samples" / f"{step}.png"
+        if not draw.write_picture(self.experiment, x, path):
+            return []
+        if (pixels := draw.picture(self.experiment, x)) is not None:
+            self.log.image(step, "samples", pixels)
+        return [path]
+
+    def at_the_end(
+        self, params: Params, step: int, *, budget: float = float("inf"), evaluation: float | None = None
+    ) -> list[Path]:
+        """The samples, the loss by log-SNR, the paths of samples and the loss by step.
+
+        Args:
+          params: averaged parameters.
+          step: the last one.
+          budget: seconds that each picture may take, without compilation; where it is short, fewer examples are used.
+          evaluation: seconds that the network takes for one example, as far as it is known.
+
+        Returns:
+          what was written.
+        """
+        one = (evaluation or 0.0) * self.experiment.sampler.evaluations
+        num = self.num if one == 0.0 else max(1, min(self.num, int(budget / one)))
+        fewer = f", not {self.num}, since each takes about {one:.1f} s" if num < self.num else ""
+        report.say(f"drawing {num} samples{fewer}")
+        written = self.samples(params, step, num)
+        if self.experiment.model.network.apply is not None:
+            written.append(self.folder / "loss_by_log_snr.png")
+            report.plot_noise_error(written[-1], *error_curve(self.experiment, params, seconds=budget))
+        if _PATHS * one <= budget:
+            path = self.folder / "trajectory.png"
+            if draw.write_trajectory(self.experiment, params, path, self.experiment.key(SAMPLE)):
+                written.append(path)
+        if records := read_metrics(self.folder):
+            written.append(self.folder / "loss.png")
+            report.plot_loss(written[-1], records)
+        return written
+
+
+def end(experiment: Experiment, folder: Path, step: int, seconds: float | None, written: list[Path]) -> None:
+    """The words that a run ends with; `seconds` of training, None where there was none.
+
+    The next commands are only given where the run has a config.
+    """
+    if peak := parallel.peak_memory():
+        report.say(f"most memory in use on a device: {peak / 2**20:,.0f} MiB")
+    if seconds is not None:
+        report.say(f"trained to step {step} in {seconds:.0f} s")
+    if written:
+        samples, plots = (
+            [path for path in written if (path.parent.name == "samples") == kind] for kind in (True, False)
+        )
+        words = [f"samples: {path}" for path in samples] + [f"plots: {', '.join(str(path) for path in plots)}"]
+        report.say("   ".join(words))
+    if not experiment.config:
+        return
+    program = "scoreflow" if Path(sys.argv[0]).name == "scoreflow" else "python main.py"
+    report.say(f"next:    {program} --workdir={folder} --mode=eval")
+    if experiment.model.network.apply is None:
+        report.say(f"         then a score prior for this VAE: latent.name = joint or frozen, init_from = {folder}")

@@ -1,0 +1,196 @@
+"""What a finished run gives: samples under names of their own, pictures within their time, and measures at the horizon."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from scoreflow import configure, finish, planner, sample
+from scoreflow.evaluate import measure
+from scoreflow.evaluators.error_curve import error_curve
+from scoreflow.runs import checkpoint, report, workdir
+from scoreflow.runs import log as run_log
+from scoreflow.runs.errors import RunError, UserError
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Results.
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A trained run that knows classes."""
+    folder = tmp_path_factory.mktemp("classes") / "run"
+    with jax.numpy_rank_promotion("allow"):
+        config, _ = tiny.trained(folder, data__conditional=True, training__label_dropout=0.1)
+    return folder, config
+
+
+def draw(run, **changes):
+    """What `--mode=sample` draws, and the names of all that is there now."""
+    folder, config = run
+    said = {name.replace("__", "."): str(value) for name, value in changes.items()}
+    config = configure.resolve(config, {"sampling.num": "6", **said})
+    experiment = configure.experiment(config, "tiny")
+    x = sample.sample(experiment, configure.sample_options(config), folder)
+    return x, {path.name for path in (folder / "samples").iterdir()}
+
+
+def test_samples_made_otherwise_have_a_name_of_their_own(classes):
+    first, names = draw(classes)
+    assert {"8-6.npy", "8-6.labels.npy", "8-6.json", "8-6.png"} <= names
+    again, same = draw(classes)
+    np.testing.assert_array_equal(again, first)
+    assert same == names
+    drawn = [draw(classes, **change) for change in (
+        {"sampling__seed": 1}, {"sampling__label": 3}, {"sampling__steps": 5}, {"sampler__name": "heun"},
+        {"sampling__guidance": 2.0}, {"sampling__inpaint": "right"},
+    )]  # fmt: skip
+    kept = np.load(classes[0] / "samples" / "8-6.npy")
+    np.testing.assert_array_equal(kept, first)
+    arrays = [name for name in drawn[-1][1] if name.endswith(".npy") and ".labels" not in name]
+    assert sorted(arrays) == [
+        "8-6-2.npy",
+        "8-6-3.npy",
+        "8-6-4.npy",
+        "8-6-5.npy",
+        "8-6-6.npy",
+        "8-6-inpainted.npy",
+        "8-6.npy",
+    ]
+    for i in (0, 2, 3):  # in eight steps the network has not learned classes
+        assert not np.array_equal(drawn[i][0], first)
+    said = json.loads((classes[0] / "samples" / "8-6-3.json").read_text())
+    assert said["step"] == 8 and said["settings"]["sampling.label"] == 3
+
+
+def test_labels_are_kept_beside_the_samples(classes):
+    draw(classes)
+    np.testing.assert_array_equal(np.load(classes[0] / "samples" / "8-6.labels.npy"), np.arange(6))
+    options = sample.SampleOptions(num=5, batch_size=2, label=4)
+    config = configure.resolve(classes[1], {"sampling.num": "5", "sampling.batch_size": "2", "sampling.label": "4"})
+    sample.sample(configure.experiment(config, "tiny"), options, classes[0])
+    np.testing.assert_array_equal(np.load(classes[0] / "samples" / "8-5.labels.npy"), np.full(5, 4))
+
+
+def test_labels_are_written_above_their_images():
+    """The words take room above the images and leave the images as they are."""
+    images = np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1), np.uint8)
+    plain, named = report.grid(images, 17, min_width=200), report.grid(images, 17, min_width=200, words=list("0123"))
+    scale = plain.shape[0] // 19
+    cut = lambda pixels, top, left: pixels[top : top + 8 * scale, left : left + 8 * scale]
+    extra = (named.shape[0] - plain.shape[0]) // 2
+    np.testing.assert_array_equal(cut(plain, scale, scale), cut(named, scale + extra, scale))
+    bottom = 10 * scale
+    np.testing.assert_array_equal(cut(plain, bottom, bottom), cut(named, bottom + 2 * extra, bottom))
+    assert named[: scale + extra].max() > 200 and plain[:scale].max() == 96
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_the_class_is_that_of_the_test_image_or_the_one_asked_for(classes, label):
+    """The part that is filled in depends on the class, the part that is kept does not; labels are those of the rows."""
+    folder, config = classes
+    experiment = configure.experiment(config, "tiny")
+    params = workdir.averaged(folder, 8, jax.eval_shape(lambda: experiment.init(jax.random.key(0))))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    options = sample.SampleOptions(num=6, inpaint="right", label=label)
+    run = lambda options: sample.fill_in(experiment, params, options, jax.random.key(0))
+    drawn, other = run(options), run(options._replace(label=9))
+    own = experiment.data.test.label[:6]
+    np.testing.assert_array_equal(drawn.label, np.repeat(own if label < 0 else np.full(6, label), 3))
+    ours, theirs = (x.x.reshape(6, 3, 8, 8, 1) for x in (drawn, other))
+    np.testing.assert_array_equal(ours[:, :2], theirs[:, :2])
+    np.testing.assert_array_equal(ours[:, 2, :, :4], theirs[:, 2, :, :4])
+    differs = (ours[:, 2] != theirs[:, 2]).any((1, 2, 3))
+    np.testing.assert_array_equal(differs, drawn.label[::3] != 9)
+
+
+def test_failed_samples_are_named_and_left_out(classes, capsys):
+    limited = {"sampler__name": "adaptive", "sampler__max_steps": 2}
+    before = set(classes[0].rglob("*.*"))
+    with pytest.raises(RunError, match="none of 6 samples is finite"):
+        draw(classes, **limited)
+    assert "6 of 6 samples are not finite and left out" in capsys.readouterr().err
+    assert set(classes[0].rglob("*.*")) == before
+
+
+def test_batches_are_rounded_up_to_the_devices(classes):
+    """Of four: a batch of 7 is one of 8, and the samples are the same."""
+    seven, _ = draw(classes, sampling__batch_size=7)
+    np.testing.assert_array_equal(seven, draw(classes, sampling__batch_size=8)[0])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The end of a run, and what is measured where paths end.
+
+
+@pytest.mark.parametrize("mean, horizon, large", [(5.0, 0.3, True), (0.0, 1.0, False)])
+def test_the_mismatch_at_the_horizon_is_the_divergence_of_two_gaussians(tmp_path, mean, horizon, large):
+    """Data N(m, I) end as N(alpha m, I) under VP, and the prior is N(0, 1 - alpha^2): both are known."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", (mean + rng.standard_normal((9000, 2))).astype(np.float32))
+    config = tiny.digits(data={"name": "arrays", "path": str(tmp_path / "x.npy")}, process__horizon=horizon)
+    config.eval.update({"num_test": 900, "batch_size": 300})
+    experiment = configure.experiment(config, "gaussian")
+    evaluation = configure.evaluation(config, tmp_path)
+    context = evaluation.context(experiment, experiment.init(jax.random.key(0)))
+    results = measure(context, evaluation.evaluators, only=("mismatch",))
+    alpha = float(experiment.model.process.alpha(horizon))
+    var = float(experiment.model.process.prior_std()) ** 2
+    wanted = 2 * 0.5 * (1 / var + alpha**2 * mean**2 / var - 1 + np.log(var))
+    gap = results.metrics["likelihood"]["mismatch"]
+    assert abs(gap.value - wanted) < 5 * gap.stderr + 0.01 * wanted + 1e-3
+    assert bool(results.tables[0].notes) == large
+    if large:
+        assert (
+            wanted > 9 and "choose terminal.name = mixture, or a larger process.horizon" in results.tables[0].notes[0]
+        )
+
+
+def test_a_plan_for_a_constant_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((50, 3), 2.0, np.float32))
+    config = tiny.digits(data={"name": "arrays", "path": str(tmp_path / "x.npy")}, training__batch_size=4)
+    with pytest.raises(UserError, match="all 4[0-9] training examples are the same"):
+        planner.plan(configure.experiment(config, "constant"), configure.planner_options(config), tmp_path)
+
+
+def test_the_loss_by_log_snr_is_bounded_in_time():
+    """With no time at all it takes 16 examples of each split; with all it needs, the mean over those it is given."""
+    config = tiny.digits()
+    experiment = configure.experiment(config, "tiny")
+    params = experiment.init(jax.random.key(0))
+    shortest, sixteen = (error_curve(experiment, params, **o)[1] for o in ({"seconds": 0.0}, {"num": 16}))
+    more = error_curve(experiment, params, num=64)[1]
+    for name in ("train", "test"):
+        np.testing.assert_array_equal(shortest[name], sixteen[name])
+        assert not np.array_equal(more[name], sixteen[name])
+        np.testing.assert_allclose(more[name][0], 1.0, atol=0.15)  # a new network predicts about no noise
+
+
+def test_pictures_at_the_end_fit_their_time(tmp_path, capsys, monkeypatch):
+    """An evaluation of a second, a sampler of so many, and a budget for 3 samples: 3 are drawn, and no paths."""
+    experiment = configure.experiment(tiny.digits(), "tiny")
+    params = experiment.init(jax.random.key(0))
+    pictures = finish.Pictures(experiment, tmp_path, run_log.Log(tmp_path, 0), 8, 8)
+    per_sample = experiment.sampler.evaluations
+    assert per_sample == 4 + 1  # a multistep rule in four steps, and the denoising
+    written = pictures.at_the_end(params, 7, budget=3.5 * per_sample, evaluation=1.0)
+    assert "drawing 3 samples, not 8, since each takes about 5.0 s" in capsys.readouterr().out
+    assert [path.name for path in written] == ["7.png", "loss_by_log_snr.png"]
+    assert not (tmp_path / "trajectory.png").exists()
+    written = pictures.at_the_end(params, 8)
+    assert "drawing 8 samples\n" in capsys.readouterr().out and (tmp_path / "trajectory.png").exists()
+
+
+def test_pictures_can_be_left_out(tmp_path):
+    tiny.trained(tmp_path)
+    assert not list(tmp_path.rglob("*.png"))
+    assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 8
