@@ -1,15 +1,15 @@
 """Speed as ratios against named baselines, all in one run on one machine.
 
     python main.py --config=configs/vp_digits.py --mode=train
-    python -m benchmarks.run                      # all five; or --only=train,likelihood,sampler,devices,orders
+    python -m benchmarks.run                      # all four; or --only=train,sampler,devices,orders
+
+Likelihoods have a benchmark of their own, benchmarks/likelihood.py.
 
 1. train: the compiled training step against the same U-Net in PyTorch (needs the extra `bench`; left out without it).
-2. likelihood: the solve on device against SciPy's RK45 on the host, score_sde's design (one joint solve of the batch,
-   a call to the device per stage, reverse-mode divergence, rtol = atol = 1e-5): at equal tolerance, and at equal
-   answer, which is our default tolerance where its error is below a tenth of the standard error.
-3. sampler: the adaptive sampler against the same host loop.
-4. devices: one training step on 1 and on 4 pretended CPU devices, which share the same cores.
-5. orders: a training step of orders 2 and 3 of score matching against order 1: seconds, operations and temporary
+2. sampler: the adaptive sampler against SciPy's RK45 on the host, score_sde's design (one joint solve of the batch, a
+   call to the device per stage, rtol = atol = 1e-5).
+3. devices: one training step on 1 and on 4 pretended CPU devices, which share the same cores.
+4. orders: a training step of orders 2 and 3 of score matching against order 1: seconds, operations and temporary
    memory, the last two in XLA's count, with and without recomputed blocks.
 """
 
@@ -18,20 +18,17 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.integrate import solve_ivp
 
+from benchmarks.host import HostField
 from benchmarks.timing import median_seconds
 from configs import digits_orders, vp_digits
 from experiments.common import step_cost
 from scoreflow import configure, train
-from scoreflow.evaluators.likelihood import make_log_prob
 from scoreflow.experiment import INIT, Experiment, load_params
 from scoreflow.runs import parallel, workdir
 from scoreflow.samplers.adaptive import Adaptive
@@ -115,69 +112,6 @@ def _trained(folder: Path) -> tuple[Experiment, Params]:
     return experiment, load_params(experiment, folder, workdir.newest(folder))
 
 
-class HostField:
-    """A field on the device as SciPy's solver calls it on the host: it counts its calls.
-
-    Args:
-      run: compiled (t, x) -> arrays whose first axes are that of x.
-      shape: of x.
-    """
-
-    def __init__(self, run: Callable, shape: tuple[int, ...]):
-        self.run, self.shape, self.calls = run, shape, 0
-
-    def __call__(self, t: float, state: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        x = jnp.asarray(state[: np.prod(self.shape)].reshape(self.shape), jnp.float32)
-        return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in self.run(jnp.float32(t), x)])
-
-    def solve(self, span: tuple[float, float], start: np.ndarray) -> tuple[np.ndarray, float]:
-        """The last state, and seconds of one joint RK45 solve of the whole batch, after a call that compiles."""
-        self(span[0], start)
-        self.calls, began = 0, time.perf_counter()
-        last = solve_ivp(self, span, start.astype(np.float64), method="RK45", rtol=1e-5, atol=1e-5).y[:, -1]
-        return last, time.perf_counter() - began
-
-
-def _host_log_prob(
-    experiment: Experiment, params: Params, x: np.ndarray, probe: jax.Array
-) -> tuple[np.ndarray, float, int]:
-    """score_sde's likelihood: log p [B], seconds, and evaluations of the drift and its divergence."""
-    model = experiment.model
-    drift = probability_flow(model.process, model.score(params))
-
-    @parallel.jit
-    def augmented(t, x):
-        velocity, pull_back = jax.vjp(lambda x: drift(jnp.full(len(x), t), x), x)
-        return velocity, (probe * pull_back(probe)[0]).reshape(len(x), -1).sum(1)
-
-    field, start = HostField(augmented, x.shape), np.concatenate([np.ravel(x), np.zeros(len(x))])
-    last, seconds = field.solve((model.t_min, 1.0), start)
-    prior = model.terminal(params).log_prob(jnp.asarray(last[: x.size].reshape(x.shape), jnp.float32))
-    return np.asarray(prior) + last[x.size :], seconds, field.calls
-
-
-def bench_likelihood(folder: Path, n: int = 120) -> None:
-    """The likelihood on the device against the host loop."""
-    experiment, params = _trained(folder)
-    evaluation = configure.evaluation(vp_digits.get_config())
-    options = evaluation.options._replace(batch_size=n)
-    context = evaluation._replace(options=options).context(experiment, params)
-    keys = jax.random.split(jax.random.key(0), n)
-    x = np.asarray(context.rule(params, jax.random.key(1), experiment.data.test.x[:n]).x)
-    probe = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
-    theirs, host_seconds, calls = _host_log_prob(experiment, params, x, probe)
-    error = float(np.std(theirs / context.scale) / np.sqrt(n))
-    for name, tolerance in (("at equal tolerance 1e-5", 1e-5), ("at the default tolerance", options.rtol)):
-        solve = make_log_prob(context._replace(options=options._replace(rtol=tolerance, atol=tolerance)))
-        seconds = median_seconds(lambda solve=solve: solve("timed", keys, x).logp, 2)
-        solution = solve("timed", keys, x)
-        difference = float(np.mean(theirs - solution.logp) / context.scale)
-        nfe = f"nfe {solution.nfe.mean():.0f} against {calls}"
-        remark = f"{difference:+.1e} bits/dim apart, standard error {error:.1e}; {nfe}"
-        _print_row(f"likelihood {name}", seconds, host_seconds, "s", remark)
-
-
 def bench_sampler(folder: Path, n: int = 100) -> None:
     """The adaptive sampler on the device against the host loop."""
     experiment, params = _trained(folder)
@@ -237,7 +171,7 @@ def main() -> None:
     """Parses the flags and prints the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "vp_digits", help="a trained vp_digits")
-    parser.add_argument("--only", default="train,likelihood,sampler,devices,orders")
+    parser.add_argument("--only", default="train,sampler,devices,orders")
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
@@ -245,12 +179,11 @@ def main() -> None:
         return
     print(f"{parallel.describe()}, {os.cpu_count()} cores, jax {jax.__version__}; ratio above 1: ours is faster")
     alone = {"train": bench_train, "devices": bench_devices, "orders": bench_orders}
-    of_a_run = {"likelihood": bench_likelihood, "sampler": bench_sampler}
     for name in arguments.only.split(","):
         if name in alone:
             alone[name]()
         else:
-            of_a_run[name](arguments.workdir)
+            bench_sampler(arguments.workdir)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def make(recipe: str | None, seed: int, *, fast: bool) -> tuple[Experiment, trai
         if variant == "qc":
             config.penalty.coefficient = coefficient
     config.seed, config.init_from = seed, ""
-    config.eval.update({"draws": 1, "check": 24, "num_samples": 1000, "baseline": False})
+    config.eval.update({"solver": "adaptive", "draws": 1, "check": 24, "num_samples": 1000, "baseline": False})
     config.eval.update({"symmetry": 40, "symmetry_probes": 4, "tolerances": 20})
     if fast:
         config.model.update(common.SMALL_MLP)

@@ -39,7 +39,7 @@ def config_of(order: int, seed: int, steps: int, *, fast: bool) -> ConfigDict:
         config.training.update({"steps": steps, "warmup": min(50, steps // 4)})
     if order > 1:
         config.loss.ramp = min(100, steps // 2)
-    config.eval.update({"draws": 2, "bound_times": 50, "num_samples": 1000, "baseline": False})
+    config.eval.update({"solver": "adaptive", "draws": 2, "bound_times": 50, "num_samples": 1000, "baseline": False})
     if fast:
         config.model.update(common.SMALL_MLP)
         config.training.update({"batch_size": 16})

@@ -121,6 +121,13 @@ class Model(NamedTuple):
             return scores.constrained(self.energy(params, train=train, key=key))
         return self._unconstrained(params, train=train, key=key)
 
+    def in_float32(self) -> "Model":
+        """The same model with a network that computes in float32; itself where it does."""
+        network = self.network
+        if not isinstance(network, Network) or network.precise is None:
+            return self
+        return self._replace(network=network._replace(apply=network.precise, precise=None))
+
     def energy(self, params: Params, *, train: bool = False, key: Key | None = None) -> scores.Energy:
         """energy(x, t, cond) -> [B], whose negative gradient is the score; only where `energy_power` is not 0."""
         free = self._unconstrained(params, train=train, key=key)

@@ -25,10 +25,12 @@ def test_the_entropy_is_found_in_few_evaluations(gaussian, tmp_path):
     metrics = likelihood(context, draws=1, check=60).metrics["likelihood"]
     assert abs(metrics["nats"].value - ENTROPY) < 4 * metrics["nats"].stderr
     assert metrics["likelihood_nfe"] == 8 and abs(metrics["solver_error"].value) < 2e-3
-    tight = likelihood(context_of(experiment, evaluation, rtol=1e-5, atol=1e-5, num_test=500), draws=1, check=1)
+    tight = likelihood(
+        context_of(experiment, evaluation, solver="adaptive", rtol=1e-5, atol=1e-5, num_test=500), draws=1, check=1
+    )
     apart = metrics["nats"].value - tight.metrics["likelihood"]["nats"].value
     assert abs(apart) < 0.1 * metrics["nats"].stderr
-    assert metrics["pilot_nfe"] == (97 + 2 * 16) * 32 / 500
+    assert metrics["pilot_nfe"] == (3 * 49 + 2 * (8 + 15)) * 4 / 500
 
 
 def test_chosen_nodes_are_kept_and_chosen_again_where_they_are_damaged(gaussian, tmp_path, monkeypatch, capfd):
@@ -59,7 +61,7 @@ def test_where_no_nodes_are_good_enough_it_is_said(gaussian, capfd, monkeypatch)
     context = context_of(experiment, evaluation, solver="multistep", num_test=100)
     x, keys = np.asarray(experiment.data.test.x[:8]), jax.random.split(jax.random.key(0), 8)
     assert set(density.make_log_prob(context).solve("any", keys, x).nfe.tolist()) == {nodes.PILOT}
-    assert "no 12 nodes were good enough on 32 training examples, so 97 are used" in "".join(capfd.readouterr())
+    assert "no 12 nodes were good enough on 4 training examples, so 49 are used" in "".join(capfd.readouterr())
 
 
 def test_with_labels_each_class_is_exact_in_few_evaluations(tmp_path):
@@ -136,3 +138,19 @@ def test_the_probe_has_less_noise_than_on_the_whole_trace(gaussian):
         ]
         noise[solver] = np.std(draws, axis=0).mean()
     assert noise["multistep"] < 0.1 * noise["adaptive"]
+
+
+@jax.numpy_rank_promotion("allow")
+def test_densities_of_a_bfloat16_network_are_those_in_float32(tmp_path):
+    scored = {}
+    for dtype in ("float32", "bfloat16"):
+        model = {"name": "unet", "channels": 8, "multipliers": (1,), "dtype": dtype}
+        config = tiny.digits(model=model, eval__draws=1, eval__pilot=2)
+        experiment = configure.experiment(config, "tiny")
+        params = experiment.model.init(jax.random.key(0), experiment.space.shape)
+        params = jax.tree.map(lambda leaf: leaf + 0.02, params)
+        scored[dtype] = likelihood(configure.evaluation(config, tmp_path).context(experiment, params), draws=1, check=2)
+    one, other = (scored[dtype].metrics["likelihood"]["bits_per_dim"] for dtype in scored)
+    assert one == other
+    said = {dtype: any("in float32" in note for note in scored[dtype].tables[0].notes) for dtype in scored}
+    assert said == {"float32": False, "bfloat16": True}

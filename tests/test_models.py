@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow.models import Network, count_params, layers, network
+from scoreflow.models import Network, count_params, layers, network, with_parts
 from scoreflow.models.mlp import ResidualMLP
 from scoreflow.models.unet import UNet, downsample, upsample
 
@@ -147,6 +147,20 @@ def test_remat_changes_neither_the_function_nor_its_gradient():
 
 
 @pytest.mark.slow
+def test_a_bfloat16_network_has_a_float32_one_with_the_same_parameters():
+    module = UNet(channels=16, multipliers=(1,), blocks=1, dtype=jnp.bfloat16)
+    low, full = network(module), network(module.clone(dtype=None))
+    params = full.init(jax.random.key(0), (2, 8, 8, 1))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    inputs = jax.random.normal(jax.random.key(2), (2, 8, 8, 1)), jnp.zeros(2)
+    assert full.precise is None and low.precise is not None
+    np.testing.assert_array_equal(low.precise(params, *inputs), full.apply(params, *inputs))
+    assert np.abs(low.apply(params, *inputs) - full.apply(params, *inputs)).max() > 1e-4
+    parts = with_parts(low, more=lambda key, x_shape: {})
+    assert parts.precise is not None
+    np.testing.assert_array_equal(parts.precise({"score": params}, *inputs), full.apply(params, *inputs))
+
+
 def test_bfloat16_stays_inside():
     module = UNet(channels=16, multipliers=(1,), blocks=1, dtype=jnp.bfloat16)
     net, exact = jitted(module), jitted(UNet(channels=16, multipliers=(1,), blocks=1))

@@ -1,5 +1,6 @@
 """The multistep likelihood: exact for Gaussian data, of its order for others, and nodes chosen by what a pilot meets."""
 
+import functools
 import itertools
 
 import jax
@@ -178,15 +179,16 @@ def test_labels_choose_the_gaussian_of_their_class():
     assert np.all(np.isfinite(multistep.density_of(path, end, each.of(cond, 3), rule).logp))
 
 
-def test_nodes_that_are_repeated_at_the_end_change_nothing():
-    process, t = PROCESSES["vp"], nodes.even(PROCESSES["vp"], 1e-3, 1.0, 13)
-    x = np.random.default_rng(6).normal(size=(3, 1)).astype(np.float32)
-    run = lambda t: multistep.follow(
-        process, TOY.score(process), gaussian.standard(1), multistep.rule_at(process, t, 3), x, probe=np.ones_like(x)
-    )
-    assert len(nodes.padded(t)) == 16 and len(nodes.padded(np.arange(70.0))) == 70
-    for short, long in zip(run(t)[:2], run(nodes.padded(t))[:2]):
-        np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-6)
+def test_a_padded_rule_gives_the_same_with_the_same_evaluations():
+    process = PROCESSES["vp"]
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(3, 1)), jnp.float32)
+    rule, end = rule_of(process, 1e-3, 12, 3), terminal.prior(process)
+    options = {"gaussian": gaussian.standard(1, 0.5)}
+    run = lambda rule: multistep.log_prob(process, TOY.score(process), end, jax.random.key(0), x, rule=rule, **options)
+    short, long = run(rule), run(multistep.padded(rule))
+    assert len(multistep.padded(rule).t) == 64 and len(multistep.padded(multistep.padded(rule)).t) == 64
+    np.testing.assert_allclose(short.logp, long.logp, rtol=1e-6)
+    np.testing.assert_array_equal(long.nfe, 13)
 
 
 def test_weights_integrate_polynomials_of_the_degree_of_their_nodes():
@@ -280,7 +282,8 @@ def met(q, rate, slope=None, pull=None):
     """What a pilot of len(rate[0]) examples would have met, in one dimension."""
     rate = np.asarray(rate)
     zeros = np.zeros((*rate.shape, 1))
-    return multistep.Nodes(zeros if slope is None else slope, rate, zeros if pull is None else pull)
+    slope, pull = (zeros if each is None else each for each in (slope, pull))
+    return multistep.Nodes(slope, rate, pull, np.zeros_like(pull))
 
 
 def bumps(q):
@@ -288,70 +291,138 @@ def bumps(q):
     return np.stack([np.exp(-((q - c) ** 2) / s) for c, s in ((0.0, 0.5), (1.0, 0.8), (-1.5, 0.3))], 1)
 
 
+def plans(q, met, order, most):
+    """Of nodes of the pilot alone."""
+    return nodes.plans(q, *nodes.integrands(q, met, q), order, most)
+
+
 @pytest.mark.parametrize("order", [2, 3])
 def test_the_expected_error_is_that_of_the_rule_on_the_integrand(order):
     """Of a known integrand: the exact integral minus the rule's, the sum of all its steps."""
     q = np.linspace(-4.0, 4.0, 41)
-    found = nodes.plans(q, met(q, bumps(q)), order, 12)[10]
+    found = plans(q, met(q, bumps(q)), order, 12)[10]
     at = q[found.nodes]
     rule = np.zeros(3)
     for n in range(1, len(at)):
         around = np.arange(n, max(n - order, -1), -1)
         rule += multistep.weights(at, n - 1, around) @ bumps(at[around])
     fine = np.linspace(-4.0, 4.0, 20001)
-    np.testing.assert_allclose(found.error, np.trapezoid(bumps(fine), fine, axis=0) - rule, atol=2e-5)
+    np.testing.assert_allclose(found.error, rule - np.trapezoid(bumps(fine), fine, axis=0), atol=2e-5)
 
 
 def test_an_error_of_the_place_counts_by_the_gradient_of_the_density():
     """With a constant gradient, slopes have the effect of rates: the sum is what (1) says."""
     q = np.linspace(-4.0, 4.0, 31)
     slope, pull = bumps(q)[..., None] * [1.0, -0.5], np.broadcast_to([2.0, 1.0], (31, 3, 2))
-    alone = nodes.plans(q, met(q, 1.5 * bumps(q)), 3, 8)[8]
-    both = nodes.plans(q, met(q, 0 * bumps(q), slope, pull), 3, 8)[8]
+    alone = plans(q, met(q, 1.5 * bumps(q)), 3, 8)[8]
+    both = plans(q, met(q, 0 * bumps(q), slope, pull), 3, 8)[8]
     np.testing.assert_array_equal(alone.nodes, both.nodes)
     np.testing.assert_allclose(alone.error, both.error, atol=1e-12)
+
+
+def bent(q):
+    """Values of a pilot of three examples in one dimension where the place matters too."""
+    values = bumps(q)
+    slope, pull, bend = 0.3 * values[..., ::-1], 1.0 + 0.1 * values, 0.5 + values
+    return multistep.Nodes(slope[..., None], values, pull[..., None], bend[..., None])
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_local_error_is_that_of_corrector_and_predictor(order):
+    q = np.sort(np.random.default_rng(0).uniform(-3, 3, 12))
+    end, place = nodes.integrands(q, bent(q), q)
+    for i, j, k in ((0, 1, 2), (0, 4, 6), (3, 5, 9), (5, 8, 11), (2, 3, 4)):
+        m = max(2 * i - j, 0)
+        before = [j, i, m][: 2 if m == i else order]
+        at = np.sort([*before, k])
+        step = np.searchsorted(at, j)
+        wanted = 0.0
+        for of, used, factor in ((end, [k, *before[: order - 1]], 1.0), (place, before, q[k] - q[j])):
+            rule = multistep.weights(q[at], step, np.searchsorted(at, used)) @ of.value[k, used]
+            wanted = wanted + factor * (rule - of.area[k, k] + of.area[k, j])
+        np.testing.assert_allclose(nodes.local_errors(q, end, place, order, k)[i, j], wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_no_other_nodes_have_a_smaller_sum_of_errors(order):
     q = np.linspace(-3.0, 3.0, 11)
-    values = met(q, bumps(q))
-    first, later = (nodes.local_errors(q, nodes.effects(values), each) for each in (2, order))
-    size = lambda error: np.sqrt(np.mean(error**2))
+    values = bent(q)
+    both = nodes.integrands(q, values, q)
+    first, size = nodes.first_errors(q, *both), lambda error: np.sqrt(np.mean(error**2))
 
     def cost(path):
         steps = zip(path, path[1:], path[2:])
-        return size(first[path[1]][0, 0]) + sum(size(later[k][j, 0 if order == 2 else i]) for i, j, k in steps)
+        later = (size(nodes.local_errors(q, *both, order, k)[i, j]) for i, j, k in steps)
+        return size(first[path[1]]) + sum(later)
 
-    found = nodes.plans(q, values, order, 5)
+    found = plans(q, values, order, 5)
     for steps in (2, 4, 5):
         best = min(cost((0, *inner, 10)) for inner in itertools.combinations(range(1, 10), steps - 1))
         assert len(found[steps].nodes) == steps + 1 and cost(found[steps].nodes.tolist()) == pytest.approx(best)
 
 
-def test_the_fewest_nodes_are_chosen_whose_measured_error_is_small_enough():
-    q = np.linspace(-4.0, 4.0, nodes.PILOT)
-    values = met(q, bumps(q))
-    tried = []
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_expected_error_is_the_one_that_is_measured(order):
+    """Of a mixture with its exact score, by the rule on few nodes and on many."""
+    process, start, around = PROCESSES["vp"], 1e-3, gaussian.standard(1, 0.5)
+    score, end = TOY.score(process), terminal.prior(process)
+    x = jnp.asarray(TOY.sample(np.random.default_rng(5), 200), jnp.float32).reshape(-1, 1)
+    t = nodes.even(process, start, process.horizon, 97)
 
-    def measure(path, order):
-        tried.append(len(path))
-        return Estimate({8: 0.5, 12: 0.3, 16: 0.1}.get(len(path), 0.01) * (-1) ** order, 0.02)
+    @functools.partial(jax.jit, static_argnames="keep")
+    def run(rule, keep=False):
+        path = multistep.follow(process, score, around, rule, x, probe=jnp.ones_like(x), keep=keep)
+        return multistep.density_of(path, end, around.of(None, len(x)), rule).logp, path.nodes
+
+    _, pilot = run(multistep.rule_at(process, t, 3), keep=True)
+    truth, _ = run(rule_of(process, start, 400, 3))
+    q = multistep.q_at(process, t)
+    plan = plans(q, pilot, order, 31)[31]
+    measured = run(multistep.rule_at(process, t[plan.nodes], order))[0] - truth
+    assert np.std(plan.error - measured) < 0.15 * np.std(measured)
+    straight = nodes.integrands(q, pilot._replace(bend=0 * pilot.bend), q)
+    of_correctors = nodes.expected(q, *straight, plan.nodes, order)
+    assert np.std(of_correctors - measured) > 0.5 * np.std(measured)
+
+
+def test_a_pilot_of_half_the_nodes_expects_nearly_the_same():
+    """Interpolated onto nodes in between, it is the integral of a smooth function all the same."""
+    q = np.linspace(-4.0, 4.0, 65)
+    fine = nodes.halved(q)
+    np.testing.assert_allclose(fine, np.linspace(-4.0, 4.0, 129), atol=1e-12)
+    path = np.asarray([0, 13, 31, 44, 61, 70, 77, 90, 101, 115, 128])
+    few, many = (nodes.expected(fine, *nodes.integrands(at, bent(at), fine), path, 3) for at in (q, fine))
+    np.testing.assert_allclose(few, many, atol=1e-4)
+    assert np.abs(many).min() > 1e-2
+
+
+def test_the_fewest_nodes_are_chosen_whose_measured_error_is_small_enough():
+    """Nothing is expected to be left, and what is measured falls with the fourth power of the number of nodes."""
+    q = np.linspace(-4.0, 4.0, nodes.PILOT)
+    values, tried = met(q, 0 * bumps(q)), []
+
+    def measure(nodes, order):
+        tried.append((len(nodes), order))
+        return Estimate((10 / len(nodes)) ** 4 * (1.0 if order == 2 else 1.2), 0.02)
 
     choice = nodes.choose(q, values, measure, 0.15)
-    assert len(choice.nodes) == 16 and abs(choice.error.value) == 0.1
-    assert choice.evaluations == sum(16 if n <= 16 else 32 for n in tried)
-    assert choice.nodes[0] == 0 and choice.nodes[-1] == nodes.PILOT - 1
-    never = nodes.choose(q, values, lambda path, order: Estimate(1.0, 0.0), 0.15)
-    assert len(never.nodes) == nodes.PILOT and never.order == multistep.ORDER and np.isnan(never.error.value)
+    assert len(choice.q) == 17 and choice.order == 2 and choice.error.value == pytest.approx((10 / 17) ** 4)
+    assert choice.tried == tuple(count for count, _ in tried)
+    # of order p an error e at K nodes is taken to fall below 0.15 at K (e / 0.15)^(1 / 2p) nodes
+    assert tried == [(8, 2), (8, 3), (14, 3), (16, 3), (17, 2), (17, 3)]
+    assert choice.q[0] == -4.0 and choice.q[-1] == 4.0
+    never = nodes.choose(q, values, lambda nodes, order: Estimate(1.0, 0.0), 0.15)
+    assert len(never.q) == nodes.PILOT and never.order == multistep.ORDER and np.isnan(never.error.value)
 
 
 def test_plans_that_promise_too_little_are_not_tried():
     q = np.linspace(-4.0, 4.0, nodes.PILOT)
     values, tried = met(q, bumps(q)), []
-    promised = [mean_estimate(nodes.plans(q, values, order, 7)[7].error) for order in (2, 3)]
-    asked = min(max(abs(error.value), error.stderr) for error in promised) / 2.1
-    nodes.choose(q, values, lambda path, order: tried.append(len(path)) or Estimate(0.0, 0.0), asked)
+    grid = nodes.halved(q)
+    both = nodes.integrands(q, values, grid)
+    promised = [mean_estimate(nodes.plans(grid, *both, order, 7)[7].error) for order in (2, 3)]
+    asked = min(max(abs(error.value), error.stderr) for error in promised) / 1.1
+    nodes.choose(q, values, lambda nodes, order: tried.append(len(nodes)) or Estimate(0.0, 0.0), asked)
     assert tried and min(tried) > 8
 
 

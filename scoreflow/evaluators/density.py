@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow.data import UNREADABLE
+from scoreflow.divergence import Divergence, hutchinson
 from scoreflow.evaluators.context import Context, Examples
 from scoreflow.likelihood import LogProb, multistep, nodes, ode
 from scoreflow.likelihood import gaussian as gaussians
@@ -19,7 +20,9 @@ from scoreflow.types import Key
 _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that measures another's error
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _AT_A_TIME = 500
-_VERSION = 1  # of how nodes are chosen, and of what is kept of them
+_PILOTED = 16  # examples of the pilot at a time, each with a gradient
+_GRADIENT = 3  # evaluations in whose time one with its gradient is done, see docs/performance.md
+_VERSION = 2  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples
 
 LogDensity = Callable[..., LogProb]
@@ -45,7 +48,7 @@ def make_log_prob(context: Context) -> Method:
 
 
 def _adaptive(context: Context) -> Method:
-    model, options = context.experiment.model, context.options
+    model, options = context.model, context.options
 
     def solve(inputs, keys, x, cond):
         params, rtol, atol = inputs
@@ -89,18 +92,21 @@ class Chosen(NamedTuple):
 
 
 def _multistep(context: Context) -> Method:
-    model = context.experiment.model
+    model, options = context.model, context.options
 
-    def solve(inputs, keys, x, cond):
-        params, gaussian, rule = inputs
-        score, terminal, divergence = model.score(params), model.terminal(params), context.options.divergence
-        solution = multistep.log_prob(
-            model.process, score, terminal, keys, x, cond, gaussian=gaussian, rule=rule, divergence=divergence
-        )
-        return solution._replace(last=None)
+    def runner(divergence: Divergence) -> Callable:
+        def solve(inputs, keys, x, cond):
+            params, gaussian, rule = inputs
+            score, terminal = model.score(params), model.terminal(params)
+            known = {"gaussian": gaussian, "rule": rule, "divergence": divergence}
+            return multistep.log_prob(model.process, score, terminal, keys, x, cond, **known)._replace(last=None)
 
-    gaussian, chosen = _kept(context, lambda: _choose(context, solve))
-    run = context.in_batches(solve)
+        return context.in_batches(solve)
+
+    run = runner(options.divergence)
+    # the pilot always takes probes: a gradient of the exact divergence needs the memory of d networks
+    probed = run if options.divergence is hutchinson else runner(hutchinson)
+    gaussian, chosen = _kept(context, lambda: _choose(context, probed))
     rules = {finer: _rule(context, chosen, finer=finer) for finer in (False, True)}
 
     def by_rule(name: str, keys: Key, x: Any, cond: Any = None, *, finer: bool = False) -> LogProb:
@@ -110,9 +116,9 @@ def _multistep(context: Context) -> Method:
 
 
 def _rule(context: Context, chosen: Chosen, *, finer: bool) -> multistep.Rule:
-    process = context.experiment.model.process
+    process = context.model.process
     t = nodes.refined(process, chosen.t) if finer else chosen.t
-    return multistep.rule_at(process, t, multistep.ORDER if finer else int(chosen.order))
+    return multistep.padded(multistep.rule_at(process, t, multistep.ORDER if finer else int(chosen.order)))
 
 
 def _kept(context: Context, make: Callable[[], tuple[Gaussian, Chosen]]) -> tuple[Gaussian, Chosen]:
@@ -150,46 +156,47 @@ def fit_gaussian(context: Context) -> Gaussian:
     return gaussians.undiffused(fitted, process.alpha(start), process.sigma(start))
 
 
-def _choose(context: Context, solve: Callable) -> tuple[Gaussian, Chosen]:
+def _choose(context: Context, run: Callable) -> tuple[Gaussian, Chosen]:
     """Fits the Gaussian and lets a pilot of training examples choose the nodes for the error that is asked for."""
-    model, options = context.experiment.model, context.options
-    process, gaussian, examples = model.process, fit_gaussian(context), _pilot_examples(context)
-    count, size = len(examples.x), parallel.rounded_up(len(examples.x))
+    model, options = context.model, context.options
+    process, gaussian, examples = model.process, fit_gaussian(context), pilot_examples(context)
     t = nodes.even(process, context.start, float(process.horizon))
 
     def follow(inputs, keys, x, cond):
         params, gaussian, rule = inputs
-        probe, score = ode.probes(keys, x), model.score(params)
-        path = multistep.follow(
-            process, score, gaussian, rule, x, cond, probe=probe, divergence=options.divergence, keep=True
-        )
+        score, probe = model.score(params), ode.probes(keys, x)
+        path = multistep.follow(process, score, gaussian, rule, x, cond, probe=probe, keep=True)
         logp = multistep.density_of(path, model.terminal(params), gaussian.of(cond, len(x)), rule).logp
         return logp, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
 
-    def rule_at(t: np.ndarray, order: int) -> tuple:
-        return context.params, gaussian, multistep.rule_at(process, t, order)
-
     data = examples.keys, examples.x, examples.cond
-    truth, met = context.in_batches(follow, size)("pilot", rule_at(t, multistep.ORDER), *data)
-    finite = np.isfinite(truth)
+    inputs = context.params, gaussian, multistep.rule_at(process, t, multistep.ORDER)
+    logp, met = context.in_batches(follow, _PILOTED)("pilot", inputs, *data)
+    finite = np.isfinite(logp)
     met = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1)[:, finite], met)
-    asked = options.error * float(np.std(truth[finite])) / np.sqrt(context.num_test)
-    run = context.in_batches(solve, size)
+    asked = options.error * float(np.std(logp[finite])) / np.sqrt(context.num_test)
 
-    def measure(path: np.ndarray, order: int) -> Estimate:
-        inputs = rule_at(nodes.padded(t[path]), order)
-        logp = run(f"pilot-{order}-{len(path)}", inputs, *data).logp
-        return mean_estimate((np.asarray(logp, np.float64) - truth)[finite])
+    def solve(name: str, t: np.ndarray, order: int) -> np.ndarray:
+        rule = multistep.padded(multistep.rule_at(process, t, order))
+        return np.asarray(run(name, (context.params, gaussian, rule), *data).logp, np.float64)
+
+    def measure(q: np.ndarray, order: int) -> Estimate:
+        few, name = nodes.between(process, q, t[0], t[-1]), f"{len(q)}-{order}"
+        many = solve(f"pilot-many-{name}", nodes.refined(process, few), multistep.ORDER)
+        return mean_estimate((solve(f"pilot-few-{name}", few, order) - many)[finite])
 
     choice = nodes.choose(multistep.q_at(process, t), met, measure, asked)
+    count = len(logp)
     if np.isnan(choice.error.value):
         most = f"no {max(nodes.COUNTS)} nodes were good enough on {count} training examples, so {len(t)} are used"
         report.warn(f"{most}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
-    evaluations = (len(t) + choice.evaluations) * count
-    return gaussian, Chosen(t[choice.nodes], np.asarray(choice.order), np.asarray(evaluations))
+    evaluations = (_GRADIENT * len(t) + sum(3 * tried - 1 for tried in choice.tried)) * count
+    chosen = nodes.between(process, choice.q, t[0], t[-1])
+    return gaussian, Chosen(chosen, np.asarray(choice.order), np.asarray(evaluations))
 
 
-def _pilot_examples(context: Context) -> Examples:
+def pilot_examples(context: Context) -> Examples:
+    """Training examples, evenly spread over the split."""
     train = context.experiment.data.train
     count = min(context.options.pilot, len(train.x))
     return context.points(train, np.linspace(0, len(train.x) - 1, count).astype(int), _SEED - 1)

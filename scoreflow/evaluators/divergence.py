@@ -31,7 +31,7 @@ def divergence_metrics(context: Context, count: int) -> dict[str, Estimate]:
     Where the density is known these are `j_sm`, `j_diff`, their sum `j_ode`, `j_f`, the divergence at T (`kl_end`) and
     with it that at t_min (`kl_from_parts`), which is of noised data.
     """
-    model, options, known = context.experiment.model, context.options, context.experiment.data.log_density
+    model, options, known = context.model, context.options, context.experiment.data.log_density
     process, data = model.process, context.examples(0, count)
     true_score = None if known is None else score_of(process, known)
     keywords = {"t_min": model.t_min, "true_score": true_score, "exact": options.divergence is divergences.exact}

@@ -43,7 +43,7 @@ def horizon_metrics(context: Context, horizons: tuple[float, ...], num_times: in
       is another and valid there, with the run's distribution (`fitted`); `gain_nats` and `gain`, of the second over the
       first on the same draws; `slope_prior` and `slope_fitted` by T, whose sign says on which side the best T lies.
     """
-    model, data = context.experiment.model, context.examples()
+    model, data = context.model, context.examples()
     process, everywhere = model.process, model.family.anywhere
     times = np.array(sorted(horizons), np.float32)
 

@@ -22,7 +22,7 @@ def score_error(context: Context, *, score_error: CountOrZero = 0) -> Results | 
 
 def score_error_metrics(context: Context, count: int) -> dict[str, Estimate]:
     """Means over examples and times."""
-    model, data = context.experiment.model, context.examples(0, count)
+    model, data = context.model, context.examples(0, count)
     log_density = context.experiment.data.log_density
     assert log_density is not None
 

@@ -49,7 +49,7 @@ def symmetry(
 
 def symmetry_metrics(context: Context, count: int, times: int, probes: int) -> tuple[dict[str, Estimate], Curves]:
     """Means over examples and `times` even times from t_min on, and curves over time."""
-    model, data = context.experiment.model, context.examples(0, count)
+    model, data = context.model, context.examples(0, count)
     process, t_min = model.process, model.t_min
     t = t_min + (float(process.horizon) - t_min) * np.arange(times) / times
 
@@ -67,7 +67,7 @@ def rotation_maps(context: Context) -> tuple[dict[str, np.ndarray], float]:
 
     Rows run along the second axis of the plane, from below.
     """
-    model = context.experiment.model
+    model = context.model
     extent = 1.15 * float(np.abs(context.experiment.data.test.x).max())
     axis = np.linspace(-extent, extent, _POINTS)
     x = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2), jnp.float32)

@@ -45,6 +45,7 @@ class Rule(NamedTuple):
       alpha, sigma: of the process there, [K + 1].
       predictor: weights of the values at the nodes before, the nearest first, [K + 1, ORDER]; 0 for the first node.
       corrector: the same with the node itself in front.
+      live: whether there is a node, [K + 1] bool; those that `padded` adds are passed over.
     """
 
     t: jax.Array
@@ -52,6 +53,14 @@ class Rule(NamedTuple):
     sigma: jax.Array
     predictor: jax.Array
     corrector: jax.Array
+    live: jax.Array
+
+
+def padded(rule: Rule) -> Rule:
+    """The same rule with copies of its last node at the end, up to a multiple of 64: one program for many lengths."""
+    more = -len(rule.t) % 64
+    longer = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), rule)
+    return longer._replace(live=jnp.arange(len(longer.t)) < len(rule.t))
 
 
 def q_at(process: Process, t: np.ndarray) -> np.ndarray:
@@ -63,18 +72,24 @@ def q_at(process: Process, t: np.ndarray) -> np.ndarray:
 def rule_at(process: Process, t: np.ndarray, order: int) -> Rule:
     """The rule of an order, from 1 to `ORDER`, with nodes at times t [K + 1], which rise or fall.
 
-    The first steps look at the nodes that there are. A node that is repeated at the end changes nothing.
+    The first steps look at the nodes that there are.
     """
-    t, q = np.asarray(t, np.float64), q_at(process, t)
+    t = np.asarray(t, np.float64)
     with jax.enable_x64(True):
         alpha, sigma = (np.asarray(f(t), np.float64) for f in (process.alpha, process.sigma))
-    predictor, corrector = np.zeros((2, len(t), ORDER))
-    for n in range(1, len(t)):
-        if q[n] != q[n - 1]:
-            before, around = (np.arange(last, max(last - order, -1), -1) for last in (n - 1, n))
-            predictor[n, : len(before)] = weights(q, n - 1, before)
-            corrector[n, : len(around)] = weights(q, n - 1, around)
-    return Rule(*(jnp.asarray(each, jnp.float32) for each in (t, alpha, sigma, predictor, corrector)))
+    predictor, corrector = adams(q_at(process, t), order)
+    arrays = (jnp.asarray(each, jnp.float32) for each in (t, alpha, sigma, predictor, corrector))
+    return Rule(*arrays, live=jnp.ones(len(t), bool))
+
+
+def adams(q: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of predictor and corrector of nodes q [K + 1], [K + 1, ORDER] each in float64; see `Rule`."""
+    predictor, corrector = np.zeros((2, len(q), ORDER))
+    for n in range(1, len(q)):
+        before, around = (np.arange(last, max(last - order, -1), -1) for last in (n - 1, n))
+        predictor[n, : len(before)] = weights(q, n - 1, before)
+        corrector[n, : len(around)] = weights(q, n - 1, around)
+    return predictor, corrector
 
 
 def weights(q: np.ndarray, begin: int, nodes: np.ndarray) -> np.ndarray:
@@ -94,11 +109,13 @@ class Nodes(NamedTuple):
       slope: dw/dq, [K + 1, B, d].
       rate: the integrand of (3), [K + 1, B].
       pull: the gradient of log p_t with respect to w, [K + 1, B, d].
+      bend: the gradient of `rate` + `pull`^T `slope`, in which `pull` is held, with respect to w, [K + 1, B, d].
     """
 
     slope: jax.Array
     rate: jax.Array
     pull: jax.Array
+    bend: jax.Array
 
 
 class Path(NamedTuple):
@@ -138,7 +155,7 @@ def follow(
       cond: labels [B] int32 or None.
       probe: like x, for the divergence; None leaves it out, and `integral` is 0.
       divergence: its estimator.
-      keep: whether `nodes` is wanted.
+      keep: whether `nodes` is wanted, which takes a gradient at every node; not of a padded rule.
     """
     n, shape = x.shape[0], x.shape
     of, basis = gaussian.of(cond, n), gaussian.basis
@@ -154,21 +171,35 @@ def follow(
     def step(state: tuple, node: Rule) -> tuple[tuple, Nodes | None]:
         w, integral, slopes, rates = state
         spread, ahead = root(node.alpha, node.sigma), w + jnp.tensordot(node.predictor, slopes, 1)
-        x = (node.alpha * of.mean + spread.apply(basis, ahead)).reshape(shape)
-        field = functools.partial(residual, node=node)
-        value, trace = (field(x), jnp.zeros(n, x.dtype)) if probe is None else divergence(field, x, probe)
-        value, shrink = value.reshape(n, -1), Spectral(*(node.sigma / each for each in spread))
-        slope, rate = shrink.apply(basis, value), node.sigma * trace
+        shrink = Spectral(*(node.sigma / each for each in spread))
+
+        def evaluate(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = (node.alpha * of.mean + spread.apply(basis, w)).reshape(shape)
+            field = functools.partial(residual, node=node)
+            value, trace = (field(x), jnp.zeros(n, x.dtype)) if probe is None else divergence(field, x, probe)
+            return shrink.apply(basis, value.reshape(n, -1)), node.sigma * trace
+
+        met = None
+        if keep:
+            (slope, rate), gradient = jax.vjp(evaluate, ahead)
+            pull = -Spectral(*(1.0 / each**2 for each in shrink)).apply(basis, slope) - ahead
+            met = Nodes(slope, rate, pull, *gradient((pull, jnp.ones_like(rate))))
+        else:
+            slope, rate = evaluate(ahead)
         slopes, rates = (jnp.concatenate([a[None], b[:-1]]) for a, b in ((slope, slopes), (rate, rates)))
         w = w + jnp.tensordot(node.corrector, slopes, 1)
         integral = integral + jnp.tensordot(node.corrector, rates, 1)
-        met = Nodes(slope, rate, -Spectral(*(1.0 / each for each in shrink)).apply(basis, value) - ahead)
-        return (w, integral, slopes, rates), met if keep else None
+        return (w, integral, slopes, rates), met
 
     whiten = Spectral(*(1.0 / each for each in root(rule.alpha[0], rule.sigma[0])))
     w = whiten.apply(basis, x.reshape(n, -1) - rule.alpha[0] * of.mean)
     state = (w, jnp.zeros(n, x.dtype), jnp.zeros((ORDER, *w.shape), x.dtype), jnp.zeros((ORDER, n), x.dtype))
-    (w, integral, _, _), nodes = jax.lax.scan(step, state, rule)
+    if keep:
+        (w, integral, _, _), nodes = jax.lax.scan(step, state, rule)
+    else:
+        pass_over = lambda state, node: (state, None)
+        live_step = lambda state, node: jax.lax.cond(node.live, step, pass_over, state, node)
+        (w, integral, _, _), nodes = jax.lax.scan(live_step, state, rule)
     last = rule.alpha[-1] * of.mean + root(rule.alpha[-1], rule.sigma[-1]).apply(basis, w)
     return Path(last.reshape(shape), integral, nodes)
 
@@ -211,7 +242,7 @@ def density_of(path: Path, terminal: Density, gaussian: Gaussian, rule: Rule) ->
     integral = path.integral + log_volume(gaussian, rule)
     prior = terminal.log_prob(path.last)
     ok = jnp.isfinite(prior + integral)
-    nfe = jnp.full(ok.shape, rule.t.shape[0], jnp.int32)
+    nfe = jnp.full(ok.shape, jnp.sum(rule.live), jnp.int32)
     return LogProb(jnp.where(ok, prior + integral, jnp.nan), prior, integral, nfe, ok, path.last)
 
 

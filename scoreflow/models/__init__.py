@@ -40,11 +40,13 @@ class Network(NamedTuple):
         or where they equal num_classes, the output of a class-conditional network is that of all classes together.
         Networks of `plus` may be told of augmentation, too (`types.Conditioning`); otherwise there was none.
       groups: names of the branches at the top of the parameter tree; () where the tree is the network's own.
+      precise: `apply` in float32, where `apply` computes with fewer bits; None where it does not.
     """
 
     init: Init
     apply: Apply
     groups: tuple[str, ...] = ()
+    precise: Apply | None = None
 
 
 def network(module: nn.Module) -> Network:
@@ -54,19 +56,24 @@ def network(module: nn.Module) -> Network:
         x = jnp.zeros((1, *x_shape[1:]))
         return module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32), False)["params"]
 
-    def apply(
-        params: Params,
-        x: jax.Array,
-        log_snr: jax.Array,
-        cond: Cond = None,
-        *,
-        train: bool = False,
-        key: Key | None = None,
-    ) -> jax.Array:
-        rngs = {"dropout": cast(Key, key)} if train else None
-        return cast(jax.Array, module.apply({"params": params}, x, log_snr, cond, train, rngs=rngs))
+    def apply_of(module: nn.Module) -> Apply:
+        def apply(
+            params: Params,
+            x: jax.Array,
+            log_snr: jax.Array,
+            cond: Cond = None,
+            *,
+            train: bool = False,
+            key: Key | None = None,
+        ) -> jax.Array:
+            rngs = {"dropout": cast(Key, key)} if train else None
+            return cast(jax.Array, module.apply({"params": params}, x, log_snr, cond, train, rngs=rngs))
 
-    return Network(init, apply)
+        return apply
+
+    low = getattr(module, "dtype", None) not in (None, jnp.float32)
+    precise = apply_of(module.clone(dtype=None)) if low else None
+    return Network(init, apply_of(module), precise=precise)
 
 
 MAIN, DEQUANTISER, TERMINAL, LATENT, MIXING = "score", "dequantiser", "terminal", "vae", "mixing"
@@ -103,10 +110,11 @@ def with_parts(net: Network, **branches: Init) -> Network:
         params = {name: init(k, x_shape) for k, (name, init) in zip(keys[1:], branches.items())}
         return {MAIN: net.init(keys[0], x_shape), **params}
 
-    def apply(params: Params, x: jax.Array, log_snr: jax.Array, *args, **options) -> jax.Array:
-        return net.apply(params[MAIN], x, log_snr, *args, **options)
+    def of_main(apply: Apply) -> Apply:
+        return lambda params, *args, **options: apply(params[MAIN], *args, **options)
 
-    return Network(init, apply, (MAIN, *branches))
+    precise = None if net.precise is None else of_main(net.precise)
+    return Network(init, of_main(net.apply), (MAIN, *branches), precise)
 
 
 def count_params(params: Params) -> int:

@@ -103,8 +103,15 @@ def velocity(process: Process, key: Key, n: int, *, t_min: float, cells: Count =
       cells: Number of cells of log-SNR.
     """
     top, bottom = process.log_snr(t_min), process.log_snr(process.horizon)
+    middles = top - (top - bottom) / cells * (jnp.arange(cells) + 0.5)
+    return by_cells(process, key, n, t_min=t_min, rate=process.alpha(process.inverse_log_snr(middles)) ** 2)
+
+
+def by_cells(process: Process, key: Key, n: int, *, t_min: float, rate: jax.Array) -> Times:
+    """Density in log-SNR proportional to `rate` [cells] in equal cells from t_min on, evenly spread over the batch."""
+    cells = rate.shape[0]
+    top, bottom = process.log_snr(t_min), process.log_snr(process.horizon)
     step = (top - bottom) / cells
-    rate = process.alpha(process.inverse_log_snr(top - step * (jnp.arange(cells) + 0.5))) ** 2
     mass = jnp.concatenate([jnp.zeros(1), step * jnp.cumsum(rate)])
     drawn = _unit_cells(key, n) * mass[-1]
     cell = jnp.clip(jnp.searchsorted(mass, drawn, side="right") - 1, 0, cells - 1)
