@@ -84,4 +84,5 @@ def sampler(
     run = functools.partial(sample, method) if isinstance(method, Rule) else method
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)
     evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
+    evaluations *= 1 if guidance == 1.0 else 2  # with and without the label
     return Sampler(functools.partial(run, denoise=denoise), process, grid, guidance, data_dependent, evaluations)
