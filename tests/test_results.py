@@ -327,6 +327,20 @@ def test_a_guided_sample_takes_two_evaluations_in_each_place():
     assert guided == 2 * plain == 2 * (4 + 1)
 
 
+def test_the_last_words_on_a_vae_name_the_stage_that_follows(tmp_path, capsys):
+    """Both of its names, which are allowed with what they go with; after that stage there is no further one to name."""
+    vae = {"vae": {"name": "mlp", "width": 8, "depth": 1, "latents": 2}, "decoder": {"name": "categorical"}}
+    said = {}
+    for name in ("alone", "joint", "frozen"):
+        source = {} if name == "alone" else {"init_from": str(tmp_path)}
+        experiment = configure.experiment(tiny.digits(**vae, **source, latent={"name": name}), name)
+        finish.end(experiment, tmp_path, 8, 1.0, [])
+        said[name] = capsys.readouterr().out
+        assert f"next:    python main.py --workdir={tmp_path} --mode=eval" in said[name]
+    words = f"then a score prior for this VAE: latent.name = joint or frozen, init_from = {tmp_path}"
+    assert [name for name, out in said.items() if words in out] == ["alone"]
+
+
 def test_pictures_can_be_left_out(tmp_path):
     tiny.trained(tmp_path)
     assert not list(tmp_path.rglob("*.png"))
