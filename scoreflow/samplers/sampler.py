@@ -27,7 +27,7 @@ class Sampler(NamedTuple):
       grid: times from T down to the last time; an adaptive sampler uses its ends.
       guidance: strength of classifier-free guidance; 1 for none.
       data_dependent: whether its number of steps depends on the data, so that each device must loop on its own.
-      evaluations: of the network behind a sample; where they depend on the data, a guess.
+      evaluations: of the network behind a sample, two for one under guidance; where they depend on the data, a guess.
     """
 
     run: Sample
