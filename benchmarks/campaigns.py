@@ -5,9 +5,10 @@
 
 kills    SIGKILL at random moments of train, eval, sample and stats. The command is then given again, until it is done;
          its results must be those of an undisturbed run to the last bit, and no file it leaves may be unreadable.
-inputs   settings of the wrong type, out of range, empty, huge, not a number or unknown, for every setting of every
+inputs   settings of the wrong type, out of range, empty, not a number or unknown, for every setting of every
          choice in turn; files and folders that hold something else than they should. Each must end in one line that
-         names setting and value, with exit code 1 or 2, and leave nothing behind.
+         names setting and value, with exit code 1 or 2, and leave nothing behind. Values that are allowed and too large
+         for the machine are not tried.
 flips    one flipped bit in a file of a checkpoint or of the cache. It must be found, or change no result.
 pairs    two trainings, two evaluations, and a training with an evaluation, at once.
 """

@@ -74,9 +74,10 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
         )
 
     def draw(params: Params, key: Key, n: int, partial: PartialResults = NONE) -> Drawn:
-        count = -(-n // size)
+        numbers = range(-(-n // size))
         batches = [
-            partial.get(f"samples-{i}", lambda: (0, 0, 0), lambda i=i: batch(params, key, i)) for i in range(count)
+            partial.get(f"samples-{i}", lambda: (0, 0, 0), lambda i=i: batch(params, key, i))
+            for i in report.progress(numbers, total=n, unit="sample", size=lambda i: min(size, n - i * size))
         ]
         x, nfe, finite = (np.concatenate(leaves)[:n] for leaves in zip(*batches))
         cond = labels(experiment, n, 0, label)
@@ -146,6 +147,11 @@ def write_examples(experiment: Experiment, path: Path, num: int = 64) -> bool:
     return True
 
 
+def num_paths(experiment: Experiment) -> int:
+    """Samples behind the picture of `write_trajectory`."""
+    return 1000 if experiment.data.shape == (2,) else 10
+
+
 def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Key, columns: int = 10) -> bool:
     """Draws samples as they form, at `columns` of the sampler's times from noise to data.
 
@@ -160,7 +166,7 @@ def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Ke
     images = experiment.data.num_levels and len(experiment.data.shape) == 3 and experiment.data.shape[-1] in (1, 3)
     if experiment.sampler.data_dependent or experiment.model.network.apply is None or not (points or images):
         return False
-    num = 1000 if points else 10
+    num = num_paths(experiment)
     keys = jax.random.split(key, parallel.rounded_up(num))
 
     def run(params, keys):

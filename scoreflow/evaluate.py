@@ -158,18 +158,18 @@ def prepare(experiment: Experiment, evaluation: Evaluation, folder: Path) -> Non
     """`--mode=stats`: takes the training data's features, which every evaluation on this data set then finds.
 
     Their mean and covariance are written to `statistics/<features>.npz` in the folder, in the form that other programs
-    read, and some of the examples to `data.png`.
+    read, and some of the examples to the `.png` of that name: a run's own `data.png` may be of other data.
     """
     for line in experiment.facts():
         report.say(f"data: {line}")
-    if draw.write_examples(experiment, folder / "data.png"):
-        report.say(f"data: some of them are in {folder / 'data.png'}")
     cache_dir, data, features = evaluation.cache_dir or caches.folder(), experiment.data, evaluation.options.features
     extract = extractor(features, data, cache_dir, evaluation.data_dir or default_dir())
+    made = {"features": extract.name, "key": extract.key, "examples": len(data.train.x), "data": describe(data)}
+    stem = workdir.numbered(made, folder / "statistics", features)
+    path, picture = (stem.with_name(f"{stem.name}{end}") for end in (".npz", ".png"))
+    if draw.write_examples(experiment, picture):
+        report.say(f"data: some of them are in {picture}")
     kept = statistics(extract, data.train.x, cache_dir)
-    made = {"features": extract.name, "key": extract.key, "examples": kept.moments.n, "data": describe(data)}
-    path = workdir.numbered(made, folder / "statistics", features)
-    path = path.with_name(f"{path.name}.npz")
     if parallel.is_main():
         reference_file.write(path, *frechet.mean_and_covariance(kept.moments))
     report.say(f"{extract.name}: features of {kept.moments.n} training examples are in {cache_dir / 'statistics'}")

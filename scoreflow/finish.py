@@ -1,18 +1,22 @@
 """What a person looks at while a run trains and when it ends: pictures, and the words to go on with."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from scoreflow import draw
-from scoreflow.evaluators.error_curve import error_curve
+from scoreflow.evaluators.error_curve import LEAST, error_curve
 from scoreflow.experiment import SAMPLE, Experiment
 from scoreflow.runs import parallel, report
 from scoreflow.runs.log import Log, read_metrics
 from scoreflow.types import Params
 
 _MOST = 400  # samples in a grid
-_PATHS = 10  # samples whose paths are drawn
+_TIMED = 16  # examples for which an evaluation of the network is timed
 
 
 class Pictures:
@@ -54,20 +58,22 @@ class Pictures:
           params: averaged parameters.
           step: the last one.
           budget: seconds that each picture may take, without compilation; where it is short, fewer examples are used.
-          evaluation: seconds that the network takes for one example, as far as it is known.
+          evaluation: seconds that the network takes for one example; None where they are still to be measured.
 
         Returns:
           what was written.
         """
-        one = (evaluation or 0.0) * self.experiment.sampler.evaluations
-        num = self.num if one == 0.0 else max(1, min(self.num, int(budget / one)))
-        fewer = f", not {self.num}, since each takes about {one:.1f} s" if num < self.num else ""
-        report.say(f"drawing {num} samples{fewer}")
-        written = self.samples(params, step, num)
-        if self.experiment.model.network.apply is not None:
+        if evaluation is None:
+            evaluation = 0.0 if budget == float("inf") else seconds_of_evaluation(self.experiment, params)
+        # as the first process has them: all processes must draw as many
+        evaluation, budget = (float(value) for value in parallel.from_first(np.array([evaluation, budget])))
+        one = evaluation * self.experiment.sampler.evaluations
+        num = self.num if one == 0.0 else int(min(self.num, budget / one))
+        written = self._at_most(params, step, num, one)
+        if self.experiment.model.network.apply is not None and LEAST * evaluation <= budget:
             written.append(self.folder / "loss_by_log_snr.png")
             report.plot_noise_error(written[-1], *error_curve(self.experiment, params, seconds=budget))
-        if _PATHS * one <= budget:
+        if draw.num_paths(self.experiment) * one <= budget:
             path = self.folder / "trajectory.png"
             if draw.write_trajectory(self.experiment, params, path, self.experiment.key(SAMPLE)):
                 written.append(path)
@@ -75,6 +81,32 @@ class Pictures:
             written.append(self.folder / "loss.png")
             report.plot_loss(written[-1], records)
         return written
+
+    def _at_most(self, params: Params, step: int, num: int, seconds: float) -> list[Path]:
+        """The grid of `num` samples, where there is time for any and they do not replace a larger one."""
+        path = self.folder / "samples" / f"{step}.png"
+        if num < self.num and parallel.agree(path.is_file()):
+            return [path]
+        if not num:
+            report.say(f"drawing no samples, since each takes about {seconds:.0f} s; --mode=sample draws them")
+            return []
+        fewer = f", not {self.num}, since each takes about {seconds:.1f} s" if num < self.num else ""
+        report.say(f"drawing {num} samples{fewer}")
+        return self.samples(params, step, num)
+
+
+def seconds_of_evaluation(experiment: Experiment, params: Params) -> float:
+    """Seconds that the score takes for one example once it is compiled, measured; 0 where there is no network."""
+    if experiment.model.network.apply is None:
+        return 0.0
+    size = parallel.rounded_up(_TIMED)
+    cond, t = draw.labels(experiment, size, 0, -1), np.full(size, experiment.model.process.horizon, np.float32)
+    inputs = parallel.shard((np.zeros((size, *experiment.space.shape), np.float32), t, cond))
+    run = parallel.jit(lambda params, x, t, cond: experiment.model.score(params)(x, t, cond))
+    jax.block_until_ready(run(params, *inputs))
+    began = time.monotonic()
+    jax.block_until_ready(run(params, *inputs))
+    return (time.monotonic() - began) / size
 
 
 def end(experiment: Experiment, folder: Path, step: int, seconds: float | None, written: list[Path]) -> None:

@@ -154,8 +154,11 @@ def others_of(options: PlannerOptions) -> dict[str, Process]:
 
 
 def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[Row]:
-    """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`."""
-    out, options = folder / "plan", options._replace(steps=tuple(sorted(options.steps)))
+    """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`.
+
+    Where that folder has another plan, `plan-2` and so on are made; `made.json` there says how.
+    """
+    options = options._replace(steps=tuple(sorted(options.steps)))
     compared = {**others_of(options), options.configured: experiment.model.process}
     params = None if experiment.space.latent is None else load_params(experiment, folder, workdir.newest(folder))
     with jax.enable_x64(True):
@@ -178,6 +181,8 @@ def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[
             row._asdict() | {"grids": {name: grid._asdict() for name, grid in row.grids.items()}} for row in rows
         ],
     }
+    made = {"settings": workdir.usage(experiment.config, ("plan.",)), "result": workdir.digest_of(content)}
+    out = workdir.numbered(made, folder, "plan", "made.json")
     report.write_json(out / "plan.json", content)
     panels = {}
     for grid in options.grids:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
@@ -165,35 +166,44 @@ def marked(experiment: Experiment, x: np.ndarray, mask: np.ndarray) -> np.ndarra
 def fill_in(experiment: Experiment, params: Params, options: SampleOptions, key: Key) -> Drawn:
     """x [3 num, ...]: test data, the part that is kept, and that part with the rest drawn given it, in turn.
 
-    Where the network knows classes, it fills in the class that is asked for, or else that of the test image.
+    Where the network knows classes, it fills in the class that is asked for, or else that of the test image. Image i is
+    a function of (params, key, i), so the same in batches of any size.
     """
-    data, model, space = experiment.data, experiment.model, experiment.space
-    mask, size = mask_of(options.inpaint, data.shape), parallel.rounded_up(options.num)
-    stored, cond = np.resize(data.test.x, (size, *data.shape)), None
+    data, model, space, num = experiment.data, experiment.model, experiment.space, options.num
+    mask, size = mask_of(options.inpaint, data.shape), parallel.rounded_up(min(options.batch_size, num))
+    rows = np.arange(num) % len(data.test.x)
+    cond = None
     if model.conditional:
-        own = np.resize(cast(np.ndarray, data.test.label), size)
-        cond = np.full(size, options.label, np.int32) if options.label >= 0 else own.astype(np.int32)
-    key_path, key_encode = jax.random.split(key)
+        own = cast(np.ndarray, data.test.label)[rows]
+        cond = (np.full(num, options.label) if options.label >= 0 else own).astype(np.int32)
 
-    def run(params, keys, known, cond):
-        given, sigma_data = jnp.asarray(mask), model.options.sigma_data
-        score = inpaint(model.process, model.score(params), known, given, sigma_data=sigma_data)
-        keys_init, keys = jax.vmap(jax.random.split)(keys).T
-        x_init = initial_noise(experiment, params, keys_init)
-        result = experiment.sampler.draw(score, keys, x_init, cond)
-        return (
-            space.decode(params, key_path, result.x),
-            result.nfe,
-            jnp.isfinite(result.x).reshape(len(keys), -1).all(1),
+    def one(run: Callable, params: Params, keys: Key, x: jax.Array) -> jax.Array:
+        return jax.vmap(lambda key, x: run(params, key, x[None])[0])(keys, x)
+
+    def run(params, keys, stored, cond):
+        keys_init, keys, keys_encode, keys_decode = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
+        known = one(space.encode, params, keys_encode, stored)
+        score = inpaint(
+            model.process, model.score(params), known, jnp.asarray(mask), sigma_data=model.options.sigma_data
         )
+        result = experiment.sampler.draw(score, keys, initial_noise(experiment, params, keys_init), cond)
+        finite = jnp.isfinite(result.x).reshape(len(keys), -1).all(1)
+        return one(space.decode, params, keys_decode, result.x), result.nfe, finite
 
     run = over_devices(experiment, run)
-    known = parallel.shard(np.asarray(space.encode(params, key_encode, jnp.asarray(stored))))
-    sharded = None if cond is None else parallel.shard(cond)
-    filled, nfe, finite = parallel.gather(run(params, parallel.shard(jax.random.split(key_path, size)), known, sharded))
+
+    def batch(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        numbers = np.minimum(np.arange(i, i + size), num - 1)  # the last batch is as large as the others
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
+        inputs = keys, data.test.x[rows[numbers]], None if cond is None else cond[numbers]
+        return parallel.gather(run(params, *parallel.shard(inputs)))
+
+    counts = report.progress(range(0, num, size), total=num, unit="image", size=lambda i: min(size, num - i))
+    filled, nfe, finite = (np.concatenate(leaves)[:num] for leaves in zip(*[batch(i) for i in counts]))
+    good = np.flatnonzero(finite)
+    if failed := num - len(good):
+        report.warn(f"{failed} of {num} samples are not finite and left out: the solver or the score failed")
+    stored = data.test.x[rows[good]]
     kept = np.where(mask == 1, stored, np.zeros_like(stored))
-    good = np.flatnonzero(finite[: options.num])
-    if failed := options.num - len(good):
-        report.warn(f"{failed} of {options.num} samples are not finite and left out: the solver or the score failed")
-    x = np.stack([stored, kept, filled], axis=1)[good].reshape(-1, *stored.shape[1:])
+    x = np.stack([stored, kept, filled[good]], axis=1).reshape(-1, *data.shape)
     return Drawn(x, float(nfe.mean()), None if cond is None else np.repeat(cond[good], 3), failed)

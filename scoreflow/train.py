@@ -364,8 +364,12 @@ def _measures(experiment: Experiment, options: TrainOptions) -> dict[str, Measur
 
 
 def validator(experiment: Experiment, options: TrainOptions) -> Measure:
-    """ema_params -> the objective on test data, with the same batches, times and noise at every call."""
-    size = options.batch_size // options.grad_accum
+    """ema_params -> the objective on test data, with the same batches, times and noise at every call.
+
+    In whole batches for any `grad_accum`, which may change in a run whose best checkpoint goes by this number. Without
+    a gradient they take less memory than a training step.
+    """
+    size = options.batch_size
     objective = parallel.jit(
         lambda params, key, batch: experiment.objective(params, key, batch, train=False)[0],
         out_shardings=parallel.replicated(),

@@ -75,7 +75,7 @@ def test_how_samples_are_drawn_is_what_is_configured():
     wanted = grids.karras(sdes.vp_linear(), 7, t_min=0.02, rho=3.0)
     np.testing.assert_allclose(sampler.grid, wanted, rtol=1e-6)
     assert sampler.guidance == 0.0 and sampler.run.keywords == {"denoise": False}
-    assert sampler.run.args == (rules.HEUN,) and sampler.evaluations == 14
+    assert sampler.run.args == (rules.HEUN,) and sampler.evaluations == 2 * 2 * 7  # Heun's, with and without labels
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name in transitions.TRANSITIONS])

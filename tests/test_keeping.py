@@ -160,6 +160,15 @@ def test_settings_that_do_not_change_what_was_learned_may_change(tmp_path):
         workdir.check(tmp_path, change("model.width", "32"), resume=False)
 
 
+def test_the_validation_loss_does_not_depend_on_accumulation():
+    """The best checkpoint goes by it across changes of grad_accum: one number for 1, 2 and 4 microbatches."""
+    config = tiny.digits()
+    experiment = configure.experiment(config, "tiny")
+    options, params = configure.train_options(config, experiment), experiment.init(jax.random.key(0))
+    losses = [train.validator(experiment, options._replace(grad_accum=count))(params) for count in (1, 2, 4)]
+    assert losses[0] == losses[1] == losses[2]
+
+
 def test_data_may_move_and_may_not_change_in_silence(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "a.npy", rng.integers(0, 17, (200, 8, 8), np.uint8))

@@ -101,6 +101,18 @@ def test_planning_writes_its_table_and_says_what_is_proved(planned, capsys):
 
 
 @pytest.mark.slow
+def test_another_plan_has_a_folder_of_its_own(planned):
+    experiment, options, _, folder = planned
+    before = (folder / "plan" / "plan.json").read_bytes()
+    planner.plan(experiment, options._replace(accuracy=2 * options.accuracy), folder)
+    planner.plan(experiment, options, folder)
+    assert (folder / "plan" / "plan.json").read_bytes() == before
+    assert sorted(path.name for path in folder.glob("plan*")) == ["plan", "plan-2"]
+    first, second = (json.loads((folder / name / "plan.json").read_text()) for name in ("plan", "plan-2"))
+    assert second["accuracy"] == pytest.approx(2 * first["accuracy"])
+
+
+@pytest.mark.slow
 def test_an_accuracy_that_nothing_reaches_gets_no_recommendation(planned):
     _, options, rows, _ = planned
     none = planner.Needed(None, None, [1.0, 1.0], [1.0, 1.0])

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from scoreflow import configure, draw, evaluate, train
-from scoreflow.data import Dataset, Split, load
 from scoreflow.experiment import INIT
 from scoreflow.models import LATENT
 from scoreflow.processes import sdes
@@ -101,31 +100,6 @@ def test_every_published_latent_model_trains_samples_and_is_scored(name, request
     _trains_samples_and_is_scored(config, name)
 
 
-PUBLISHED = {  # (data shape, latents under the prior) as tabled
-    "mnist": ((28, 28, 1), (8, 8, 40)),
-    "omniglot": ((28, 28, 1), (16, 16, 60)),
-    "cifar10_nll": ((32, 32, 3), (16, 16, 180)),
-    "celeba_quantitative": ((256, 256, 3), (32, 32, 160)),
-}
-
-
-def _images(name: str, *shape: int) -> Dataset:
-    x = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype(np.uint8)
-    return Dataset(name, Split(x), Split(x), num_levels=256)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", PUBLISHED)
-def test_published_latent_models_have_the_published_latents(variant, monkeypatch):
-    """In full size, with noise for the data; nothing is initialized."""
-    shape, latents = PUBLISHED[variant]
-    config = tiny.load(tiny.ROOT / "configs" / "published_latent.py", variant)
-    config.training.batch_size = 4
-    monkeypatch.setattr(load, "load", functools.wraps(load.load)(lambda **settings: _images(variant, *shape)))
-    experiment = configure.experiment(config, variant)
-    assert experiment.space.shape == latents and experiment.data.shape == shape
-
-
 TABLE = {  # stages one and two of the published runs, by the columns of their table
     "mnist": {"process": "vp_linear", "t_min": 0.01, "weight": "likelihood", "algorithm": 1, "channels": 256, "levels": 2,
               "rate": 3e-4, "steps": 375_000, "batch_size": 128, "logit": -6.0, "drop": True, "penalties": (1e-2, 0.0)},
@@ -192,6 +166,58 @@ def test_published_vaes_have_the_published_settings(variant):
     assert config.data.name == {"mnist": "mnist", "omniglot": "omniglot_28", "celeba": "folder"}.get(
         variant.split("_")[0], "cifar10"
     )
+
+
+# By the columns of the same table. Epochs of warm-up, and training examples; the largest rates of the VAE and of the
+# prior; whether the coefficient of the divergence grows from 0.7 to 1, which it does over a tenth of the steps.
+REST = {
+    "mnist": ("normal_likelihood", 20, 60_000, 1e-4, 3e-4, True),
+    "omniglot": ("normal_likelihood", 20, 24_345, 1e-4, 3e-4, True),
+    "cifar10_balanced": ("normal_unweighted", 5, 50_000, 1e-4, 1e-4, False),
+    "cifar10_fid": ("normal_unweighted", 5, 50_000, 1e-4, 1e-4, True),
+    "cifar10_nll": ("uniform", 5, 50_000, 1e-4, 1e-4, True),
+    "celeba_quantitative": ("variance_uniform", 20, 27_000, 1e-4, 1e-4, False),
+    "celeba_qualitative": ("variance_uniform", 20, 27_000, 8e-5, 1e-4, True),
+    "celeba_last": ("variance_uniform", 20, 27_000, None, 6e-5, False),
+}
+
+
+@pytest.mark.parametrize("variant", REST)
+def test_published_latent_models_learn_at_the_published_rates(variant):
+    """Both warmed up over whole epochs; then the prior's stays, and the VAE's falls to 1e-5 along a cosine."""
+    config = configure.resolve(tiny.load(tiny.ROOT / "configs" / "published_latent.py", variant))
+    times, epochs, examples, rate_vae, rate, grows = REST[variant]
+    training, latent = config.training, config.latent
+    assert config.sample_times.name == times
+    assert abs(training.warmup - epochs * examples / training.batch_size) < 0.5 * epochs
+    assert (training.learning_rate, training.schedule, training.clip) == (rate, "constant", 0.0)
+    assert (training.eps, training.weight_decay) == (1e-4, 3e-4)
+    if rate_vae is None:  # the VAE stays as it is
+        assert latent.name == "frozen" and "learning_rate" not in latent
+        return
+    assert (latent.learning_rate, latent.learning_rate_end, latent.eps, latent.weight_decay) == (
+        rate_vae,
+        1e-5,
+        1e-3,
+        3e-4,
+    )
+    if grows:
+        assert (latent.coefficient_min, latent.coefficient_max, latent.hold) == (0.7, 1.0, 0)
+        assert latent.ramp == pytest.approx(training.steps / 10)
+    else:
+        assert latent.coefficient_min == latent.coefficient_max == 1.0
+
+
+@pytest.mark.parametrize("variant", FIRST)
+def test_published_vaes_learn_at_the_published_rates(variant):
+    """Adamax from 1e-2 to 1e-4 along a cosine after five epochs; the coefficient from 1e-4 after a ten-thousandth."""
+    config = configure.resolve(tiny.load(tiny.ROOT / "configs" / "published_vae.py", variant))
+    training, latent, epochs = config.training, config.latent, FIRST[variant][0]
+    assert (training.optimizer, training.learning_rate, training.learning_rate_end) == ("adamax", 1e-2, 1e-4)
+    assert (training.schedule, training.eps, training.weight_decay, training.clip) == ("cosine", 1e-3, 3e-4, 0.0)
+    assert training.warmup * epochs == 5 * training.steps
+    assert (latent.coefficient_min, latent.balance) == (1e-4, True)
+    assert abs(latent.hold - 1e-4 * training.steps) < 1
 
 
 @pytest.mark.slow

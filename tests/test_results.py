@@ -1,14 +1,17 @@
 """What a finished run gives: samples under names of their own, pictures within their time, and measures at the horizon."""
 
 import json
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from scoreflow import configure, finish, planner, sample
+from scoreflow import configure, evaluate, finish, planner, sample, train
+from scoreflow import draw as draws
 from scoreflow.evaluate import measure
-from scoreflow.evaluators.error_curve import error_curve
+from scoreflow.evaluators.error_curve import LEAST, error_curve
+from scoreflow.models import TERMINAL
 from scoreflow.runs import checkpoint, report, workdir
 from scoreflow.runs import log as run_log
 from scoreflow.runs.errors import RunError, UserError
@@ -113,6 +116,49 @@ def test_the_class_is_that_of_the_test_image_or_the_one_asked_for(classes, label
     np.testing.assert_array_equal(differs, drawn.label[::3] != 9)
 
 
+def test_filled_images_do_not_depend_on_the_batch(classes, monkeypatch):
+    """10 images in batches of 4, of 8 and of 12: the same, drawn in no larger ones, and with the progress shown."""
+    experiment = configure.experiment(classes[1], "tiny")
+    params, sizes = experiment.init(jax.random.key(0)), []
+    noise = sample.initial_noise
+    monkeypatch.setattr(sample, "initial_noise", lambda *args: sizes.append(len(args[2])) or noise(*args))
+    options = sample.SampleOptions(num=10, inpaint="right")
+    drawn = [
+        sample.fill_in(experiment, params, options._replace(batch_size=size), jax.random.key(0)) for size in (4, 8, 12)
+    ]
+    assert sizes == [4, 8, 12]  # the last for the devices, of which there are four
+    for other in drawn:
+        assert other.x.shape == (30, 8, 8, 1) and (other.x == drawn[0].x).mean() > 0.99
+        np.testing.assert_array_equal(other.x[::3], experiment.data.test.x[:10])
+        np.testing.assert_array_equal(other.label, drawn[0].label)
+
+
+def test_statistics_of_other_data_replace_no_picture(tmp_path):
+    """Neither that of the run in the folder nor those of statistics taken before."""
+    (tmp_path / "data.png").write_bytes(b"of the run")
+    kept = []
+    for name in ("a", "b", "a"):
+        x = np.random.default_rng(ord(name)).integers(0, 17, (200, 8, 8)).astype(np.uint8)
+        np.save(tmp_path / f"{name}.npy", x)
+        config = tiny.digits(data={"name": "arrays", "path": str(tmp_path / f"{name}.npy")})
+        evaluation = configure.evaluation(config, tmp_path / "cache")
+        evaluate.prepare(configure.experiment(config, "tiny"), evaluation, tmp_path)
+        written = {path.name: path.read_bytes() for path in (tmp_path / "statistics").glob("*.png")}
+        kept.append(written)
+    assert kept[0].keys() == {"pixels.png"} and kept[1].keys() == {"pixels.png", "pixels-2.png"}
+    assert kept[1]["pixels.png"] == kept[0]["pixels.png"] != kept[1]["pixels-2.png"] and kept[2] == kept[1]
+    assert (tmp_path / "data.png").read_bytes() == b"of the run"
+
+
+def test_sampling_shows_its_progress(classes, capsys, monkeypatch):
+    experiment = configure.experiment(classes[1], "tiny")
+    params = experiment.init(jax.random.key(0))
+    draws.make_draw(experiment, 4)(params, jax.random.key(0), 10)
+    assert "10/10 samples, " in capsys.readouterr().err
+    sample.fill_in(experiment, params, sample.SampleOptions(10, 4, inpaint="right"), jax.random.key(0))
+    assert "10/10 images, " in capsys.readouterr().err
+
+
 def test_failed_samples_are_named_and_left_out(classes, capsys):
     limited = {"sampler__name": "adaptive", "sampler__max_steps": 2}
     before = set(classes[0].rglob("*.*"))
@@ -155,6 +201,24 @@ def test_the_mismatch_at_the_horizon_is_the_divergence_of_two_gaussians(tmp_path
         )
 
 
+@pytest.mark.parametrize(
+    "name, words", [("mixture", "another terminal.covariance"), ("dirichlet", "more terminal.comp")]
+)
+def test_a_mixture_that_does_not_fit_is_not_told_to_be_one(tmp_path, name, words):
+    """Fitted to N(0, I) and moved by 100: a mixture is there already, so the way out is a better one."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((900, 2)).astype(np.float32))
+    config = tiny.digits(data={"name": "arrays", "path": str(tmp_path / "x.npy")}, terminal__name=name)
+    config.eval.update({"num_test": 90, "batch_size": 90})
+    experiment = configure.experiment(config, "moved")
+    params = experiment.init(jax.random.key(0))
+    fitted = experiment.model.fits[TERMINAL](params, jax.random.key(1))
+    params = {**params, TERMINAL: {**fitted, "means": fitted["means"] + 100.0}}
+    evaluation = configure.evaluation(config, tmp_path)
+    results = measure(evaluation.context(experiment, params), evaluation.evaluators, only=("mismatch",))
+    (note,) = results.tables[0].notes
+    assert words in note and "or a larger process.horizon" in note and "= mixture" not in note
+
+
 def test_a_plan_for_a_constant_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.full((50, 3), 2.0, np.float32))
     config = tiny.digits(data={"name": "arrays", "path": str(tmp_path / "x.npy")}, training__batch_size=4)
@@ -184,10 +248,97 @@ def test_pictures_at_the_end_fit_their_time(tmp_path, capsys, monkeypatch):
     assert per_sample == 4 + 1  # a multistep rule in four steps, and the denoising
     written = pictures.at_the_end(params, 7, budget=3.5 * per_sample, evaluation=1.0)
     assert "drawing 3 samples, not 8, since each takes about 5.0 s" in capsys.readouterr().out
-    assert [path.name for path in written] == ["7.png", "loss_by_log_snr.png"]
+    assert [path.name for path in written] == ["7.png"]  # the loss by log-SNR takes at least 800 evaluations
     assert not (tmp_path / "trajectory.png").exists()
+    written = pictures.at_the_end(params, 7, budget=1.0, evaluation=0.9 / LEAST)
+    assert [path.name for path in written] == ["7.png", "loss_by_log_snr.png", "trajectory.png"]
+    (tmp_path / "trajectory.png").unlink()
     written = pictures.at_the_end(params, 8)
     assert "drawing 8 samples\n" in capsys.readouterr().out and (tmp_path / "trajectory.png").exists()
+
+
+def test_training_bounds_its_pictures_by_the_time_of_a_step(tmp_path, monkeypatch):
+    """A step is three evaluations of the network for each of 16 examples; the first step also compiles."""
+    taken, given = [], {}
+    add = train._Meter.add
+    monkeypatch.setattr(train._Meter, "add", lambda meter, m, seconds: taken.append(seconds) or add(meter, m, seconds))
+    monkeypatch.setattr(
+        finish.Pictures, "at_the_end", lambda self, params, step, **options: given.update(options) or []
+    )
+    config = tiny.digits()
+    experiment = configure.experiment(config, "tiny")
+    train.train(experiment, configure.train_options(config, experiment), tmp_path)
+    assert len(taken) == 8 and given["evaluation"] == min(taken[1:]) / (3 * 16) > 0
+    assert given["budget"] == 10.0  # seconds, which are more than a tenth of this run
+
+
+@pytest.mark.parametrize("case", ["finished", "one dispatch"])
+def test_pictures_are_bounded_where_no_step_was_timed(tmp_path, capsys, monkeypatch, case):
+    """An evaluation of 100 s: a sample is beyond the ten seconds that there are, and so is the loss by log-SNR."""
+    monkeypatch.setattr(finish, "seconds_of_evaluation", lambda experiment, params: 100.0)
+    changes = {}
+    if case == "finished":
+        tiny.trained(tmp_path)
+    else:
+        changes = {f"training__{name}": 8 for name in ("steps_per_dispatch", "log_every", "checkpoint_every")}
+        changes["training__validate_every"] = 8
+    config = tiny.digits(**changes)
+    experiment = configure.experiment(config, "tiny")
+    train.train(experiment, configure.train_options(config, experiment), tmp_path)
+    assert "drawing no samples, since each takes about 500 s; --mode=sample draws them" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.rglob("*.png")} - {"data.png"} == {"loss.png"}
+
+
+def test_an_evaluation_is_timed_without_its_compilation():
+    """A network that takes 2 s to trace and then 0.2 s for a batch of 16."""
+    experiment = configure.experiment(tiny.digits(), "tiny")
+
+    def apply(params, x, log_snr, cond=None):
+        time.sleep(2.0)
+        late = lambda x: time.sleep(0.2) or x
+        return jax.pure_callback(late, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    slow = experiment._replace(model=experiment.model._replace(network=experiment.model.network._replace(apply=apply)))
+    assert 0.2 / 16 <= finish.seconds_of_evaluation(slow, experiment.init(jax.random.key(0))) < 1.5 / 16
+    alone = slow._replace(model=slow.model._replace(network=slow.model.network._replace(apply=None)))
+    assert finish.seconds_of_evaluation(alone, {}) == 0.0
+
+
+def test_a_picture_of_fewer_samples_does_not_replace_one_of_more(tmp_path):
+    experiment = configure.experiment(tiny.digits(), "tiny")
+    params, one = experiment.init(jax.random.key(0)), experiment.sampler.evaluations
+    pictures = finish.Pictures(experiment, tmp_path, run_log.Log(tmp_path, 0), 8, 8)
+    (path, *_) = pictures.at_the_end(params, 7)
+    before = path.read_bytes()
+    for budget in (3.5 * one, 0.5 * one):
+        assert pictures.at_the_end(params, 7, budget=budget, evaluation=1.0)[0] == path
+        assert path.read_bytes() == before
+    pictures.at_the_end(params, 8, budget=3.5 * one, evaluation=1.0)
+    assert (tmp_path / "samples" / "8.png").exists()
+
+
+def test_a_guided_sample_takes_two_evaluations_in_each_place():
+    """One with the label and one without it, so that pictures in time are half as many."""
+    labeled = {"data__conditional": True, "training__label_dropout": 0.1}
+    plain, guided = (
+        configure.experiment(tiny.digits(**labeled, sampling__guidance=strength), "tiny").sampler.evaluations
+        for strength in (1.0, 2.0)
+    )
+    assert guided == 2 * plain == 2 * (4 + 1)
+
+
+def test_the_last_words_on_a_vae_name_the_stage_that_follows(tmp_path, capsys):
+    """Both of its names, which are allowed with what they go with; after that stage there is no further one to name."""
+    vae = {"vae": {"name": "mlp", "width": 8, "depth": 1, "latents": 2}, "decoder": {"name": "categorical"}}
+    said = {}
+    for name in ("alone", "joint", "frozen"):
+        source = {} if name == "alone" else {"init_from": str(tmp_path)}
+        experiment = configure.experiment(tiny.digits(**vae, **source, latent={"name": name}), name)
+        finish.end(experiment, tmp_path, 8, 1.0, [])
+        said[name] = capsys.readouterr().out
+        assert f"next:    python main.py --workdir={tmp_path} --mode=eval" in said[name]
+    words = f"then a score prior for this VAE: latent.name = joint or frozen, init_from = {tmp_path}"
+    assert [name for name, out in said.items() if words in out] == ["alone"]
 
 
 def test_pictures_can_be_left_out(tmp_path):

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from scoreflow.runs import renamed, workdir
+from scoreflow.runs import parallel, renamed, workdir
 from scoreflow.runs.errors import UserError
 
 # `config.json` of configs/vp_digits.py as version 0.1.0 wrote it.
@@ -155,6 +156,29 @@ def test_an_unreadable_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="unreadable; choose another --workdir"):
         workdir.stored_settings(tmp_path)
+
+
+def test_a_process_that_cannot_see_the_folder_is_told_the_number(tmp_path, monkeypatch):
+    """On a node with a disk of its own: the note that the first process has written is not there."""
+    made = {"step": 8, "seed": 1}
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "8.json").write_text("{}")
+    assert workdir.numbered(made, tmp_path / "first", "8").name == "8-2"
+    assert workdir.numbered(made, tmp_path / "first", "8").name == "8-2"
+    assert workdir.numbered({**made, "seed": 2}, tmp_path / "first", "8").name == "8-3"
+    monkeypatch.setattr(parallel, "is_main", lambda: False)
+    monkeypatch.setattr(parallel, "from_first", lambda array: np.array(2))
+    monkeypatch.setattr(workdir, "_json", lambda path: pytest.fail(f"{path} is read in another process"))
+    for file in ("", "eval.json"):
+        assert workdir.numbered(made, tmp_path / "own", "8", file) == tmp_path / "own" / "8-2"
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_note_that_cannot_be_read_again_ends_the_search(tmp_path, monkeypatch):
+    """As on a file system that lags behind: what this process has written is its own."""
+    monkeypatch.setattr(workdir, "_json", lambda path: None)
+    names = [workdir.numbered({"seed": 1}, tmp_path, "8").name for _ in range(3)]
+    assert names == ["8", "8-2", "8-3"]
 
 
 def test_every_renamed_setting_is_translated():

@@ -12,6 +12,9 @@ from scoreflow.runs import parallel
 from scoreflow.types import Params
 
 _CHUNK = 16  # examples at a time
+_POINTS = 25
+LEAST = 2 * _CHUNK * _POINTS
+"""Evaluations of the network for the shortest curve that there is: one chunk of each split at all points."""
 
 
 def error_curve(
@@ -19,7 +22,7 @@ def error_curve(
     params: Params,
     *,
     num: int = 256,
-    log_snr_points: int = 25,
+    log_snr_points: int = _POINTS,
     seconds: float = float("inf"),
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Noise-prediction error per dimension at evenly spaced log-SNR.

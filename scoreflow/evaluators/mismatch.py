@@ -29,7 +29,7 @@ def mismatch(context: Context) -> Results | None:
     gap, unit = metrics["mismatch"], context.unit
     large = gap.value > _LARGE + 3 * gap.stderr
     note = f"the terminal distribution is {in_words(gap)} {unit} worse at T than a Gaussian with the data's moments: "
-    note += "choose terminal.name = mixture, or a larger process.horizon"
+    note += f"{context.experiment.model.family.advice}, or a larger process.horizon"
     rows = [(f"mismatch at T, {unit}", in_words(gap))]
     return Results({"likelihood": metrics}, (Table("", rows, (note,) if large else ()),))
 

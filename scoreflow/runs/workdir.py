@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import platform
 from collections.abc import Mapping
@@ -225,7 +224,7 @@ def numbered(made: Mapping[str, Any], parent: Path, stem: str, file: str = "") -
     """The path of a result: the first of `stem`, `stem-2`, `stem-3`, ... that is free or holds the same result.
 
     A result is known by how it was made. So nothing is overwritten but what would come out the same. All processes call
-    it.
+    it, and the first decides: the others may not see its files, or see them late.
 
     Args:
       made: how, in plain values.
@@ -233,22 +232,28 @@ def numbered(made: Mapping[str, Any], parent: Path, stem: str, file: str = "") -
       stem: the first name.
       file: where the result is a folder, the file in it that says how it was made; otherwise `<name>.json` says so.
     """
-    where = lambda name: parent / name / file if file else parent / f"{name}.json"
-    wanted, names = _plain(made), (stem if k == 1 else f"{stem}-{k}" for k in itertools.count(1))
-    if not parallel.is_main():
-        parallel.barrier(f"numbered {stem}")
-        return parent / next(name for name in names if _json(where(name)) == wanted)
-    for name in names:
-        path = where(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.parent.iterdir() if file else parent.glob(f"{name}.*")
-        if not any(beside):
-            with contextlib.suppress(FileExistsError), open(path, "x") as note:  # another may do the same
-                json.dump(wanted, note, indent=2)
-        if _json(path) == wanted:
-            parallel.barrier(f"numbered {stem}")
-            return parent / name
-    raise AssertionError
+    name_of = lambda number: stem if number == 1 else f"{stem}-{number}"
+    path_of = lambda number: parent / name_of(number) / file if file else parent / f"{name_of(number)}.json"
+    wanted, number = _plain(made), 1
+    while parallel.is_main() and not _take(path_of(number), wanted, alone=bool(file)):
+        number += 1
+    return parent / name_of(int(parallel.from_first(np.array(number))))
+
+
+def _take(path: Path, wanted: Any, *, alone: bool) -> bool:
+    """Whether a note of how a result is made is at a path: written now, if the path is free, or before.
+
+    Args:
+      path: of the note.
+      wanted: its content.
+      alone: whether the result has a folder of its own, which must be empty; otherwise no file may share its stem.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not any(path.parent.iterdir() if alone else path.parent.glob(f"{path.stem}.*")):
+        with contextlib.suppress(FileExistsError), open(path, "x") as note:  # another may do the same
+            json.dump(wanted, note, indent=2)
+            return True
+    return _json(path) == wanted
 
 
 def _json(path: Path) -> Any:

@@ -27,7 +27,7 @@ class Sampler(NamedTuple):
       grid: times from T down to the last time; an adaptive sampler uses its ends.
       guidance: strength of classifier-free guidance; 1 for none.
       data_dependent: whether its number of steps depends on the data, so that each device must loop on its own.
-      evaluations: of the network behind a sample; where they depend on the data, a guess.
+      evaluations: of the network behind a sample, two for one under guidance; where they depend on the data, a guess.
     """
 
     run: Sample
@@ -84,4 +84,5 @@ def sampler(
     run = functools.partial(sample, method) if isinstance(method, Rule) else method
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)
     evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
+    evaluations *= 1 if guidance == 1.0 else 2  # with and without the label
     return Sampler(functools.partial(run, denoise=denoise), process, grid, guidance, data_dependent, evaluations)

@@ -30,6 +30,8 @@ _FLOOR = 1e-4  # least variance of a mixture of clean data, whose components cou
 _COPIES = 4  # copies of each example, with independent noise, when a mixture is fitted to x_T
 _FIRST = 256  # number of examples that determine a flow's initial scales
 
+_MIXTURE_ADVICE = "choose more terminal.components, another terminal.covariance"
+
 COVARIANCES = {
     "isotropic": mixture.ISOTROPIC,
     "diagonal": mixture.DIAGONAL,
@@ -51,6 +53,7 @@ class Family(NamedTuple):
       loss: (params, x [B, ...]) -> nats [B], minimized by gradient on draws of x_T; None where `fit` is all.
       learning_rate: the learning rate for `loss`; None where nothing is learned by gradient.
       anywhere: whether `at` is valid at other times than the horizon that the parameters were fitted for.
+      advice: the first words of a sentence on what brings it closer to the distribution of x_T.
     """
 
     at: Callable[[Params, Process, ArrayLike], Terminal]
@@ -59,6 +62,7 @@ class Family(NamedTuple):
     loss: Callable[[Params, jax.Array], jax.Array] | None = None
     learning_rate: float | None = None
     anywhere: bool = True
+    advice: str = "choose terminal.name = mixture"
 
 
 def _scales(process: Process, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +122,7 @@ def _mixtures(components: int, covariance: mixture.Covariance, fit_to: Callable,
         fitted = mixture.Mixture(**jax.lax.stop_gradient(params))
         return mixture.transported(fitted, *_scales(process, t)) if transport else fitted
 
-    return Family(at, init, fit, anywhere=transport)
+    return Family(at, init, fit, anywhere=transport, advice=_MIXTURE_ADVICE)
 
 
 def gaussian_mixture(
@@ -155,7 +159,8 @@ def dirichlet(components: Count = 20, fitted_to: Literal["data", "end"] = "end")
         del floor  # the prior of the mixture keeps its covariances from collapsing
         return mixture.fit_dirichlet(x, components=components, seed=seed)
 
-    return _mixtures(components, mixture.FULL, fit_to, fitted_to == "data")
+    family = _mixtures(components, mixture.FULL, fit_to, fitted_to == "data")
+    return family._replace(advice="choose more terminal.components")
 
 
 def glow(
@@ -203,4 +208,5 @@ def glow(
     def loss(params: Params, x: jax.Array) -> jax.Array:
         return -flow(params).log_prob(x)
 
-    return Family(lambda params, process, t: flow(params), init, fit, loss, learning_rate, anywhere=False)
+    advice = "choose more training.steps, more terminal.steps, terminal.name = mixture"
+    return Family(lambda params, process, t: flow(params), init, fit, loss, learning_rate, False, advice)
