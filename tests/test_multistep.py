@@ -141,21 +141,6 @@ def test_a_path_leads_back_to_where_it_began():
     np.testing.assert_allclose(go(noise, t[::-1]), x, atol=1e-3)
 
 
-def test_the_gradient_of_log_p_is_the_score_and_the_quotient_of_differences():
-    process, start = PROCESSES["vp"], 1e-2
-    score, end, rule = TOY.score(process), terminal.prior(process), rule_of(process, start, 300, 3)
-    x = jnp.asarray([[-0.7], [0.1], [0.6]])
-
-    def run(x):
-        options = {"gaussian": gaussian.standard(1, 0.8), "rule": rule, "divergence": divergence.exact}
-        return multistep.log_prob(process, score, end, jax.random.key(0), x, **options).logp
-
-    slope = jax.jit(jax.grad(lambda x: run(x).sum()))(x)
-    np.testing.assert_allclose(slope, score(x, jnp.full(3, start)), rtol=0.01, atol=0.01)
-    step = 1e-2
-    np.testing.assert_allclose(slope[:, 0], (run(x + step) - run(x - step)) / (2 * step), rtol=0.02, atol=0.02)
-
-
 def test_labels_choose_the_gaussian_of_their_class():
     process, start = PROCESSES["vp"], 1e-3
     means, stds = np.asarray([[-1.0, 0.5], [2.0, 0.0]], np.float32), np.asarray([0.3, 0.8], np.float32)
