@@ -94,9 +94,10 @@ def find(name: str) -> Path:
     Raises:
       UserError: if there is neither; it lists the shipped ones.
     """
+    from scoreflow.runs import files
     from scoreflow.runs.errors import UserError
 
-    path = Path(name).expanduser()
+    path = files.local(name, "--config")
     if path.is_file():
         return path
     if name == path.stem and (shipped() / f"{name}.py").is_file():
@@ -189,6 +190,10 @@ def _config(mode: str) -> tuple[str, Path, Any]:
     folder = files.local(_WORKDIR.value, "--workdir") if _WORKDIR.value else workdir.default(str(name))
     if folder.is_file():
         raise UserError(f"--workdir={folder} is a file; it must be a folder, or a new name")
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--workdir={str(folder)!r}: checkpoints need a path in UTF-8; choose another name") from None
     stored = workdir.stored_settings(folder)
     if name and not (stored and mode in ("eval", "sample")):
         return name, folder, configure.resolve(load_config(name), _overrides)
