@@ -119,6 +119,8 @@ def write_picture(
     columns: int | None = None,
 ) -> bool:
     """A grid of images, or a scatter plot of points in the plane next to as many test points; whether there is one."""
+    if not len(x):  # no sample was finite
+        return False
     if (pixels := picture(experiment, x, label, columns)) is not None:
         report.save_png(path, pixels)
     elif x.ndim == 2 and x.shape[1] == 2:
