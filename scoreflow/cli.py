@@ -197,6 +197,8 @@ def _config(mode: str) -> tuple[str, Path, Any]:
     stored = workdir.stored_settings(folder)
     if name and not (stored and mode in ("eval", "sample")):
         return name, folder, configure.resolve(load_config(name), _overrides)
+    if not stored and workdir.checkpoints(folder).is_dir():
+        raise UserError(f"--workdir={folder} has no config.json; give the --config that it was trained with")
     if not stored:
         raise UserError(f"--workdir={folder} holds no trained run yet; to train one there, give --config")
     config, apart = configure.of_run(stored, _overrides, load_config(name) if name else None)
