@@ -32,6 +32,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name o
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan", "stats", "show"], "What to do.")
 _SETTING = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
+_SMALLER = "a smaller batch, more training.grad_accum or a smaller model may fit"
+
 _overrides: dict[str, str] = {}
 
 
@@ -223,6 +225,8 @@ def _way_on(mode: str, folder: Path | None) -> str:
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # jax and matplotlib report their searches for devices and fonts
 
+    import jax
+
     from scoreflow import configure, data, evaluate, planner, sample, train
     from scoreflow.runs import caches, parallel, watch, workdir
     from scoreflow.runs.errors import RunError, UserError
@@ -257,6 +261,12 @@ def _main(_: list[str]) -> None:
         sys.exit(1)
     except (RunError, OSError) as error:
         _fail(error, 1)
+    except MemoryError as error:
+        _fail(f"out of memory ({error or 'no more can be had'}); {_SMALLER}", 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail(f"out of memory ({str(error).splitlines()[0]}); {_SMALLER}", 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; {_way_on(mode, folder)}", 130)
 
