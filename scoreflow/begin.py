@@ -1,9 +1,10 @@
 """The state in which training begins: restored, taken from another run, or fresh with what is fitted before it."""
 
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import optax
 
 from scoreflow.experiment import INIT, Experiment
 from scoreflow.models import MAIN
-from scoreflow.runs import checkpoint, parallel, report, workdir
+from scoreflow.optimizers import OptimizerOptions, VaeRates, rate_at, vae_rate_at
+from scoreflow.runs import checkpoint, lock, parallel, report, workdir
 from scoreflow.runs.errors import UserError
 from scoreflow.step import TrainState, init_state
 
@@ -59,11 +61,17 @@ def begin(
       warm_start: the run that training begins with, where there is no checkpoint yet.
 
     Raises:
-      UserError: if that run cannot be used, or a checkpoint does not fit the experiment.
+      UserError: if that run cannot be used, a checkpoint does not fit the experiment, or there are checkpoints and none
+        is whole.
     """
+    start = checkpoint.latest(checkpoints, warn=report.warn)
+    if start is None and (damage := checkpoint.all_damaged(checkpoints)):
+        advice = f"bring back a copy, or remove {shlex.quote(str(checkpoints))} to begin again at step 0"
+        raise UserError(f"{checkpoints.parent} cannot go on: {damage}; {advice}")
+    if start is None and checkpoint.any_step(checkpoints):
+        report.warn(f"the first save in {checkpoints} was killed; beginning at step 0")
     state = init_state(experiment.init, optimizer, experiment.key(INIT), fsdp=fsdp)
     layout = parallel.layout(state, divided=fsdp)
-    start = checkpoint.latest(checkpoints, warn=report.warn)
     if parallel.is_main():
         checkpoint.quarantine(checkpoints, start)
     parallel.barrier("quarantine")
@@ -85,7 +93,9 @@ def _warm_start(experiment: Experiment, state: TrainState, source: WarmStart) ->
       UserError: if there is none, its network is another, or its settings are.
     """
     folder, ours = source.folder, state.params
-    step = checkpoint.latest(workdir.checkpoints(folder), warn=report.warn)
+    step = checkpoint.latest(workdir.checkpoints(folder), warn=report.warn, saving=lock.busy(folder))
+    if step is None and (damage := checkpoint.all_damaged(workdir.checkpoints(folder))):
+        raise UserError(f"init_from = {folder} cannot be used: {damage}; bring back a copy")
     if step is None:
         raise UserError(f"init_from = {folder} holds no usable checkpoint: train that run first, with its own config")
     workdir.check_same(
@@ -122,3 +132,25 @@ def fit_groups(experiment: Experiment, state: TrainState) -> TrainState:
         params, ema_params = state.params | {name: group}, state.ema_params | {name: jax.tree.map(jnp.copy, group)}
         state = state._replace(params=params, ema_params=ema_params)
     return state
+
+
+def say_if_stretched(config: Mapping[str, Any], start: int, before: int, steps: int) -> None:
+    """Another number of steps moves the learning rates of cosine schedules in the middle of a run: says by how much.
+
+    Args:
+      config: all settings, as nested dicts of plain values.
+      start: the step at which the run goes on.
+      before, steps: the last step, as it was and as it is now.
+    """
+    training, latent = config.get("training", {}), config.get("latent", {})
+    rates: dict[str, Callable[[int, int], float]] = {}
+    if training.get("schedule") == "cosine":
+        rule = OptimizerOptions(**{name: training[name] for name in OptimizerOptions._fields})
+        rates["learning rate"] = lambda step, last: rate_at(step, last, rule)
+    if latent.get("name") == "joint" and training.get("learn") == "all":
+        of_vae = VaeRates(**{name: latent[name] for name in VaeRates._fields})
+        rates["VAE's learning rate"] = lambda step, last: vae_rate_at(step, last, of_vae, training["warmup"])
+    for what, rate in rates.items() if before != steps else ():
+        old, new = rate(min(start, before), before), rate(start, steps)
+        words = f"the cosine schedule now ends there: at step {start} the {what} is {new:.2g}, not {old:.2g}"
+        report.say(f"training.steps = {steps}, {before} before; {words}")

@@ -32,6 +32,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name o
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan", "stats", "show"], "What to do.")
 _SETTING = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
+_SMALLER = "a smaller batch, more training.grad_accum or a smaller model may fit"
+
 _overrides: dict[str, str] = {}
 
 
@@ -94,9 +96,10 @@ def find(name: str) -> Path:
     Raises:
       UserError: if there is neither; it lists the shipped ones.
     """
+    from scoreflow.runs import files
     from scoreflow.runs.errors import UserError
 
-    path = Path(name).expanduser()
+    path = files.local(name, "--config")
     if path.is_file():
         return path
     if name == path.stem and (shipped() / f"{name}.py").is_file():
@@ -189,9 +192,15 @@ def _config(mode: str) -> tuple[str, Path, Any]:
     folder = files.local(_WORKDIR.value, "--workdir") if _WORKDIR.value else workdir.default(str(name))
     if folder.is_file():
         raise UserError(f"--workdir={folder} is a file; it must be a folder, or a new name")
+    try:
+        str(folder.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--workdir={str(folder)!r}: checkpoints need a path in UTF-8; choose another name") from None
     stored = workdir.stored_settings(folder)
     if name and not (stored and mode in ("eval", "sample")):
         return name, folder, configure.resolve(load_config(name), _overrides)
+    if not stored and workdir.checkpoints(folder).is_dir():
+        raise UserError(f"--workdir={folder} has no config.json; give the --config that it was trained with")
     if not stored:
         raise UserError(f"--workdir={folder} holds no trained run yet; to train one there, give --config")
     config, apart = configure.of_run(stored, _overrides, load_config(name) if name else None)
@@ -215,6 +224,8 @@ def _way_on(mode: str, folder: Path | None) -> str:
 
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # jax and matplotlib report their searches for devices and fonts
+
+    import jax
 
     from scoreflow import configure, data, evaluate, planner, sample, train
     from scoreflow.runs import caches, parallel, watch, workdir
@@ -250,6 +261,12 @@ def _main(_: list[str]) -> None:
         sys.exit(1)
     except (RunError, OSError) as error:
         _fail(error, 1)
+    except MemoryError as error:
+        _fail(f"out of memory ({error or 'no more can be had'}); {_SMALLER}", 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail(f"out of memory ({str(error).splitlines()[0]}); {_SMALLER}", 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; {_way_on(mode, folder)}", 130)
 

@@ -50,6 +50,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
     the least number from `batch_size` on that they divide. Batches that are among the partial results are not drawn
     again. Samples that are not finite are named and left out.
     """
+    parallel.check_batch(batch_size, experiment.space.shape, "sampling.batch_size")
     size = parallel.rounded_up(batch_size)
     model, space, sampler = experiment.model, experiment.space, experiment.sampler
 
@@ -120,6 +121,8 @@ def write_picture(
     columns: int | None = None,
 ) -> bool:
     """A grid of images, or a scatter plot of points in the plane next to as many test points; whether there is one."""
+    if not len(x):  # no sample was finite
+        return False
     if (pixels := picture(experiment, x, label, columns)) is not None:
         report.save_png(path, pixels)
     elif x.ndim == 2 and x.shape[1] == 2:

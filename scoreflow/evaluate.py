@@ -11,7 +11,7 @@ from scoreflow.data.fetch import default_dir
 from scoreflow.evaluators.context import Context, EvalOptions, Evaluators, Results, Table, context
 from scoreflow.evaluators.features import extractor, read_reference, statistics
 from scoreflow.evaluators.foreign import foreign
-from scoreflow.experiment import Experiment, load_params
+from scoreflow.experiment import Experiment, load_newest
 from scoreflow.metrics import Estimate, frechet, reference_file
 from scoreflow.metrics.kernel import MIN_SAMPLES
 from scoreflow.runs import caches, files, lock, parallel, report, workdir
@@ -82,14 +82,13 @@ def evaluate(experiment: Experiment, evaluation: Evaluation, folder: Path) -> di
     options = evaluation.options
     if options.samples:
         return evaluate_samples(experiment.data, evaluation, folder)
-    step = workdir.newest(folder, evaluation.best)
-    made: dict[str, Any] = {"step": step, "checkpoint": workdir.sealed(folder, step, evaluation.best)}
-    made |= _reference(options, experiment.data)
-    params = load_params(experiment, folder, step, evaluation.best)
+    reference = _reference(options, experiment.data)
+    step, checkpoint, params = load_newest(experiment, folder, evaluation.best)
+    made: dict[str, Any] = {"step": step, "checkpoint": checkpoint, **reference, "data": describe(experiment.data)}
     made["settings"] = workdir.usage(experiment.config, ("eval.", "sampling.", "sampler.", "grid."))
     stem = f"{step}-{evaluation.best}" if evaluation.best else str(step)
     out = workdir.numbered(made, folder / "eval", stem, "eval.json")
-    fingerprint = workdir.fingerprint(folder, step, experiment.config, evaluation.best)
+    fingerprint = workdir.fingerprint(made, experiment.config)
     report.say(f"evaluating step {step}; the first batch of each measurement takes longer, while it is compiled")
     with lock.held(out, "this evaluation"):
         partial = PartialResults(out / "partial" / fingerprint)

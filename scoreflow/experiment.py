@@ -26,6 +26,7 @@ from scoreflow.models.dequantiser import NoiseFlow
 from scoreflow.objectives.protocols import Objective
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import workdir
+from scoreflow.runs.errors import UserError
 from scoreflow.samplers.sampler import Sampler
 from scoreflow.score import PredictionName, Score
 from scoreflow.space import Space
@@ -222,6 +223,32 @@ class Experiment(NamedTuple):
         if self.space.latent is not None or self.model.network.apply is None:
             return facts(self.data)
         return facts(self.data, *self.space.ends, sigma_data=self.model.options.sigma_data)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that is used: its step, a digest of its files, and its averaged parameters."""
+
+    step: int
+    digest: str
+    params: Params
+
+
+def load_newest(experiment: Experiment, folder: Path, best: str = "") -> Loaded:
+    """The newest whole checkpoint of a run, or the best by a measure, on all devices.
+
+    A training that goes on in the folder may remove a step while it is read; then a newer one is taken.
+
+    Raises:
+      UserError: if there is none, or it does not fit the experiment.
+    """
+    while True:
+        step = workdir.newest(folder, best)
+        try:
+            digest = workdir.sealed(folder, step, best)
+            return Loaded(step, digest, load_params(experiment, folder, step, best))
+        except (OSError, UserError):
+            if workdir.newest(folder, best) == step:
+                raise
 
 
 def load_params(experiment: Experiment, folder: Path, step: int, best: str = "") -> Params:

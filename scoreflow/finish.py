@@ -1,5 +1,7 @@
 """What a person looks at while a run trains and when it ends: pictures, and the words to go on with."""
 
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -109,6 +111,16 @@ def seconds_of_evaluation(experiment: Experiment, params: Params) -> float:
     return (time.monotonic() - began) / size
 
 
+def command() -> str:
+    """How this program was started, for the next command: as `scoreflow`, as a script, or as a module."""
+    script, python = sys.argv[0], shlex.quote(sys.orig_argv[0] or "python")
+    if Path(script).name == "main.py":
+        return f"{python} {shlex.quote(script)}"
+    if Path(script).name != "scoreflow":
+        return f"{python} -m scoreflow"
+    return "scoreflow" if shutil.which("scoreflow") else shlex.quote(script)
+
+
 def end(experiment: Experiment, folder: Path, step: int, seconds: float | None, written: list[Path]) -> None:
     """The words that a run ends with; `seconds` of training, None where there was none.
 
@@ -126,7 +138,6 @@ def end(experiment: Experiment, folder: Path, step: int, seconds: float | None, 
         report.say("   ".join(words))
     if not experiment.config:
         return
-    program = "scoreflow" if Path(sys.argv[0]).name == "scoreflow" else "python main.py"
-    report.say(f"next:    {program} --workdir={folder} --mode=eval")
+    report.say(f"next:    {command()} --workdir={shlex.quote(str(folder))} --mode=eval")
     if experiment.model.network.apply is None:
         report.say(f"         then a score prior for this VAE: latent.name = joint or frozen, init_from = {folder}")

@@ -99,6 +99,11 @@ def flow_optimizer(learning_rate: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(50.0), optax.adamax(rate))
 
 
+def vae_rate_at(step: int, steps: int, rates: VaeRates, warmup: int) -> float:
+    """The learning rate of a step of `vae_optimizer`."""
+    return float(jnp.asarray(_cosine(rates.learning_rate, rates.learning_rate_end, warmup, steps)(step)))
+
+
 def vae_optimizer(rates: VaeRates, warmup: int, steps: int) -> optax.GradientTransformation:
     """The rule of a VAE that learns together with its prior."""
     schedule = _cosine(rates.learning_rate, rates.learning_rate_end, warmup, steps)

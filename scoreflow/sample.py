@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.data import describe
 from scoreflow.data.images import with_channels
 from scoreflow.draw import Drawn, initial_noise, make_draw, over_devices, write_picture
-from scoreflow.experiment import SAMPLE, Experiment, load_params
+from scoreflow.experiment import SAMPLE, Experiment, load_newest
 from scoreflow.runs import files, parallel, report, workdir
 from scoreflow.runs.errors import RunError, UserError
 from scoreflow.samplers.guide import inpaint
@@ -71,14 +72,14 @@ def sample(experiment: Experiment, options: SampleOptions, folder: Path) -> np.n
     if options.files != "none" and not (data.num_levels and len(data.shape) == 3 and data.shape[-1] in (1, 3)):
         words = f"needs images of 1 or 3 channels of levels, and {data.name} has examples of shape {data.shape}"
         raise UserError(f"sampling.files = {options.files} {words}")
-    step = workdir.newest(folder, options.best)
-    params = load_params(experiment, folder, step, options.best)
+    step, checkpoint, params = load_newest(experiment, folder, options.best)
     key = jax.random.fold_in(experiment.key(SAMPLE), step)
     key = jax.random.fold_in(key, options.seed) if options.seed else key
     settings = workdir.usage(experiment.config, ("sampling.", "sampler.", "grid.", "checkpoint"))
     settings.pop("sampling.files", None)  # the same samples in another form
-    made = {"step": step, "settings": settings}
+    made = {"step": step, "checkpoint": checkpoint, "settings": settings}
     if options.inpaint != "none":
+        made["data"] = describe(data)
         drawn = fill_in(experiment, params, options, key)
         report.say("in threes: a test image, what was kept of it with the rest gray, and the rest filled in")
     else:

@@ -1,5 +1,6 @@
 """One training step as a pure function, and its compiled form."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +38,20 @@ def init_state(
       optimizer: its state begins with them.
       key: PRNG key of the parameters.
       fsdp: whether each device holds a share of the state; otherwise every device holds all of it.
+
+    Raises:
+      UserError: if a device cannot hold it.
     """
 
     def make(key):
         return state_of(init(key), optimizer)
 
-    layout = parallel.layout(jax.eval_shape(make, key), divided=fsdp)
+    shapes = jax.eval_shape(make, key)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
+    words = f"a training state of {count:,} parameters, with their averages and moments,"
+    parallel.check_memory(size // (parallel.device_count() if fsdp else 1), words, "choose a smaller model")
+    layout = parallel.layout(shapes, divided=fsdp)
     return parallel.jit(make, once=True, out_shardings=layout)(key)
 
 

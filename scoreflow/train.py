@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -13,17 +12,17 @@ import numpy as np
 import optax
 
 from scoreflow import data, draw
-from scoreflow.begin import WarmStart, begin, fit_groups
+from scoreflow.begin import WarmStart, begin, fit_groups, say_if_stretched
 from scoreflow.experiment import INIT, TRAIN, VALIDATE, Experiment
 from scoreflow.finish import Pictures, end
 from scoreflow.models import LATENT, count_params
 from scoreflow.objectives.protocols import Objective
-from scoreflow.optimizers import OptimizerOptions, rate_at
 from scoreflow.optimizers import optimizer as default_optimizer
 from scoreflow.runs import checkpoint, lock, parallel, report, workdir
 from scoreflow.runs.best import Best
 from scoreflow.runs.errors import UserError
 from scoreflow.runs.log import Log
+from scoreflow.runs.meter import Meter
 from scoreflow.step import (
     Batch,
     TrainState,
@@ -36,10 +35,12 @@ from scoreflow.step import (
 from scoreflow.types import Check, Count, CountOrZero, Flag, Fraction, Key, Params
 
 Measure = Callable[[Params], float]
-"""A number for averaged parameters, of which the lower is the better."""
+"""A number for averaged parameters, of which the lower is the better.
+
+Where it also has `depends_on`, plain values by name, the best checkpoint of a run is chosen anew when they change.
+"""
 
 _MEASURES = ("validation", "frechet")
-_RECENT = 1000  # dispatches that a line of the log looks back on where it is the only one
 _SHARE, _LEAST = 0.1, 10.0  # of the time of a run, and seconds, that each picture at its end may take
 _BEST = "a tuple of measures: " + ", ".join(_MEASURES)
 
@@ -239,6 +240,7 @@ def train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainS
 def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainState:
     began = time.monotonic()
     parallel.check_divides(options.batch_size // options.grad_accum, "training.batch_size / training.grad_accum")
+    parallel.check_batch(options.batch_size, experiment.data.shape, "training.batch_size", number=1)  # levels at least
 
     # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
     checkpoints = workdir.checkpoints(folder)
@@ -246,16 +248,16 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
     state, start, fresh, layout = begin(
         experiment, optimizer, checkpoints, fsdp=options.fsdp, warm_start=options.warm_start
     )
-    log = Log(folder, start)
     _announce(experiment, options, folder, state, start, fresh)
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
     dispatch = dispatcher(experiment, options, layout, report.say)
     validate, measures = validator(experiment, options), _measures(experiment, options)
-    best = Best(folder, options.best, start)
+    best = Best(folder, options.best, start, {k: getattr(m, "depends_on", {}) for k, m in measures.items()})
+    log = Log(folder, start)  # whose files are there from the first step on, so that a failed start leaves nothing
     pictures = Pictures(experiment, folder, log, options.sample_batch, options.num_samples)
-
-    meter, skipped, steps = _Meter(log, options, start), 0, options.steps  # skipped in a row
+    meter = Meter(log, start, options.batch_size, lines=options.log_every > 0, skip=options.skip > 0)
+    skipped, steps = 0, options.steps  # skipped in a row
 
     # --- loop ---------------------------------------------------------------------------------------------------------
     batches = data.prefetch(batches_of(experiment, options, start))
@@ -267,7 +269,8 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
         skipped = check_finite(metrics, first, checkpoints, allowed=options.skip, before=skipped)
         if first == start:
             report.say(f"first step after {time.monotonic() - began:.1f} s")
-            _record(experiment, folder)
+            log.open()
+            _record(experiment, options, folder, fresh)
         if _due(options.log_every, first, step, steps):
             meter.write(step)
         if _due(options.validate_every, first, step, steps):
@@ -282,7 +285,8 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
             pictures.samples(state.ema_params, step)
 
     if start >= steps:
-        _record(experiment, folder)
+        log.open()
+        _record(experiment, options, folder, fresh)
     if steps == 0 and fresh:  # all there was to learn was fitted
         checkpoint.save(checkpoints, 0, state, keep=options.keep)
 
@@ -296,37 +300,6 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
     return state
 
 
-class _Meter:
-    """Averages of the terms of the loss and the speed, from one line of the log to the next."""
-
-    def __init__(self, log: Log, options: TrainOptions, start: int):
-        self.log, self.options = log, options
-        self.recent: deque[dict] = deque(maxlen=None if options.log_every else _RECENT)
-        self.since = (time.monotonic(), start)
-        self.compiled = False
-        self.pace: float | None = (
-            None  # the shortest time of a step, in seconds, once the first dispatch has compiled it
-        )
-
-    def add(self, metrics: dict, seconds: float) -> None:
-        """Takes the metrics of a dispatch and the time that it took."""
-        self.recent.append(metrics)
-        if self.compiled:
-            self.pace = min(seconds / len(metrics["loss"]), self.pace or float("inf"))
-        self.compiled = True
-
-    def write(self, step: int) -> None:
-        """Writes a line and begins anew."""
-        means = {name: _mean_of_finite(np.concatenate([m[name] for m in self.recent])) for name in self.recent[-1]}
-        if self.options.skip:
-            means["skipped"] = int(sum(m["skipped"].sum() for m in self.recent))
-        now, (then, since) = time.monotonic(), self.since
-        examples = (step - since) * self.options.batch_size
-        self.log.scalars(step, **means, examples_per_second=examples / (now - then))
-        self.recent.clear()
-        self.since = (now, step)
-
-
 def _announce(
     experiment: Experiment, options: TrainOptions, folder: Path, state: TrainState, start: int, fresh: bool
 ) -> None:
@@ -334,25 +307,18 @@ def _announce(
     report.say(f"{experiment.name}: {count_params(state.params):,} parameters, {parallel.describe()}")
     for line in experiment.facts():
         report.say(f"data: {line}")
-    if fresh and options.pictures and draw.write_examples(experiment, folder / "data.png"):
-        report.say(f"data: some of them are in {folder / 'data.png'}")
-    _say_if_stretched(experiment, options, folder, start)
+    before = workdir.stored_settings(folder).get("training.steps")
+    if 0 < start < options.steps and before is not None:
+        say_if_stretched(experiment.config, start, before, options.steps)
     if start >= options.steps and not fresh:
         report.say(f"step {start} is there already" + ("; raise training.steps to train on" if options.steps else ""))
 
 
-def _record(experiment: Experiment, folder: Path) -> None:
+def _record(experiment: Experiment, options: TrainOptions, folder: Path, fresh: bool) -> None:
+    """Writes what is kept of the settings and the data, once there is something to keep."""
+    if fresh and options.pictures and draw.write_examples(experiment, folder / "data.png"):
+        report.say(f"data: some of them are in {folder / 'data.png'}")
     workdir.record(folder, experiment.config, name=experiment.name, data=data.describe(experiment.data))
-
-
-def _say_if_stretched(experiment: Experiment, options: TrainOptions, folder: Path, start: int) -> None:
-    """Another number of steps moves the learning rate of a cosine schedule in the middle of a run."""
-    before, settings = workdir.stored_settings(folder).get("training.steps"), experiment.config.get("training", {})
-    if 0 < start < options.steps and before not in (None, options.steps) and settings.get("schedule") == "cosine":
-        rule = OptimizerOptions(**{name: settings[name] for name in OptimizerOptions._fields})
-        old, new = rate_at(min(start, before), before, rule), rate_at(start, options.steps, rule)
-        words = f"the cosine schedule now ends there: at step {start} the learning rate is {new:.2g}, not {old:.2g}"
-        report.say(f"training.steps = {options.steps}, {before} before; {words}")
 
 
 def _measures(experiment: Experiment, options: TrainOptions) -> dict[str, Measure]:
@@ -384,9 +350,3 @@ def validator(experiment: Experiment, options: TrainOptions) -> Measure:
         return float(np.mean(losses))
 
     return validate
-
-
-def _mean_of_finite(values: np.ndarray) -> float:
-    """Mean over the steps that were not skipped; NaN if all were."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")

@@ -148,7 +148,7 @@ def test_a_run_is_used_with_its_own_settings(trained):
 def test_training_ends_by_naming_the_samples_and_the_next_command(trained):
     folder, _, result = trained
     assert "samples: run/samples/8.png" in result.stdout
-    next_command = re.search(r"next: +python main.py (.*)", result.stdout).group(1)
+    next_command = re.search(r"next: +\S+ \S*main.py (.*)", result.stdout).group(1)
     assert "--mode=eval" in next_command and "--workdir=run" in next_command
     assert re.search(r"first step after [\d.]+ s", result.stdout)
     assert json.loads((folder / "run" / "config.json").read_text())["config"]["model"]["width"] == 16

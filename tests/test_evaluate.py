@@ -1,5 +1,6 @@
 """Evaluation from end to end where the answer is known: Gaussian data and the exact score in the network's place."""
 
+import json
 import re
 import shutil
 
@@ -324,5 +325,57 @@ def test_partial_results_of_other_settings_are_not_taken(tmp_path):
         if len(names) == 3:  # trained anew
             shutil.rmtree(checkpoints)
             checkpoint.save(checkpoints, 2, {"ema_params": jnp.ones(3)})
-        names.append(workdir.fingerprint(tmp_path, 2, configure.experiment(tiny.digits(**changes), "digits").config))
+        made = {"checkpoint": workdir.sealed(tmp_path, 2), "shape": (3,)}
+        names.append(workdir.fingerprint(made, configure.experiment(tiny.digits(**changes), "digits").config))
     assert names[0] == names[2] and len(set(names)) == 3
+
+
+@pytest.mark.usefixtures("_allow_rank_promotion")
+def test_partial_results_of_other_data_are_not_taken(tmp_path, monkeypatch):
+    """Stopped after two batches, whose file of data is then replaced: the rest is of the new data, and so are they."""
+    path, folder, rng = tmp_path / "x.npy", tmp_path / "run", np.random.default_rng(0)
+    old, new = (scale * rng.standard_normal((300, 2)).astype(np.float32) for scale in (1, 3))
+    np.save(path, old)
+    data = {"name": "arrays", "path": str(path)}
+    config, _ = tiny.trained(folder, data=data, eval__draws=1, eval__batch_size=4, eval__num_samples=0)
+
+    def run(where):
+        experiment = configure.experiment(config, "tiny")
+        return evaluate(experiment, configure.evaluation(config, tmp_path / "cache"), where)["likelihood"]["nats"]
+
+    get, count = PartialResults.get, []
+
+    def stopping(self, name, like, make):
+        if len(count) == 2:
+            raise _Killed
+        count.append(name)
+        return get(self, name, like, make)
+
+    monkeypatch.setattr(PartialResults, "get", stopping)
+    with pytest.raises(_Killed):
+        run(folder)
+    monkeypatch.undo()
+    shutil.copytree(folder / "checkpoints", tmp_path / "calm" / "checkpoints")
+    np.save(path, new)
+    resumed, calm = run(folder), run(tmp_path / "calm")
+    assert resumed == calm
+    np.save(path, old)
+    assert run(folder).value != pytest.approx(calm.value, rel=0.1)  # the data of three times the size are no better
+    assert {path.name for path in (folder / "eval").iterdir()} == {"8", "8-2"}
+
+
+@pytest.mark.usefixtures("_allow_rank_promotion")
+def test_an_evaluation_of_other_data_has_a_folder_of_its_own(tmp_path):
+    rng, results = np.random.default_rng(0), {}
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", rng.integers(0, 17, (200, 8, 8), np.uint8))
+    of = lambda name: {"name": "arrays", "path": str(tmp_path / f"{name}.npy"), "num_levels": 17}
+    config, _ = tiny.trained(tmp_path / "run", data=of("a"), eval__num_samples=0, eval__draws=1)
+    for name in ("a", "b", "a"):
+        config.data.path = of(name)["path"]
+        experiment = configure.experiment(config, "tiny")
+        evaluate(experiment, configure.evaluation(config, tmp_path / "cache"), tmp_path / "run")
+        for path in tmp_path.glob("run/eval/*/metrics.json"):
+            bits = json.loads(path.read_text())["likelihood"]["bits_per_dim"]
+            assert results.setdefault(path.parent.name, bits) == bits
+    assert results.keys() == {"8", "8-2"} and results["8"] != results["8-2"]

@@ -69,17 +69,6 @@ def test_an_interval_is_due_where_a_multiple_of_it_is_passed():
     assert due(8) == [8, 16, 20] and due(6) == [8, 12, 20] and due(0) == [20] and due(1) == [4, 8, 12, 16, 20]
 
 
-def test_a_run_without_a_log_remembers_a_bounded_number_of_steps(tmp_path):
-    options = train.TrainOptions(log_every=0, batch_size=4)
-    meter = train._Meter(run_log.Log(tmp_path, 0), options, 0)
-    for step in range(1, 5001):
-        meter.add({"loss": np.array([float(step)])}, 1.0 / step)
-    assert len(meter.recent) == 1000
-    meter.write(5000)
-    assert run_log.read_metrics(tmp_path)[-1]["loss"] == np.mean(np.arange(4001, 5001))
-    assert meter.pace == 1 / 5000
-
-
 def test_a_longer_cosine_schedule_is_said(tmp_path, capsys):
     """At step 8 of 8 the rate is 0; of 16, after a warm-up of 2, it is half way down: cos^2(pi/2 * 6/14) of the peak."""
     tiny.trained(tmp_path)

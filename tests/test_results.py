@@ -1,6 +1,7 @@
 """What a finished run gives: samples under names of their own, pictures within their time, and measures at the horizon."""
 
 import json
+import shutil
 import time
 
 import jax
@@ -73,6 +74,29 @@ def test_samples_made_otherwise_have_a_name_of_their_own(classes):
         assert not np.array_equal(drawn[i][0], first)
     said = json.loads((classes[0] / "samples" / "8-6-3.json").read_text())
     assert said["step"] == 8 and said["settings"]["sampling.label"] == 3
+
+
+def test_samples_of_a_run_that_was_trained_anew_have_a_name_of_their_own(tmp_path):
+    first, _ = draw((tmp_path, tiny.trained(tmp_path)[0]))
+    shutil.rmtree(tmp_path / "checkpoints")
+    second, names = draw((tmp_path, tiny.trained(tmp_path, seed=1)[0]))
+    assert not np.array_equal(first, second) and {"8-6.npy", "8-6-2.npy"} <= names
+    np.testing.assert_array_equal(np.load(tmp_path / "samples" / "8-6.npy"), first)
+    np.testing.assert_array_equal(np.load(tmp_path / "samples" / "8-6-2.npy"), second)
+
+
+def test_filled_in_images_of_other_data_have_a_name_of_their_own(tmp_path):
+    rng, drawn = np.random.default_rng(0), []
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", rng.integers(0, 17, (200, 8, 8), np.uint8))
+    of = lambda name: {"name": "arrays", "path": str(tmp_path / f"{name}.npy"), "num_levels": 17}
+    config, _ = tiny.trained(tmp_path / "run", data=of("a"))
+    for name in ("a", "b", "a"):
+        config.data.path = of(name)["path"]
+        drawn.append(draw((tmp_path / "run", config), sampling__inpaint="right"))
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "samples" / "8-6-inpainted.npy"), drawn[0][0])
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "samples" / "8-6-inpainted-2.npy"), drawn[1][0])
+    assert len([name for name in drawn[2][1] if name.endswith(".npy")]) == 2
 
 
 def test_labels_are_kept_beside_the_samples(classes):

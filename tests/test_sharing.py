@@ -162,6 +162,25 @@ def test_a_classifier_is_that_of_its_labels_and_levels(tmp_path, monkeypatch):
     assert digits.classifier(Split(x, label.astype(np.int64)), 4, tmp_path).key in keys
 
 
+def test_two_processes_that_keep_the_same_statistics_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """Another process takes and keeps the statistics of the same data while this one is writing its own."""
+    plain, x = Extractor("pixels", pixels), np.arange(96, dtype=np.uint8).reshape(24, 4)
+    savez, inner = np.savez, []
+
+    def interrupted(path, **arrays):
+        savez(path, **arrays)
+        if not inner:
+            inner.append(path)
+            inner.append(features.statistics(plain, x, tmp_path))
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    outer = features.statistics(plain, x, tmp_path)
+    np.testing.assert_array_equal(inner[1].pool, outer.pool)
+    (kept,) = (tmp_path / "statistics").iterdir()
+    with np.load(kept) as stored:
+        np.testing.assert_array_equal(stored["pool"], x)
+
+
 def test_what_one_process_lacks_all_compute(tmp_path, monkeypatch):
     """As where two processes have a cache folder each, and one of them has the statistics."""
     plain, x = Extractor("pixels", pixels), np.arange(96, dtype=np.uint8).reshape(24, 4)

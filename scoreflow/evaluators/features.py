@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,10 @@ from scoreflow.metrics import (
 from scoreflow.metrics import digits as digit_metrics
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbors import covered
-from scoreflow.runs import files, parallel
+from scoreflow.runs import files, parallel, workdir
 from scoreflow.runs.partial import NONE, PartialResults
+from scoreflow.samplers.sampler import sampler
+from scoreflow.settings import settings
 from scoreflow.types import Params
 
 FeatureName = Literal["pixels", "digits", "inception"]
@@ -208,23 +210,39 @@ def quality(sampled: Sampled, target: Target, k: int, score: str) -> dict[str, E
     return out
 
 
+class Distance(NamedTuple):
+    """params -> Frechet distance of their samples, with plain values that say what else it depends on."""
+
+    measure: Callable[[Params], float]
+    depends_on: dict[str, Any]
+
+    def __call__(self, params: Params) -> float:
+        return self.measure(params)
+
+
 def distance(
     features: FeatureName, num: int, batch: int, cache_dir: Path, data_dir: Path, reference: str = ""
-) -> Callable[[Experiment], Callable[[Params], float]]:
+) -> Callable[[Experiment], Distance]:
     """Experiment -> params -> Frechet distance of `num` samples to the target, from the same noise every time.
 
     For `measures` of `train.TrainOptions`; samples are drawn `batch` at a time. See `target` for `reference`.
     """
 
-    def make(experiment: Experiment) -> Callable[[Params], float]:
+    def make(experiment: Experiment) -> Distance:
         draw_samples, data = draw.make_draw(experiment, batch), experiment.data
         extract = extractor(features, data, cache_dir, data_dir)
         gaussian = target(features, extract, data, cache_dir, reference).gaussian
 
         def measure(params: Params) -> float:
             x = draw_samples(params, experiment.key(EVALUATE), num).x
+            if len(x) < 2:  # the others were not finite: no distance, which is never the best
+                return float("nan")
             return frechet.frechet_distance(_merge(collect(extract, x, gaussian.mean).moments), gaussian)
 
-        return measure
+        depends_on: dict[str, Any] = {"features": extract.name, "samples": num}
+        if reference:
+            depends_on["reference"] = digest(*read_reference(reference, features, data))[:16]
+        drawn_by = ("sampler.", "grid.", *(f"sampling.{name}" for name in settings(sampler)))
+        return Distance(measure, depends_on | workdir.usage(experiment.config, drawn_by))
 
     return make

@@ -51,7 +51,10 @@ def table(metrics: dict[str, Any], name: str) -> Table:
 
 
 def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, Any]:
-    """Metrics by name of `model` and `test_data`, the names of the feature function and of the reference."""
+    """Metrics by name of `model` and `test_data`, the names of the feature function and of the reference.
+
+    Where no sample is finite, a line says so and there is nothing but the number of samples.
+    """
     experiment, options = context.experiment, context.options
     draw_samples = draw.make_draw(experiment, batch)
     began = time.monotonic()
@@ -61,15 +64,18 @@ def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, An
     if context.folder is not None:
         draw.write_picture(experiment, drawn.x[:400], context.folder / "samples.png")
     test = experiment.data.test.x
-    finite = np.isfinite(drawn.x.astype(np.float64)).reshape(len(drawn.x), -1).all(1)
+    finite = np.isfinite(drawn.x.astype(np.float64)).all(tuple(range(1, drawn.x.ndim)))
     x = drawn.x[finite]
 
     sets = {"model": x, "test_data": test}
+    metrics: dict[str, Any] = {"features": "none", "reference": _TRAINING_DATA, "model": {}, "test_data": {}}
+    if not len(x):
+        report.warn(f"none of {num} samples is finite; sample metrics are left out")
+        return metrics | {"model": {"samples": 0, "sample_nfe": drawn.nfe, "sample_seconds": seconds}}
     try:
         extract = extractor(options.features, experiment.data, context.cache_dir, context.data_dir)
     except DataError as error:
         report.warn(f"{error}; metrics of features are left out")
-        metrics: dict[str, Any] = {"features": "none", "reference": _TRAINING_DATA, "model": {}, "test_data": {}}
     else:
         metrics = feature_metrics(extract, sets, experiment.data, options, context.cache_dir, context.partial)
     model, real = metrics["model"], metrics["test_data"]

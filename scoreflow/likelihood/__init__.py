@@ -1,5 +1,5 @@
-"""Log-densities of a score model: by the probability-flow ODE in a fixed number of evaluations (`multistep`, with `nodes`
-and `gaussian`) or adaptively (`ode`), a bound for the SDE (`bound`), the bound at every horizon (`horizon`), the terms of
+"""Log-densities of a score model: by the probability-flow ODE, in a fixed number of evaluations (`multistep`, with
+`nodes` and `gaussian`) or adaptively (`ode`), a bound for the SDE (`bound`) at every horizon (`horizon`), the terms of
 the ODE's divergence (`diagnostics`), and latent codes and gradients (`codes`)."""
 
 from scoreflow.likelihood.bound import Bound, bound, bound_noise, one_time_bound

@@ -56,7 +56,7 @@ def class_score(probs: np.ndarray, splits: int = 10) -> Estimate:
     the mean over equal splits of the sample, which biases it downwards where they are small.
     """
     scores = []
-    for split in np.array_split(np.asarray(probs, np.float64), splits):
+    for split in np.array_split(np.asarray(probs, np.float64), min(splits, len(probs))):
         log_ratio = np.log(np.maximum(split, 1e-300)) - np.log(np.maximum(split.mean(0), 1e-300))
         scores.append(np.exp((split * log_ratio).sum(1).mean()))
     return mean_estimate(np.array(scores))

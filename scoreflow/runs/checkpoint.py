@@ -24,14 +24,17 @@ import numpy as np
 from scoreflow.runs import files, parallel
 from scoreflow.runs.errors import RunError, UserError
 
+UNSEALED = "it was never sealed (killed while saving)"
+"""The damage of a step that is still being saved, or whose saving was killed."""
+
 _NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
-def _manager(directory: Path, keep: int | None = None) -> Any:
+def _manager(directory: Path, *, saving: bool = False) -> Any:
     import orbax.checkpoint as ocp
 
     _quieten()
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=keep is not None)
+    options = ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=saving)
     return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
@@ -78,10 +81,13 @@ def damage(directory: Path, step: int) -> str:
     try:
         wanted = json.loads(_seal_path(directory, step).read_text())
     except FileNotFoundError:
-        return "it was never sealed (killed while saving)"
+        return UNSEALED
     except ValueError:
         return "its list of digests is unreadable"
-    actual = _digests(directory / str(step))
+    try:
+        actual = _digests(directory / str(step))
+    except FileNotFoundError:  # while it was read
+        return "its files are being removed"
     wrong = sorted(name for name in wanted.keys() | actual.keys() if wanted.get(name) != actual.get(name))
     return f"{len(wrong)} files are missing or altered, first {wrong[0]}" if wrong else ""
 
@@ -123,13 +129,15 @@ def save(directory: Path, step: int, state: Any, *, keep: int = 3) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if parallel.is_main():
             _reserve(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        with _manager(directory, keep) as manager:
+        with _manager(directory, saving=True) as manager:
             written = manager.save(step, args=ocp.args.StandardSave(state))
             manager.wait_until_finished()
         if not written:
             raise ValueError("a step as new is there already")
         if parallel.is_main():
             files.write_text(_seal_path(directory, step), json.dumps(_digests(directory / str(step))))
+            for old in _steps(directory)[keep:]:  # once the new one counts, so that there is one at every moment
+                shutil.rmtree(directory / str(old), ignore_errors=True)
             for seal in directory.glob("*.sha256.json"):
                 if not (directory / seal.name.split(".")[0]).is_dir():
                     seal.unlink()
@@ -141,16 +149,46 @@ def save(directory: Path, step: int, state: Any, *, keep: int = 3) -> None:
     parallel.barrier(f"sealed {step}")
 
 
-def latest(directory: Path, *, at_most: int | None = None, warn: Callable[[str], None] | None = None) -> int | None:
-    """The newest step that is whole, or None. Every newer one that is not is named to `warn(message)`."""
+def latest(
+    directory: Path,
+    *,
+    at_most: int | None = None,
+    warn: Callable[[str], None] | None = None,
+    saving: bool = False,
+) -> int | None:
+    """The newest step that is whole, or None.
+
+    Args:
+      directory: folder of the steps; it need not exist.
+      at_most: the newest that counts.
+      warn: called with a message for every newer one that is not whole, where there is one that is.
+      saving: whether another process is at work in the folder, where a step that comes or goes is no damage.
+    """
+    messages = []
     for step in _steps(directory):
         if at_most is not None and step > at_most:
             continue
         if not (reason := damage(directory, step)):
+            if warn is not None:
+                for message in messages:
+                    warn(message)
             return step
-        if warn is not None:
-            warn(f"checkpoint {directory / str(step)} is damaged: {reason}; going back to the one before")
+        if not (saving and (reason == UNSEALED or not (directory / str(step)).exists())):
+            messages.append(f"checkpoint {directory / str(step)} is damaged: {reason}; going back to the one before")
     return None
+
+
+def all_damaged(directory: Path) -> str:
+    """What is wrong where steps are there and none is whole, in words; "" otherwise.
+
+    A single step that was never sealed is that of a run which was killed at its first save, and has lost nothing.
+    """
+    reasons = {step: damage(directory, step) for step in _steps(directory)}
+    if not reasons or not all(reasons.values()) or list(reasons.values()) == [UNSEALED]:
+        return ""
+    newest = max(reasons)
+    count = "its only checkpoint is" if len(reasons) == 1 else f"none of its {len(reasons)} checkpoints is"
+    return f"{count} whole (step {newest}: {reasons[newest]})"
 
 
 def seal_of(directory: Path, step: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import shutil
 import time
 import uuid
@@ -14,20 +15,23 @@ import numpy as np
 from scoreflow.runs.errors import UserError
 
 _OLD = 86_400.0  # seconds
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # a drive has one letter
 
 
 def local(path: str | os.PathLike[str], name: str) -> Path:
     """The path that a person gives, with `~` as their home.
 
     Raises:
-      UserError: for the address of an object store, naming the setting.
+      UserError: for the address of an object store, also with one slash, or the home of nobody, naming the setting.
     """
-    scheme, mark, _ = str(path).partition("://")
-    if mark:
+    if address := _ADDRESS.match(str(path)):
         raise UserError(
-            f"{name} = {str(path)!r}: {scheme} is not read or written; mount it, and give the folder's path"
+            f"{name} = {str(path)!r}: {address[1]} is not read or written; mount it, and give the folder's path"
         )
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name} = {str(path)!r}: no home folder of that user is known; give the whole path") from error
 
 
 @contextlib.contextmanager

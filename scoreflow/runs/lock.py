@@ -6,6 +6,7 @@ whether a holder there is alive: it is renewed every half minute.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -58,17 +59,38 @@ def _age(path: Path) -> float:
 
 def _taken(path: Path, what: str) -> UserError:
     holder = _holder(path)
-    who = (
-        f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        if len(holder) >= 3
-        else "another process"
-    )
+    known = {"pid", "host", "since"} <= holder.keys()
+    who = f"process {holder['pid']} on {holder['host']} since {holder['since']}" if known else "another process"
     return UserError(f"{path.parent} is in use: {what} by {who}; wait for it, stop it, or choose another folder")
+
+
+def busy(folder: Path, name: str = "lock.json") -> bool:
+    """Whether a process that is alive says that it holds the lock of a folder; looks without touching the lock."""
+    path = folder / name
+    holder = _holder(path)
+    if holder.get("host") != socket.gethostname():
+        try:
+            return bool(holder) and time.time() - path.stat().st_mtime < EXPIRED
+        except OSError:
+            return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (OSError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _make(folder: Path) -> int:
+    """Makes a folder where it is missing; the number of folders that were made, with those above it."""
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return len(missing)
 
 
 def _acquire(path: Path, what: str) -> int:
     """An open, locked descriptor of the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -91,16 +113,17 @@ def held(folder: Path, what: str, name: str = "lock.json") -> Iterator[None]:
     """Holds the lock of a folder, in the first process of a job; a second job is refused while it is held.
 
     Args:
-      folder: made where it is missing, and removed again if nothing else has been put there.
+      folder: made where it is missing, and then removed again if nothing else has been put there.
       what: is done in it, for the message to others, such as "training".
       name: of the file, so that a folder can have several locks.
 
     Raises:
       UserError: in every process, naming the holder's process, machine and time.
     """
-    path, descriptor, refused = folder / name, -1, None
+    path, descriptor, refused, made = folder / name, -1, None, 0
     if parallel.is_main():
         try:
+            made = _make(folder)
             descriptor = _acquire(path, what)
         except UserError as error:
             refused = error
@@ -110,9 +133,11 @@ def held(folder: Path, what: str, name: str = "lock.json") -> Iterator[None]:
         yield
         return
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since, "what": what})
+    if not made and isinstance(before := _holder(path).get("made"), int):  # of a holder that was killed
+        made = before
+    content = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "what": what, "made": made}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, content.encode(), 0)
+    os.pwrite(descriptor, json.dumps(content).encode(), 0)
     done = threading.Event()
 
     def renew() -> None:
@@ -127,5 +152,6 @@ def held(folder: Path, what: str, name: str = "lock.json") -> Iterator[None]:
         done.set()
         with contextlib.suppress(OSError):
             os.unlink(path)  # while it is still locked, so that it is never another's
-            folder.rmdir()  # only where it is empty
+            for made_by_us in (folder, *folder.parents)[:made]:
+                made_by_us.rmdir()  # only where it is empty
         os.close(descriptor)

@@ -13,16 +13,21 @@ from scoreflow.runs import files, parallel, report
 class Log:
     """Scalars of a run: one JSON line per call in `metrics.jsonl`, the same to TensorBoard.
 
-    Opening it for a run that resumes at `step` drops what was written beyond that step, so each step appears once.
+    Opening it for a run that resumes at `step` drops what was written beyond that step, so each step appears once. It
+    opens itself when there is something to write.
     """
 
     def __init__(self, workdir: Path, step: int):
+        self._workdir, self._step = workdir, step
         self._file: TextIO | None = None
         self._events: _Events | None = None
-        if not parallel.is_main():
+
+    def open(self) -> None:
+        """Opens the files, in one process, unless they are open."""
+        if self._file is not None or not parallel.is_main():
             return
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        path, step = self._workdir / "metrics.jsonl", self._step
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -33,10 +38,11 @@ class Log:
                     continue  # cut short by a kill
         files.write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a")
-        self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
+        self._events = _Events(self._workdir / "tensorboard", purge_step=step + 1)
 
     def scalars(self, step: int, **values: float) -> None:
         """Writes named numbers of a step."""
+        self.open()
         if self._file is None or self._events is None:
             return
         record = {"step": step, **{name: float(value) for name, value in values.items()}}
@@ -46,6 +52,7 @@ class Log:
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes an image [H, W, 3] uint8 to TensorBoard."""
+        self.open()
         if self._events is not None:
             self._events.image(step, name, pixels)
 

@@ -7,6 +7,7 @@ run. Loops whose length depends on the data go through `map_devices` instead, so
 
 import functools
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from scoreflow.runs.errors import UserError
 
 _AXIS = "data"
 _SILENT = 30  # seconds after which a process that gives no sign of life ends the others
+_CHOSEN = 24  # bytes for each example of a batch, by which it is chosen or drawn
 _FIRST_PORT = 61_440  # of those that a coordinator may use
 
 
@@ -174,6 +176,47 @@ def check_divides(size: int, name: str) -> None:
     """
     if size % jax.device_count():
         raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices")
+
+
+def memory() -> int | None:
+    """Bytes of a device, or of the machine where its processors are the devices; None where nothing says so."""
+    if limit := (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"):
+        return int(limit)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if jax.default_backend() == "cpu" else None
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return None
+
+
+def check_memory(size: int, what: str, advice: str) -> None:
+    """Refuses what no device could hold, before anything is allocated: XLA would end the process without a word.
+
+    Args:
+      size: bytes on each device.
+      what: needs them, for the message.
+      advice: what to do.
+
+    Raises:
+      UserError: where a device has fewer.
+    """
+    if (limit := memory()) is not None and size > limit:
+        raise UserError(f"{what} needs {size / 2**30:,.0f} GiB, and there are {limit / 2**30:,.1f} GiB: {advice}")
+
+
+def check_batch(size: int, shape: tuple[int, ...], name: str, number: int = 4) -> None:
+    """Refuses a batch whose numbers alone the devices could not hold.
+
+    Args:
+      size: examples.
+      shape: of each.
+      name: of the argument, for the message.
+      number: bytes of a number.
+
+    Raises:
+      UserError: naming the argument and its value.
+    """
+    each = number * math.prod(shape) + _CHOSEN
+    check_memory(size // jax.device_count() * each, f"{name} = {size}", "choose a smaller one")
 
 
 def rounded_up(count: int) -> int:

@@ -5,14 +5,15 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scoreflow.runs import checkpoint, parallel, renamed, report
-from scoreflow.runs.best import folder_of
+from scoreflow.runs import checkpoint, lock, parallel, renamed, report
+from scoreflow.runs.best import folder_of, folders
 from scoreflow.runs.errors import UserError
 from scoreflow.types import Params
 
@@ -108,9 +109,39 @@ def _compare(
     workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None
 ) -> list[tuple[str, Any, Any]]:
     """Rows (name, stored value, value in `config`) by name; a setting that one of the two lacks has its default."""
-    usual, before = _plain(defaults or {}), stored_settings(workdir)
-    before, now = usual | before if before else {}, usual | flatten(_plain(config))
+    usual = _plain(defaults or {})
+    before, now = usual | stored_settings(workdir), usual | flatten(_plain(config))
     return [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys(), key=_names_first)]
+
+
+def _unknown(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Stored settings that this version does not have, though the same is chosen in their section."""
+    stored, now = stored_settings(workdir), _plain(defaults or {}) | flatten(_plain(config))
+    choice = lambda name: f"{name.partition('.')[0]}.name"
+    return {k: v for k, v in stored.items() if k not in now and stored.get(choice(k)) == now.get(choice(k))}
+
+
+def _other_version(workdir: Path, name: str, value: Any, advice: str) -> UserError:
+    version = (_stored(workdir).get("versions") or {}).get("scoreflow", "of unknown number")
+    words = f"was made by another version of scoreflow ({version}), which had {name} = {value!r}"
+    return UserError(f"{workdir} {words}; this one has no such setting: {advice}")
+
+
+def _anew(workdir: Path) -> str:
+    return f"begin a new run with --config.init_from={shlex.quote(str(workdir))}"
+
+
+def _learned(workdir: Path) -> bool:
+    """Whether a run has kept anything that it learned."""
+    return any(checkpoint.any_step(folder) for folder in (checkpoints(workdir), *folders(workdir)))
+
+
+def _say_if_without_settings(workdir: Path) -> bool:
+    """Whether there are checkpoints and no `config.json`; a line then says that little is known of them."""
+    if stored_settings(workdir) or not checkpoint.any_step(checkpoints(workdir)):
+        return False
+    report.warn(f"{workdir} has checkpoints and no config.json: they are taken for this config's if their shapes fit")
+    return True
 
 
 def check_same(
@@ -133,7 +164,12 @@ def check_same(
     Raises:
       UserError: naming the first difference.
     """
+    if _say_if_without_settings(workdir):
+        return
+    unknown = _unknown(workdir, config, defaults)
     for name, before, now in _compare(workdir, config, defaults):
+        if name in unknown and name.startswith(settings):
+            raise _other_version(workdir, name, before, "start from it with that version")
         if name in at_most and before is not None and (np.inf if now is None else now) <= before:
             continue
         if name.startswith(settings) and before != now:
@@ -154,7 +190,8 @@ def check(
 ) -> None:
     """Refuses a folder that holds a run of another config, or one trained on other data.
 
-    A run that ended before its first checkpoint has learned nothing, and another may take its place.
+    A run that ended before its first checkpoint has learned nothing, and another may take its place. Settings that this
+    version does not have are named; where training would go on without one that it learned with, that is refused.
 
     Args:
       workdir: the folder of the run.
@@ -168,7 +205,11 @@ def check(
     Raises:
       UserError: naming the first difference.
     """
-    if not stored_settings(workdir) or (resume and not checkpoint.any_step(checkpoints(workdir))):
+    if not stored_settings(workdir):
+        if not resume:
+            _say_if_without_settings(workdir)
+        return
+    if resume and not _learned(workdir):
         return
     known, now = _stored(workdir).get("data") or {}, dict(data or {})
     _refuse_changes(workdir, config, defaults, resume=resume, moved=bool(known))
@@ -179,7 +220,7 @@ def check(
     )
     message = f"{workdir} holds a run that was trained on other data: {words}"
     if resume:
-        raise UserError(f"{message}; bring the old data back, or begin a new run with --config.init_from={workdir}")
+        raise UserError(f"{message}; bring the old data back, or {_anew(workdir)}")
     report.warn(message)
 
 
@@ -188,12 +229,19 @@ def _refuse_changes(
 ) -> None:
     """Refuses settings that may not change; the path of the data may where they are known by their digest (`moved`)."""
     free = (_FREE_TO_RESUME if resume else _FREE_TO_USE) + (("data.path",) if moved else ())
+    unknown = _unknown(workdir, config, defaults)
     for name, before, now in _compare(workdir, config, defaults):
-        if not name.startswith(free) and before != now:
+        if name in unknown and resume and not name.startswith(free):
+            raise _other_version(workdir, name, before, f"go on with that version, or {_anew(workdir)}")
+        if name not in unknown and not name.startswith(free) and before != now:
             before, now = (tuple(value) if isinstance(value, list) else value for value in (before, now))
             raise UserError(
                 f"{workdir} holds a run with {name} = {before!r}, not {now!r}; choose another --workdir, or set it back"
             )
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        words = ", ".join(f"{name} = {value!r}" for name, value in list(unknown.items())[:3])
+        report.warn(f"{workdir} has settings that this version does not know, and which are ignored: {words}{more}")
 
 
 def check_same_experiment(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -202,7 +250,7 @@ def check_same_experiment(workdir: Path, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: naming the first difference.
     """
-    if config and checkpoint.any_step(checkpoints(workdir)):
+    if config and _learned(workdir) and not _say_if_without_settings(workdir):
         ours, stored = flatten(config), stored_settings(workdir)
         _refuse_changes(workdir, config, {**ours, **stored}, resume=True, moved=True)
 
@@ -280,9 +328,14 @@ def checkpoints(workdir: Path, best: str = "") -> Path:
     return folder_of(workdir, best) if best else workdir / "checkpoints"
 
 
-def fingerprint(workdir: Path, step: int, config: Mapping[str, Any], best: str = "") -> str:
-    """A digest of a checkpoint, all settings and the packages' versions: where it is the same, so are results."""
-    return digest_of([checkpoint.seal_of(checkpoints(workdir, best), step), config, versions()])
+def fingerprint(made: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """A digest of how a result is made, all settings and the packages' versions: where it is the same, so are results.
+
+    Args:
+      made: as of `numbered`, with the digests of the checkpoint and of the data.
+      config: all settings, as nested dicts of plain values.
+    """
+    return digest_of([_plain(made), config, versions()])
 
 
 def digest_of(content: Any) -> str:
@@ -301,7 +354,12 @@ def newest(workdir: Path, best: str = "") -> int:
     Raises:
       UserError: if there is none.
     """
-    step = checkpoint.latest(checkpoints(workdir, best), warn=report.warn)
+    folder, training = checkpoints(workdir, best), lock.busy(workdir)
+    step = checkpoint.latest(folder, warn=report.warn, saving=training)
+    if step is None and (damage := checkpoint.all_damaged(folder)):
+        raise UserError(f"{workdir} cannot be used: {damage}; bring back a copy of {folder}")
+    if step is None and training:
+        raise UserError(f"{workdir} is being trained and has saved no checkpoint in {folder} yet; wait for it")
     if step is None and best:
         raise UserError(f"{workdir} keeps no best checkpoint by {best}; train with training.best = ({best!r},)")
     if step is None:
