@@ -12,13 +12,17 @@ host          SciPy's RK45 on the host, a call to the device for every stage, on
 k-diffusion   its `log_likelihood`, the same network with equal weights in PyTorch
 flow_matching its `ODESolver.compute_likelihood`, the same
 
-Each is run at the tolerance that it has by default, and at the loosest one whose error is below a tenth of the standard
-error of the mean over the test set. Errors are those of the mean log-density in bits/dim, against 400 nodes with the
-same probes. The last two need `pip install -e '.[bench]' k-diffusion flow-matching`, a run of `vp_linear` with the
-network `unet` that predicts v, and are left out without them.
+With `--bound` it prints the noise of the SDE model's bound instead, with and without control variates and chosen times.
+With `--gaussian` it prints instead what all directions of a Gaussian of CIFAR-10's size cost, and what 256 of them do.
+
+Each method is run at the tolerance that it has by default, and at the loosest one whose error is below a tenth of the
+standard error of the mean over the test set. Errors are those of the mean log-density in bits/dim, against 400 nodes
+with the same probes. The last two methods need `pip install -e '.[bench]' k-diffusion flow-matching` and a run of
+`vp_linear` with the network `unet` that predicts v, and are left out without them.
 """
 
 import argparse
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -31,14 +35,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.host import HostField
-from scoreflow import configure
+from benchmarks.timing import median_seconds
+from scoreflow import configure, likelihood
 from scoreflow.evaluators import density
+from scoreflow.evaluators.bound import time_density
 from scoreflow.evaluators.context import Context
 from scoreflow.experiment import load_params
 from scoreflow.likelihood import gaussian as gaussians
 from scoreflow.likelihood import multistep, nodes, ode
 from scoreflow.metrics import mean_estimate
 from scoreflow.models import MAIN
+from scoreflow.objectives import times
 from scoreflow.runs import parallel, workdir
 from scoreflow.score import probability_flow
 
@@ -141,9 +148,9 @@ def make_reference(context: Context, x: np.ndarray) -> Callable[[np.ndarray, boo
     return lambda probe, known: np.asarray(solve(context.params, around[known], jnp.asarray(probe)), np.float64)
 
 
-def compare(context: Context, config: ConfigDict, repeats: int) -> None:
+def compare(context: Context, config: ConfigDict, num: int, repeats: int) -> None:
     """Prints a row for each method and tolerance, with ratios to the multistep rule."""
-    data = context.examples()
+    data = context.examples(count=num)
     x, keys, unit = data.x, data.keys, context.scale
     methods, chosen = our_methods(context, x, keys)
     methods |= {"host": on_the_host(context, x, keys)} | in_pytorch(context, config, x)
@@ -185,21 +192,73 @@ def compare(context: Context, config: ConfigDict, repeats: int) -> None:
         print(f"{name:14s} {numbers}  {error.value:+.1e} ± {error.stderr:.0e}  {remark}", flush=True)
 
 
+def compare_bounds(context: Context, num: int, times_each: int = 10, draws: int = 8) -> None:
+    """Prints the standard deviation over draws of the bound of one image in bits/dim, at equal evaluations."""
+    model, data = context.model, context.examples(count=num)
+    known = density.fit_gaussian(context)
+    chosen = functools.partial(times.by_cells, rate=time_density(context, known))
+    first = None
+    for name, gaussian, sample_times in (
+        ("importance", None, times.importance),
+        ("control variates", known, times.importance),
+        ("control variates and chosen times", known, chosen),
+    ):
+        options = {"t_min": model.t_min, "num_times": times_each, "gaussian": gaussian, "sample_times": sample_times}
+
+        def estimate(inputs, keys, x, cond, options=options):
+            score, terminal = model.score(inputs), model.terminal(inputs)
+            return likelihood.bound(model.process, score, terminal, keys, x, cond, **options).total
+
+        run = context.in_batches(estimate)
+        keys = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(data.keys) for i in range(draws)]
+        totals = np.stack([run(f"{name}-{i}", context.params, each, data.x, data.cond) for i, each in enumerate(keys)])
+        noise = float(np.sqrt(np.mean(np.var(totals, axis=0, ddof=1)))) / context.scale
+        first = first or noise
+        mean = mean_estimate(totals.mean(0) / context.scale)
+        print(f"{name:36s} noise {noise:.4f} bits/dim ({first / noise:.2f}x less)  mean {mean.value:.4f}", flush=True)
+
+
+def compare_gaussians(d: int = 3072, count: int = 5000) -> None:
+    """Prints the seconds of a fit to `count` rows of photo-like data, and of one product in a batch of 128."""
+    rng = np.random.default_rng(0)
+    spectrum = 1.0 / np.arange(1, d + 1)
+    x = (rng.normal(size=(count, d)) * np.sqrt(spectrum)).astype(np.float32)
+    batch = jnp.asarray(rng.normal(size=(128, d)), jnp.float32)
+    rows = lambda: ((x[i : i + 500], None) for i in range(0, count, 500))
+    for rank in (d, gaussians.RANK):
+        began = time.perf_counter()
+        of = gaussians.fit(rows, d, rank=rank).of(None, 128)
+        fitted = time.perf_counter() - began
+        run = jax.jit(lambda x, of=of: gaussians.spectral(of, jnp.sqrt).apply(of.basis, x))
+        product = median_seconds(lambda run=run: run(batch), 5)
+        held = of.basis.nbytes / 2**20
+        print(f"{rank:5d} of {d} directions: fit {fitted:6.1f} s, {held:5.1f} MiB, one product {1e3 * product:6.2f} ms")
+
+
 def main() -> None:
     """Parses the flags and prints the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="a trained run")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/vp_digits"), help="a trained run")
+    parser.add_argument("--bound", action="store_true", help="the noise of the bound instead")
+    parser.add_argument("--gaussian", action="store_true", help="the cost of the Gaussian alone")
     parser.add_argument("--num", type=int, default=120, help="test images")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.gaussian:
+        compare_gaussians()
+        return
     stored = workdir.stored_settings(arguments.workdir)
-    num = str(arguments.num)
-    config, _ = configure.of_run(stored, {"eval.solver": "multistep", "eval.num_test": num, "eval.batch_size": num})
+    config, _ = configure.of_run(
+        stored, {"eval.solver": "multistep", "eval.num_test": "0", "eval.batch_size": str(arguments.num)}
+    )
     experiment = configure.experiment(config, str(arguments.workdir))
     params = load_params(experiment, arguments.workdir, workdir.newest(arguments.workdir))
     context = configure.evaluation(config).context(experiment, params)
     print(f"{parallel.describe()}, {os.cpu_count()} cores, jax {jax.__version__}; {arguments.workdir.name}")
-    compare(context, config, arguments.repeats)
+    if arguments.bound:
+        compare_bounds(context, arguments.num)
+    else:
+        compare(context, config, arguments.num, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from benchmarks import images
+from benchmarks import images, likelihood
+from scoreflow import terminal
+from scoreflow.likelihood import gaussian, multistep, nodes
 from scoreflow.models import network, plus
+from scoreflow.models.unet import UNet
+from scoreflow.processes import sdes
+from scoreflow.score import V, score_fn
 from tests import tiny
 
 
@@ -21,7 +27,7 @@ def _allow_rank_promotion():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["run", "images"])
+@pytest.mark.parametrize("name", ["run", "images", "likelihood"])
 def test_benchmarks_start_from_the_root_of_the_repository(name):
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "XLA_FLAGS")}
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
@@ -46,6 +52,43 @@ def test_the_image_benchmark_prints_rates_and_the_operations_of_a_step(capsys, m
     forward = jax.jit(net.apply).lower(params, jax.numpy.zeros((1, 32, 32, 3)), jax.numpy.zeros(1))
     (counted,) = re.findall(r"(\S+) GFLOP an image", out)
     assert 2.2 < float(counted) * 1e9 / forward.cost_analysis()["flops"] < 4.0
+
+
+@pytest.mark.slow
+def test_the_likelihood_benchmark_compares_methods_that_agree(tmp_path, capsys):
+    tiny.trained(tmp_path / "run")
+    sys.argv = ["likelihood.py", f"--workdir={tmp_path / 'run'}", "--num=8", "--repeats=1"]
+    likelihood.main()
+    out = capsys.readouterr().out
+    (tenth,) = re.findall(r"mean over all is (\S+)", out)
+    rows = re.findall(r"^(multistep|adaptive|host) .* ([-+]\S+) ± (\S+)  (\S.*)?$", out, re.M)
+    assert {name for name, *_ in rows} == {"multistep", "adaptive", "host"}
+    for name, error, stderr, remark in rows:
+        if remark == "equal answer" or name == "multistep":
+            assert abs(float(error)) < max(float(tenth), 3 * float(stderr))
+    assert "PyTorch's libraries are left out: the run has" in out  # whose network is no U-Net
+
+
+@pytest.mark.full
+def test_likelihoods_in_pytorch_are_those_of_the_same_network():
+    """Needs `pip install -e '.[bench]' k-diffusion flow-matching`."""
+    pytest.importorskip("flow_matching")
+    from benchmarks import torch_peers
+
+    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1}
+    net, process, start = network(UNet(**settings, dropout=0.0)), sdes.vp_linear(), 1e-3
+    params = net.init(jax.random.key(0), (1, 8, 8, 1))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    flow = torch_peers.Flow(torch_peers.unet(params, ConfigDict(settings), 1), 0.1, 20.0, start)
+    x = 0.5 * np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    score = score_fn(process, net.apply, params, V, sigma_data=1.0)
+    rule = multistep.rule_at(process, nodes.even(process, start, 1.0, 400), 3)
+    around = gaussian.standard(64)
+    for solve in (torch_peers.by_flow_matching, torch_peers.by_k_diffusion):
+        theirs = solve(flow, x, 1e-5)
+        path = multistep.follow(process, score, around, rule, jax.numpy.asarray(x), probe=theirs.probe)
+        ours = multistep.density_of(path, terminal.prior(process), around.of(None, 3), rule)
+        np.testing.assert_allclose(theirs.logp, ours.logp, atol=0.02)
 
 
 @pytest.mark.full

@@ -20,7 +20,7 @@ def test_codes_of_normal_data_are_their_standard_scores_in_two_evaluations():
     """N(0, s^2) is carried onto N(0, alpha_T^2 s^2 + sigma_T^2) by a scaling."""
     spread, x = 0.6, jnp.asarray([[0.3], [-1.2]])
     known = {"gaussian": gaussian.standard(1, spread**2), "t": times(2)}
-    z = codes.encode(PROCESS, gaussian_score(PROCESS, 0.0, spread**2), x, **known)
+    z = jax.jit(lambda x: codes.encode(PROCESS, gaussian_score(PROCESS, 0.0, spread**2), x, **known))(x)
     first, last = (np.hypot(float(PROCESS.alpha(t)) * spread, float(PROCESS.sigma(t))) for t in (START, 1.0))
     np.testing.assert_allclose(z, x * last / first, rtol=1e-5)
 

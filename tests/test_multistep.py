@@ -167,7 +167,7 @@ def test_a_padded_rule_gives_the_same_with_the_same_evaluations():
     options = {"gaussian": gaussian.standard(1, 0.5)}
     run = lambda rule: multistep.log_prob(process, TOY.score(process), end, jax.random.key(0), x, rule=rule, **options)
     short, long = run(rule), run(multistep.padded(rule))
-    assert len(multistep.padded(rule).t) == 64 and len(multistep.padded(multistep.padded(rule)).t) == 64
+    assert len(multistep.padded(rule).t) == 128 and len(multistep.padded(multistep.padded(rule)).t) == 128
     np.testing.assert_allclose(short.logp, long.logp, rtol=1e-6)
     np.testing.assert_array_equal(long.nfe, 13)
 

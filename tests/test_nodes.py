@@ -164,12 +164,12 @@ def test_plans_that_promise_too_little_are_not_tried():
 
 
 @pytest.mark.parametrize("name", ["vp", "edm", "straight"])
-def test_nodes_are_even_in_log_snr_and_halved_there(name):
+def test_nodes_are_even_in_log_snr_and_refined_there(name):
     process, start = PROCESSES[name], 2e-3
     t = nodes.even(process, start, process.horizon, 9)
     assert (t[0], t[-1]) == (start, process.horizon)
     np.testing.assert_allclose(np.diff(multistep.q_at(process, t)), np.diff(multistep.q_at(process, t))[0], rtol=1e-6)
-    np.testing.assert_allclose(nodes.refined(process, t), nodes.even(process, start, process.horizon, 17), rtol=1e-6)
+    np.testing.assert_allclose(nodes.refined(process, t), nodes.even(process, start, process.horizon, 33), rtol=1e-6)
 
 
 def test_processes_of_jax_arrays_are_taken_too():

@@ -1,6 +1,7 @@
 """What a finished run gives: samples under names of their own, pictures within their time, and measures at the horizon."""
 
 import json
+import re
 import shutil
 import time
 
@@ -284,8 +285,8 @@ def test_pictures_at_the_end_fit_their_time(tmp_path, capsys, monkeypatch):
 def test_training_bounds_its_pictures_by_the_time_of_a_step(tmp_path, monkeypatch):
     """A step is three evaluations of the network for each of 16 examples; the first step also compiles."""
     taken, given = [], {}
-    add = train._Meter.add
-    monkeypatch.setattr(train._Meter, "add", lambda meter, m, seconds: taken.append(seconds) or add(meter, m, seconds))
+    add = train.Meter.add
+    monkeypatch.setattr(train.Meter, "add", lambda meter, m, seconds: taken.append(seconds) or add(meter, m, seconds))
     monkeypatch.setattr(
         finish.Pictures, "at_the_end", lambda self, params, step, **options: given.update(options) or []
     )
@@ -360,7 +361,7 @@ def test_the_last_words_on_a_vae_name_the_stage_that_follows(tmp_path, capsys):
         experiment = configure.experiment(tiny.digits(**vae, **source, latent={"name": name}), name)
         finish.end(experiment, tmp_path, 8, 1.0, [])
         said[name] = capsys.readouterr().out
-        assert f"next:    python main.py --workdir={tmp_path} --mode=eval" in said[name]
+        assert re.search(rf"next: .*--workdir={tmp_path} --mode=eval$", said[name], re.M)
     words = f"then a score prior for this VAE: latent.name = joint or frozen, init_from = {tmp_path}"
     assert [name for name, out in said.items() if words in out] == ["alone"]
 

@@ -20,8 +20,9 @@ from scoreflow.types import Key
 _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that measures another's error
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _AT_A_TIME = 500
+_MEASURED = 4  # times as many examples as the pilot has are measured at most
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
-_GRADIENT = 3  # evaluations in whose time one with its gradient is done, see docs/performance.md
+_GRADIENT = 3  # evaluations in whose time one is done with its gradient: a reverse pass is twice the forward one
 _VERSION = 2  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples
 
@@ -91,22 +92,22 @@ class Chosen(NamedTuple):
     pilot: np.ndarray
 
 
+def _runner(context: Context, divergence: Divergence) -> Callable:
+    """run(name, (params, Gaussian, rule), keys, x, cond) -> LogProb, in batches."""
+    model = context.model
+
+    def solve(inputs, keys, x, cond):
+        params, gaussian, rule = inputs
+        score, terminal = model.score(params), model.terminal(params)
+        known = {"gaussian": gaussian, "rule": rule, "divergence": divergence}
+        return multistep.log_prob(model.process, score, terminal, keys, x, cond, **known)._replace(last=None)
+
+    return context.in_batches(solve)
+
+
 def _multistep(context: Context) -> Method:
-    model, options = context.model, context.options
-
-    def runner(divergence: Divergence) -> Callable:
-        def solve(inputs, keys, x, cond):
-            params, gaussian, rule = inputs
-            score, terminal = model.score(params), model.terminal(params)
-            known = {"gaussian": gaussian, "rule": rule, "divergence": divergence}
-            return multistep.log_prob(model.process, score, terminal, keys, x, cond, **known)._replace(last=None)
-
-        return context.in_batches(solve)
-
-    run = runner(options.divergence)
-    # the pilot always takes probes: a gradient of the exact divergence needs the memory of d networks
-    probed = run if options.divergence is hutchinson else runner(hutchinson)
-    gaussian, chosen = _kept(context, lambda: _choose(context, probed))
+    run = _runner(context, context.options.divergence)
+    gaussian, chosen = choose(context, run if context.options.divergence is hutchinson else None)
     rules = {finer: _rule(context, chosen, finer=finer) for finer in (False, True)}
 
     def by_rule(name: str, keys: Key, x: Any, cond: Any = None, *, finer: bool = False) -> LogProb:
@@ -121,8 +122,16 @@ def _rule(context: Context, chosen: Chosen, *, finer: bool) -> multistep.Rule:
     return multistep.padded(multistep.rule_at(process, t, multistep.ORDER if finer else int(chosen.order)))
 
 
-def _kept(context: Context, make: Callable[[], tuple[Gaussian, Chosen]]) -> tuple[Gaussian, Chosen]:
-    """What was chosen in this evaluation's folder before; where several processes evaluate, all choose again."""
+def choose(context: Context, run: Callable | None = None) -> tuple[Gaussian, Chosen]:
+    """The Gaussian of the data, and nodes for the error that the options ask for.
+
+    What was chosen in this evaluation's folder before is taken again; where several processes evaluate, all choose.
+
+    Args:
+      context: the model and how it is evaluated.
+      run: densities by random probes, if they are compiled already. The pilot never takes the exact divergence: its
+        gradient would need the memory of d networks.
+    """
     path = None if context.folder is None or parallel.processes()[0] > 1 else context.folder / "nodes.npz"
     if path is not None and path.is_file():
         try:
@@ -132,7 +141,7 @@ def _kept(context: Context, make: Callable[[], tuple[Gaussian, Chosen]]) -> tupl
                     return Gaussian(*map(jnp.asarray, gaussian)), Chosen(*chosen)
         except (KeyError, *UNREADABLE):
             report.warn(f"{path} is damaged: the nodes are chosen again")
-    gaussian, chosen = make()
+    gaussian, chosen = _choose(context, run or _runner(context, hutchinson))
     if path is not None:
         content: dict[str, Any] = {"version": _VERSION, **gaussian._asdict(), **chosen._asdict()}
         with files.replacing(path) as scratch, open(scratch, "wb") as file:
@@ -159,44 +168,46 @@ def fit_gaussian(context: Context) -> Gaussian:
 def _choose(context: Context, run: Callable) -> tuple[Gaussian, Chosen]:
     """Fits the Gaussian and lets a pilot of training examples choose the nodes for the error that is asked for."""
     model, options = context.model, context.options
-    process, gaussian, examples = model.process, fit_gaussian(context), pilot_examples(context)
+    process, gaussian = model.process, fit_gaussian(context)
+    most = min(options.batch_size, _MEASURED * options.pilot)  # a batch takes the same time with fewer
+    few, many = pilot_examples(context), pilot_examples(context, most)
     t = nodes.even(process, context.start, float(process.horizon))
 
     def follow(inputs, keys, x, cond):
         params, gaussian, rule = inputs
         score, probe = model.score(params), ode.probes(keys, x)
         path = multistep.follow(process, score, gaussian, rule, x, cond, probe=probe, keep=True)
-        logp = multistep.density_of(path, model.terminal(params), gaussian.of(cond, len(x)), rule).logp
-        return logp, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
 
-    data = examples.keys, examples.x, examples.cond
     inputs = context.params, gaussian, multistep.rule_at(process, t, multistep.ORDER)
-    logp, met = context.in_batches(follow, _PILOTED)("pilot", inputs, *data)
-    finite = np.isfinite(logp)
+    met = context.in_batches(follow, _PILOTED)("pilot", inputs, few.keys, few.x, few.cond)
+    finite = np.isfinite(met.rate).all(1)
     met = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1)[:, finite], met)
-    asked = options.error * float(np.std(logp[finite])) / np.sqrt(context.num_test)
 
-    def solve(name: str, t: np.ndarray, order: int) -> np.ndarray:
-        rule = multistep.padded(multistep.rule_at(process, t, order))
-        return np.asarray(run(name, (context.params, gaussian, rule), *data).logp, np.float64)
+    def solve(name: str, q: np.ndarray, order: int) -> np.ndarray:
+        rule = multistep.padded(multistep.rule_at(process, nodes.between(process, q, t[0], t[-1]), order))
+        result = run(name, (context.params, gaussian, rule), many.keys, many.x, many.cond)
+        return np.asarray(result.logp, np.float64)
+
+    q = multistep.q_at(process, t)
+    reference = solve("pilot-reference", nodes.halved(q), multistep.ORDER)
+    asked = options.error * float(np.nanstd(reference)) / np.sqrt(context.num_test)
 
     def measure(q: np.ndarray, order: int) -> Estimate:
-        few, name = nodes.between(process, q, t[0], t[-1]), f"{len(q)}-{order}"
-        many = solve(f"pilot-many-{name}", nodes.refined(process, few), multistep.ORDER)
-        return mean_estimate((solve(f"pilot-few-{name}", few, order) - many)[finite])
+        difference = solve(f"pilot-{len(q)}-{order}", q, order) - reference
+        return mean_estimate(difference[np.isfinite(difference)])
 
-    choice = nodes.choose(multistep.q_at(process, t), met, measure, asked)
-    count = len(logp)
+    choice = nodes.choose(q, met, measure, asked)
     if np.isnan(choice.error.value):
-        most = f"no {max(nodes.COUNTS)} nodes were good enough on {count} training examples, so {len(t)} are used"
-        report.warn(f"{most}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
-    evaluations = (_GRADIENT * len(t) + sum(3 * tried - 1 for tried in choice.tried)) * count
+        said = f"no {max(nodes.COUNTS)} nodes were good enough on {len(many.x)} training examples, so {len(t)} are used"
+        report.warn(f"{said}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
+    evaluations = _GRADIENT * len(q) * len(few.x) + (len(nodes.halved(q)) + sum(choice.tried)) * len(many.x)
     chosen = nodes.between(process, choice.q, t[0], t[-1])
     return gaussian, Chosen(chosen, np.asarray(choice.order), np.asarray(evaluations))
 
 
-def pilot_examples(context: Context) -> Examples:
-    """Training examples, evenly spread over the split."""
+def pilot_examples(context: Context, least: int = 0) -> Examples:
+    """The pilot's training examples, at least as many as said where there are so many, evenly spread over the split."""
     train = context.experiment.data.train
-    count = min(context.options.pilot, len(train.x))
+    count = min(max(context.options.pilot, least), len(train.x))
     return context.points(train, np.linspace(0, len(train.x) - 1, count).astype(int), _SEED - 1)

@@ -57,25 +57,25 @@ class Rule(NamedTuple):
 
 
 def padded(rule: Rule) -> Rule:
-    """The same rule with copies of its last node at the end, up to a multiple of 64: one program for many lengths."""
-    more = -len(rule.t) % 64
+    """The same rule with copies of its last node at the end, up to a multiple of 128: one program for many lengths."""
+    more = -len(rule.t) % 128
     longer = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), rule)
     return longer._replace(live=jnp.arange(len(longer.t)) < len(rule.t))
 
 
 def q_at(process: Process, t: np.ndarray) -> np.ndarray:
     """q = log(sigma / alpha) at times t, in float64."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         return -0.5 * np.asarray(process.log_snr(np.asarray(t, np.float64)), np.float64)
 
 
 def rule_at(process: Process, t: np.ndarray, order: int) -> Rule:
     """The rule of an order, from 1 to `ORDER`, with nodes at times t [K + 1], which rise or fall.
 
-    The first steps look at the nodes that there are.
+    The first steps look at the nodes that there are. May be called while a program is traced; t must be known then.
     """
     t = np.asarray(t, np.float64)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         alpha, sigma = (np.asarray(f(t), np.float64) for f in (process.alpha, process.sigma))
     predictor, corrector = adams(q_at(process, t), order)
     arrays = (jnp.asarray(each, jnp.float32) for each in (t, alpha, sigma, predictor, corrector))

@@ -52,8 +52,8 @@ def halved(q: np.ndarray) -> np.ndarray:
 
 
 def refined(process: Process, t: np.ndarray) -> np.ndarray:
-    """Times t [K + 1] with another in the middle of each step in log-SNR, [2 K + 1]."""
-    return between(process, halved(q_at(process, t)), t[0], t[-1])
+    """Times t [K + 1] with three more in each step, even in log-SNR, [4 K + 1]."""
+    return between(process, halved(halved(q_at(process, t))), t[0], t[-1])
 
 
 class Choice(NamedTuple):
@@ -95,7 +95,7 @@ def choose(q: np.ndarray, met: Nodes, measure: Callable[[np.ndarray, int], Estim
             plan = by_steps[count - 1]
             last, apart = off[order]
             expected, more = mean_estimate(plan.error), apart * (last / count) ** (2 * order)
-            if _bound(expected._replace(value=expected.value + more)) <= asked:
+            if abs(expected.value + more) <= asked:
                 error, tried = measure(grid[plan.nodes], order), (*tried, count)
                 off[order] = count, error.value - expected.value
                 good += [Choice(grid[plan.nodes], order, error, tried)] if _bound(error) <= asked else []
