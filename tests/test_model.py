@@ -1,0 +1,178 @@
+"""Models from a run's folder and from functions of one's own, with arrays in and out."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import scoreflow
+from scoreflow import score as scores
+from scoreflow import terminal
+from scoreflow.likelihood import ode
+from scoreflow.runs.errors import UserError
+from scoreflow.samplers import rules
+from tests import tiny
+from tests.truth import PROCESSES, gaussian_score
+
+STD = 0.6
+
+
+def functions(process):
+    """The same model of N(0, STD^2 I) as a score, as noise, as v, and as a denoiser."""
+    score = gaussian_score(process, 0.0, STD**2)
+    at = lambda f, t, x: f(t).reshape(-1, *[1] * (x.ndim - 1))
+
+    def noise(x, t):
+        return -at(process.sigma, t, x) * score(x, t)
+
+    def v(x, t):
+        clean = (x - at(process.sigma, t, x) * noise(x, t)) / at(process.alpha, t, x)
+        return at(process.alpha, t, x) * noise(x, t) - at(process.sigma, t, x) * clean
+
+    def denoiser(z, sigma):
+        square = sigma.reshape(-1, *[1] * (z.ndim - 1)) ** 2
+        return STD**2 * z / (STD**2 + square)
+
+    make, options = scoreflow.Model, {"end": terminal.Gaussian(width(process, process.horizon))}
+    return {
+        "score": make.from_score(lambda x, t: score(x, t), process, (2,), **options),
+        "noise": make.from_prediction(noise, process, (2,), **options),
+        "v": make.from_prediction(v, process, (2,), prediction="v", **options),
+        "denoiser": make.from_denoiser(denoiser, process, (2,), **options),
+    }
+
+
+def width(process, t):
+    """The standard deviation of x_t."""
+    return float(np.hypot(float(process.alpha(t)) * STD, float(process.sigma(t))))
+
+
+@pytest.mark.parametrize("kind", ["score", "noise", "v", "denoiser"])
+@pytest.mark.parametrize("name", ["vp", "edm"])
+def test_a_function_of_any_kind_gives_the_same_densities_and_samples(name, kind):
+    process = PROCESSES[name]
+    if kind == "v" and name == "edm":
+        pytest.skip("v has another meaning where alpha^2 + sigma^2 is not 1")
+    model = functions(process)[kind]
+    x = np.asarray([[0.2, 0.9], [-0.4, 0.5], [1.3, 1.1]], np.float32)
+    wanted = norm(0.0, width(process, model.t_min)).logpdf(x).sum(1)
+    np.testing.assert_allclose(model.log_prob(x, tolerance=1e-6), wanted, atol=1e-3)
+    np.testing.assert_allclose(
+        model.score(x, 0.3), gaussian_score(process, 0.0, STD**2)(x, jnp.full(3, 0.3)), rtol=1e-3
+    )
+    drawn = model.sample(jax.random.key(0), 2000, rule=rules.HEUN, steps=30)
+    assert drawn.shape == (2000, 2) and abs(drawn.mean()) < 4 * STD / np.sqrt(4000)
+    assert drawn.std() == pytest.approx(STD, rel=0.06)
+
+
+def test_a_sample_depends_on_its_key_and_number_alone():
+    model = functions(PROCESSES["vp"])["score"]
+    many, few = (model.sample(jax.random.key(1), num, batch_size=size, steps=5) for num, size in ((7, 3), (4, 4)))
+    np.testing.assert_allclose(many[:4], few, rtol=1e-6)
+
+
+def test_images_of_integers_have_bits_per_dim_and_are_drawn_as_levels():
+    """A uniform density over [-1, 1] is log2(levels) bits; so is nearly a wide Gaussian's at its middle, by its density."""
+    process, levels = PROCESSES["vp"], 8
+    model = scoreflow.Model.from_score(
+        gaussian_score(process, 0.0, 1.0), process, (2, 2, 1), num_levels=levels, t_min=1e-3
+    )
+    images = np.full((3, 2, 2, 1), 4, np.uint8)
+    bits = model.bits_per_dim(images, tolerance=1e-6)
+    low, high = (norm(0.0, 1.0).logpdf(x) for x in (0.25, 0.0))
+    expected = [-(logp + np.log(2.0 / levels)) / np.log(2.0) for logp in (high, low)]
+    assert np.all(bits > expected[0] - 1e-2) and np.all(bits < expected[1] + 1e-2)
+    drawn = model.sample(jax.random.key(0), 20, steps=5)
+    assert drawn.dtype == np.uint8 and drawn.shape == (20, 2, 2, 1) and drawn.max() < levels
+    for wrong in (images + 8, images.astype(np.float32)):
+        with pytest.raises(ValueError, match="integers from 0 to 7"):
+            model.bits_per_dim(wrong)
+    with pytest.raises(TypeError, match="choose a dequantization"):
+        model.log_prob(images)
+
+
+def test_labels_reach_the_function():
+    process = PROCESSES["vp"]
+    means = jnp.asarray([-1.0, 2.0])
+
+    def score(x, t, label):
+        alpha, variance = process.alpha(t)[:, None], process.variance(t)[:, None]
+        return -(x - alpha * means[label][:, None]) / (alpha**2 * 0.01 + variance)
+
+    model = scoreflow.Model.from_score(score, process, (1,), num_classes=2)
+    drawn = model.sample(jax.random.key(0), 40, np.arange(40) % 2, steps=20)
+    np.testing.assert_allclose(drawn[:, 0].reshape(-1, 2).mean(0), means, atol=0.1)
+    with pytest.raises(ValueError, match="takes none"):
+        functions(process)["score"].sample(jax.random.key(0), 2, 1)
+    with pytest.raises(ValueError, match="x has the shape"):
+        model.score(np.zeros((3, 2)), 0.1)
+
+
+def test_times_without_noise_are_refused():
+    process = PROCESSES["vp"]
+    for t_min in (0.0, 1.0, -0.1):
+        with pytest.raises(ValueError, match="t_min"):
+            scoreflow.Model.from_score(gaussian_score(process, 0.0, 1.0), process, (2,), t_min=t_min)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("load") / "run"
+    with jax.numpy_rank_promotion("allow"):
+        return folder, *tiny.trained(folder)
+
+
+@jax.numpy_rank_promotion("allow")
+def test_a_run_is_loaded_with_its_score_its_space_and_its_labels(run):
+    folder, _, experiment = run
+    model = scoreflow.load(folder)
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    score = experiment.model.score(model.params)
+    np.testing.assert_allclose(model.score(x, 0.2), score(jnp.asarray(x), jnp.full(3, 0.2)), rtol=1e-4, atol=1e-5)
+    expected = ode.log_prob(
+        model.process, score, experiment.model.terminal(model.params), jax.random.split(jax.random.key(3), 3),
+        jnp.asarray(x), t_min=model.t_min, rtol=1e-4, atol=1e-4,
+    ).logp  # fmt: skip
+    np.testing.assert_allclose(model.log_prob(x, key=jax.random.key(3)), expected, rtol=1e-3)
+    assert model.sample(jax.random.key(0), 3, steps=4).dtype == np.uint8
+    assert np.isfinite(model.bits_per_dim(experiment.data.test.x[:3], tolerance=1e-2)).all()
+    alpha, sigma = float(model.process.alpha(0.2)), float(model.process.sigma(0.2))
+    np.testing.assert_allclose(
+        model.denoise(x, 0.2), (x + sigma**2 * model.score(x, 0.2)) / alpha, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_folders_without_a_run_are_one_line(tmp_path, run):
+    with pytest.raises(UserError, match="holds no run"):
+        scoreflow.load(tmp_path)
+    with pytest.raises(UserError, match="keeps no best checkpoint by frechet"):
+        scoreflow.load(run[0], checkpoint="frechet")
+
+
+def test_public_names_are_those_of_their_modules():
+    assert {"Model", "load", "fit", "log_prob", "vp_linear", "network"} <= set(scoreflow.__all__)
+    for name in scoreflow.__all__:
+        assert getattr(scoreflow, name) is not None
+        assert name == "__version__" or getattr(scoreflow, name).__doc__
+    assert scoreflow.score_fn is scores.score_fn
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scoreflow.nothing
+    assert set(scoreflow.__all__) <= set(dir(scoreflow))
+
+
+@jax.numpy_rank_promotion("allow")
+def test_the_page_on_models_in_python_runs(run):
+    """Its blocks in their order, with a tiny run in the place of its own; the entropy of its mixture is known."""
+    blocks = re.findall(r"```python\n(.*?)```", (tiny.ROOT / "docs" / "library.md").read_text(), re.S)
+    names: dict = {}
+    for block in blocks:
+        exec(block.replace("runs/vp_digits", str(run[0])), names)
+    assert names["images"].shape == (16, 8, 8, 1) and names["bits"].shape == (16,)
+    centers, spread, points = np.asarray(names["centers"]), names["spread"], names["points"]
+    density = np.mean([norm(c, spread).pdf(points).prod(1) for c in centers], axis=0)
+    np.testing.assert_allclose(names["logp"], np.log(density), atol=0.02)
+    nearest = np.linalg.norm(points[:, None] - centers, axis=-1).argmin(1)
+    assert abs(nearest.mean() - 0.5) < 4 * 0.5 / np.sqrt(500)
