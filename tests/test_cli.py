@@ -156,12 +156,13 @@ def test_training_ends_by_naming_the_samples_and_the_next_command(trained):
 
 def test_eval_prints_what_it_writes(trained):
     folder, config, _ = trained
-    result = _run(f"--config={config}", "--workdir=run", "--mode=eval", cwd=folder)
+    solver = "--config.eval.solver=multistep"
+    result = _run(f"--config={config}", "--workdir=run", "--mode=eval", solver, cwd=folder)
     assert result.returncode == 0, result.stderr
     written = json.loads((folder / "run" / "eval" / "8" / "metrics.json").read_text())
     bits = written["likelihood"]["bits_per_dim"]
     assert f"{bits['value']:.4g} +- {bits['stderr']:.2g}" in result.stdout
-    for words in ("solver error", "likelihood nfe", "uniform bits per dim", "frechet", "test data"):
+    for words in ("solver error", "likelihood nfe", "pilot nfe", "uniform bits per dim", "frechet", "test data"):
         assert words in result.stdout
     assert written["samples"]["model"]["samples"] == 100 and written["likelihood"]["likelihood_examples"] == 12
     prior, integral = written["likelihood"]["prior_term"], written["likelihood"]["integral_term"]

@@ -1,5 +1,7 @@
 """Densities of a model by the multistep rule, as evaluation computes them: nodes, classes, latents and what is kept."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def test_the_entropy_is_found_in_few_evaluations(gaussian, tmp_path):
     )
     apart = metrics["nats"].value - tight.metrics["likelihood"]["nats"].value
     assert abs(apart) < 0.1 * metrics["nats"].stderr
-    assert metrics["pilot_nfe"] == (3 * 49 * 4 + (97 + 2 * 8) * 16) / 500
+    assert metrics["pilot_nfe"] == (3 * 49 * 32 + (97 + 2 * 8) * 128) / 500
 
 
 def test_chosen_nodes_are_kept_and_chosen_again_where_they_are_damaged(gaussian, tmp_path, monkeypatch, capfd):
@@ -61,7 +63,27 @@ def test_where_no_nodes_are_good_enough_it_is_said(gaussian, capfd, monkeypatch)
     context = context_of(experiment, evaluation, solver="multistep", num_test=100)
     x, keys = np.asarray(experiment.data.test.x[:8]), jax.random.split(jax.random.key(0), 8)
     assert set(density.make_log_prob(context).solve("any", keys, x).nfe.tolist()) == {nodes.PILOT}
-    assert "no 12 nodes were good enough on 16 training examples, so 49 are used" in "".join(capfd.readouterr())
+    assert "no 12 nodes were good enough on 128 training examples, so 49 are used" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            {"solver": "multistep", "rtol": 1e-5, "clock": "log_snr"},
+            "eval.rtol = 1e-05, eval.clock = log_snr; .*adaptive",
+        ),
+        ({"solver": "adaptive", "error": 0.02}, "eval.error = 0.02; .*multistep"),
+        ({"solver": "adaptive", "rtol": 1e-2}, None),
+    ],
+)
+def test_settings_of_the_other_solver_are_named(gaussian, options, words, capfd, monkeypatch):
+    experiment, evaluation = gaussian
+    for name in ("_adaptive", "_multistep"):
+        monkeypatch.setattr(density, name, lambda context: None)
+    density.make_log_prob(context_of(experiment, evaluation, **options))
+    said = capfd.readouterr().err
+    assert said == "" if words is None else re.search(f"not used: {words}", said)
 
 
 def test_with_labels_each_class_is_exact_in_few_evaluations(tmp_path):
@@ -146,7 +168,7 @@ def test_densities_of_a_bfloat16_network_are_those_in_float32(tmp_path):
     scored = {}
     for dtype in ("float32", "bfloat16"):
         model = {"name": "unet", "channels": 8, "multipliers": (1,), "dtype": dtype}
-        config = tiny.digits(model=model, eval__draws=1, eval__pilot=2)
+        config = tiny.digits(model=model, eval__draws=1, eval__solver="multistep", eval__pilot=2)
         experiment = configure.experiment(config, "tiny")
         params = experiment.model.init(jax.random.key(0), experiment.space.shape)
         params = jax.tree.map(lambda leaf: leaf + 0.02, params)

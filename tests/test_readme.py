@@ -17,7 +17,12 @@ from scoreflow.theory import complexity
 from tests import tiny
 
 README = (tiny.ROOT / "README.md").read_text()
-DOCS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (tiny.ROOT / "docs").glob("*.md"))]
+DOCS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (tiny.ROOT / "docs").glob("*.md")),
+]
 
 
 def commands(page: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scoreflow.data import UNREADABLE
 from scoreflow.divergence import Divergence, hutchinson
-from scoreflow.evaluators.context import Context, Examples
+from scoreflow.evaluators.context import Context, EvalOptions, Examples
 from scoreflow.likelihood import LogProb, multistep, nodes, ode
 from scoreflow.likelihood import gaussian as gaussians
 from scoreflow.likelihood.gaussian import Gaussian
@@ -17,6 +17,7 @@ from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.runs import files, parallel, report
 from scoreflow.types import Key
 
+_SETTINGS = {"adaptive": ("rtol", "atol", "max_steps", "clock"), "multistep": ("error", "pilot")}
 _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that measures another's error
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _AT_A_TIME = 500
@@ -44,8 +45,14 @@ class Method(NamedTuple):
 
 
 def make_log_prob(context: Context) -> Method:
-    """The solver of the options; the multistep rule is prepared here."""
-    return _adaptive(context) if context.options.solver == "adaptive" else _multistep(context)
+    """The solver of the options; the multistep rule is prepared here. Settings of the other solver are named."""
+    solver = context.options.solver
+    for other, names in _SETTINGS.items():
+        values = {name: getattr(context.options, name) for name in names if other != solver}
+        unused = [f"eval.{name} = {v}" for name, v in values.items() if v != EvalOptions._field_defaults[name]]
+        if unused:
+            report.warn(f"not used: {', '.join(unused)}; they are settings of eval.solver = {other}")
+    return _adaptive(context) if solver == "adaptive" else _multistep(context)
 
 
 def _adaptive(context: Context) -> Method:
