@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from scoreflow import configure, divergence
 from scoreflow.evaluators import density
@@ -14,6 +15,7 @@ from scoreflow.likelihood import gaussian as gaussians
 from scoreflow.likelihood import nodes
 from scoreflow.metrics import Estimate
 from scoreflow.processes import sdes
+from scoreflow.runs import parallel
 from tests import tiny
 from tests.normal import ENTROPY, STD, context_of
 from tests.test_latent_training import untrained
@@ -177,3 +179,20 @@ def test_densities_of_a_bfloat16_network_are_those_in_float32(tmp_path):
     assert one == other
     said = {dtype: any("in float32" in note for note in scored[dtype].tables[0].notes) for dtype in scored}
     assert said == {"float32": False, "bfloat16": True}
+
+
+def test_densities_do_not_depend_on_the_order_the_batch_or_the_number_of_devices(gaussian, monkeypatch):
+    experiment, evaluation = gaussian
+    context = context_of(experiment, evaluation, solver="multistep", num_test=100)
+    chosen = density.choose(context)
+    monkeypatch.setattr(density, "choose", lambda *args: chosen)
+    x, keys = np.asarray(experiment.data.test.x[:12]), jax.random.split(jax.random.key(0), 12)
+    order = np.random.default_rng(0).permutation(12)
+    first = density.make_log_prob(context).solve("first", keys, x).logp
+    np.testing.assert_allclose(
+        density.make_log_prob(context).solve("order", keys[order], x[order]).logp, first[order], rtol=1e-5
+    )
+    small = context._replace(options=context.options._replace(batch_size=4))
+    np.testing.assert_allclose(density.make_log_prob(small).solve("small", keys, x).logp, first, rtol=1e-5)
+    monkeypatch.setattr(parallel, "mesh", lambda: Mesh(np.array(jax.devices()[:1]), ("data",)))
+    np.testing.assert_allclose(density.make_log_prob(context).solve("one", keys, x).logp, first, rtol=1e-5)
