@@ -74,6 +74,7 @@ def make(
         config.training.update(vp_digits.get_config().training)
     config.sampling.scale_steps = scale_steps
     config.eval.update({"draws": 1, "num_samples": 1000, "baseline": False, "bound_times": 100, "horizons": (t,)})
+    config.eval.solver = "adaptive"
     if fast:
         config.model.update(common.SMALL_MLP)
         config.training.update({"steps": min(config.training.steps, 8), "warmup": 0, "batch_size": 16})

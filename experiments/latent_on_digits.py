@@ -56,6 +56,7 @@ def config_of(data: str, recipe: str, *, fast: bool) -> ConfigDict:
     elif change == "geometric":
         config.process.update({"name": "vp_geometric", "variance_min": 3e-5, "variance_max": 0.999, "horizon": 1.0})
         config.sample_times.name, config.t_min, config.eval.t_min = "uniform", 1e-5, 1e-5
+    config.eval.solver = "adaptive"
     config.eval.update({"baseline": False, "draws": 5, "tolerances": 20, "rtols": TOLERANCES, "atols": TOLERANCES})
     if fast:
         config.model.update({**common.SMALL_MLP, "depth": 1})

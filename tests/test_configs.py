@@ -54,7 +54,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.data.image_size = 16 if config.data.name in archives.ARCHIVES else 0
     config.sampling.update({"num": 8, "batch_size": 8, "steps": 3})
     config.eval.update({"draws": 1, "num_test": 8, "batch_size": 8, "check": 4, "num_samples": 100, "baseline": False})
-    config.eval.update({"rtol": 1e-2, "atol": 1e-2, "features": "pixels", "max_steps": 200})
+    config.eval.update({"solver": "adaptive", "rtol": 1e-2, "atol": 1e-2, "features": "pixels", "max_steps": 200})
     return config
 
 
