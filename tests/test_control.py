@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from scoreflow import likelihood, terminal
+from scoreflow.evaluators.bound import time_density
+from scoreflow.evaluators.density import fit_gaussian
 from scoreflow.likelihood import control
 from scoreflow.likelihood.gaussian import Gaussian
 from scoreflow.objectives import times
-from tests.truth import TOY, gaussian_score, process64
+from scoreflow.processes.sdes import expand
+from tests.normal import STD, context_of
+from tests.truth import TOY, gaussian_score, process64, with_score
 
 RNG = np.random.default_rng(0)
 D, RANK, B = 5, 2, 3
@@ -124,3 +128,31 @@ def test_times_by_cells_have_the_density_that_is_asked_for(x64):
     top, bottom = (float(process.log_snr(t)) for t in (1e-3, 1.0))
     cell = np.floor((top - np.asarray(process.log_snr(drawn.t))) / (top - bottom) * 4 - 1e-9).astype(int)
     np.testing.assert_allclose(np.bincount(cell, minlength=4) / 10_000, rate / rate.sum(), atol=2e-3)
+
+
+def test_chosen_times_leave_less_noise_than_importance(gaussian):
+    """Where the score is wrong at one noise level alone, nearly all draws go there."""
+    experiment, evaluation = gaussian
+    process = experiment.model.process
+
+    def score(x, t, cond=None):
+        wrong = 1.0 + 0.5 * jnp.exp(-((process.log_snr(t) - 2.0) ** 2))
+        return expand(wrong, x) * gaussian_score(process, np.zeros(2), STD**2)(x, t)
+
+    context = context_of(with_score(experiment, score), evaluation)
+    known, x = fit_gaussian(context), jnp.asarray(experiment.data.test.x[:200])
+    rate = np.asarray(time_density(context, known))
+    edges = np.linspace(*(float(process.log_snr(t)) for t in (context.model.t_min, 1.0)), len(rate) + 1)
+    near = np.abs(0.5 * (edges[1:] + edges[:-1]) - 2.0) < 3.0
+    assert rate[near].sum() / rate.sum() > 0.7 > 2 * near.mean()
+    noise = []
+    for sample_times in (times.importance, functools.partial(times.by_cells, rate=jnp.asarray(rate))):
+        run = jax.jit(
+            lambda keys, sample_times=sample_times: likelihood.bound(
+                process, score, terminal.prior(process), keys, x, t_min=context.model.t_min, num_times=4,
+                gaussian=known, sample_times=sample_times,
+            ).total
+        )  # fmt: skip
+        draws = [run(jax.random.split(jax.random.key(i), len(x))) for i in range(30)]
+        noise.append(float(np.mean(np.var(draws, axis=0))))
+    assert noise[1] < 0.8 * noise[0]

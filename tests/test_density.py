@@ -50,7 +50,7 @@ def test_chosen_nodes_are_kept_and_chosen_again_where_they_are_damaged(gaussian,
     whole = dict(np.load(file))
     file.write_bytes(file.read_bytes()[:100])
     np.testing.assert_array_equal(density.make_log_prob(context).solve("third", keys, x).logp, first.logp)
-    assert "nodes.npz is damaged" in "".join(capfd.readouterr()) and len(times) == 1
+    assert "nodes.npz is damaged: it is made again" in "".join(capfd.readouterr()) and len(times) == 1
     np.savez(file, **{name: value for name, value in whole.items() if name != "t"})
     density.make_log_prob(context)
     np.savez(file, **whole | {"version": 0})  # of another version

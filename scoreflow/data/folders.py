@@ -223,6 +223,7 @@ class Zip(_Archive):
     def _content(self, name: str) -> bytes:
         try:
             return self._archive().read(name)
+        # a password is a RuntimeError of zipfile, an unknown compression a NotImplementedError
         except (*UNREADABLE, RuntimeError, NotImplementedError, lzma.LZMAError) as error:
             raise DataError(f"{name} in {self.path.name} cannot be read: {first_line(error)}") from error
 
@@ -298,5 +299,5 @@ def _archive(path: str, facts: str, process: int) -> zipfile.ZipFile:
     """An archive as this process has opened it: processes that share an open file would move each other's position."""
     try:
         return zipfile.ZipFile(path)
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # as zipfile's errors are
         raise DataError(f"{path} is not a readable zip archive: {first_line(error)}") from error

@@ -24,7 +24,7 @@ _AT_A_TIME = 500
 _MEASURED = 4  # times as many examples as the pilot has are measured at most
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
 _GRADIENT = 3  # evaluations in whose time one is done with its gradient: a reverse pass is twice the forward one
-_VERSION = 2  # of how nodes are chosen, and of what is kept of them
+_VERSION = 3  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples
 
 LogDensity = Callable[..., LogProb]
@@ -139,25 +139,36 @@ def choose(context: Context, run: Callable | None = None) -> tuple[Gaussian, Cho
       run: densities by random probes, if they are compiled already. The pilot never takes the exact divergence: its
         gradient would need the memory of d networks.
     """
-    path = None if context.folder is None or parallel.processes()[0] > 1 else context.folder / "nodes.npz"
+    gaussian = fit_gaussian(context)
+    return gaussian, _kept(
+        context, "nodes", Chosen, lambda: _choose(context, gaussian, run or _runner(context, hutchinson))
+    )
+
+
+def _kept(context: Context, name: str, kind: Any, make: Callable[[], Any]) -> Any:
+    """A NamedTuple of arrays, as it was kept in this evaluation's folder before, or made now."""
+    path = None if context.folder is None or parallel.processes()[0] > 1 else context.folder / f"{name}.npz"
     if path is not None and path.is_file():
         try:
             with np.load(path) as held:
-                gaussian, chosen = ([held[name] for name in kind._fields] for kind in (Gaussian, Chosen))
                 if held["version"] == _VERSION:
-                    return Gaussian(*map(jnp.asarray, gaussian)), Chosen(*chosen)
+                    return kind(*(held[field] for field in kind._fields))
         except (KeyError, *UNREADABLE):
-            report.warn(f"{path} is damaged: the nodes are chosen again")
-    gaussian, chosen = _choose(context, run or _runner(context, hutchinson))
+            report.warn(f"{path} is damaged: it is made again")
+    made = make()
     if path is not None:
-        content: dict[str, Any] = {"version": _VERSION, **gaussian._asdict(), **chosen._asdict()}
+        content: dict[str, Any] = {"version": _VERSION, **made._asdict()}
         with files.replacing(path) as scratch, open(scratch, "wb") as file:
             np.savez(file, **content)
-    return gaussian, chosen
+    return made
 
 
 def fit_gaussian(context: Context) -> Gaussian:
-    """The Gaussian of x_0, from training data as a density sees them."""
+    """The Gaussian of x_0, from training data as a density sees them; kept in this evaluation's folder."""
+    return Gaussian(*map(jnp.asarray, _kept(context, "gaussian", Gaussian, lambda: _fit_gaussian(context))))
+
+
+def _fit_gaussian(context: Context) -> Gaussian:
     experiment, train = context.experiment, context.experiment.data.train
     count, d = min(len(train.x), _FITTED), int(np.prod(experiment.space.shape))
     classes = experiment.data.num_classes if experiment.model.conditional else 1
@@ -172,10 +183,10 @@ def fit_gaussian(context: Context) -> Gaussian:
     return gaussians.undiffused(fitted, process.alpha(start), process.sigma(start))
 
 
-def _choose(context: Context, run: Callable) -> tuple[Gaussian, Chosen]:
-    """Fits the Gaussian and lets a pilot of training examples choose the nodes for the error that is asked for."""
+def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
+    """Lets a pilot of training examples choose the nodes for the error that is asked for."""
     model, options = context.model, context.options
-    process, gaussian = model.process, fit_gaussian(context)
+    process = model.process
     most = min(options.batch_size, _MEASURED * options.pilot)  # a batch takes the same time with fewer
     few, many = pilot_examples(context), pilot_examples(context, most)
     t = nodes.even(process, context.start, float(process.horizon))
@@ -210,7 +221,7 @@ def _choose(context: Context, run: Callable) -> tuple[Gaussian, Chosen]:
         report.warn(f"{said}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
     evaluations = _GRADIENT * len(q) * len(few.x) + (len(nodes.halved(q)) + sum(choice.tried)) * len(many.x)
     chosen = nodes.between(process, choice.q, t[0], t[-1])
-    return gaussian, Chosen(chosen, np.asarray(choice.order), np.asarray(evaluations))
+    return Chosen(chosen, np.asarray(choice.order), np.asarray(evaluations))
 
 
 def pilot_examples(context: Context, least: int = 0) -> Examples:

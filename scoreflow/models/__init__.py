@@ -57,15 +57,7 @@ def network(module: nn.Module) -> Network:
         return module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32), False)["params"]
 
     def apply_of(module: nn.Module) -> Apply:
-        def apply(
-            params: Params,
-            x: jax.Array,
-            log_snr: jax.Array,
-            cond: Cond = None,
-            *,
-            train: bool = False,
-            key: Key | None = None,
-        ) -> jax.Array:
+        def apply(params, x, log_snr, cond=None, *, train=False, key=None):
             rngs = {"dropout": cast(Key, key)} if train else None
             return cast(jax.Array, module.apply({"params": params}, x, log_snr, cond, train, rngs=rngs))
 
