@@ -179,10 +179,10 @@ def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Ke
 
     run = parallel.jit(run, out_shardings=parallel.replicated())
     states = parallel.gather(run(params, parallel.shard(keys)))
-    shown = states[np.linspace(0, len(states) - 1, columns).round().astype(int)][:, :num]
+    which = np.linspace(0, len(states) - 1, columns).round().astype(int)
+    shown, times = states[which][:, :num], np.asarray(experiment.sampler.grid)[which]
     extents = np.maximum(np.abs(shown).reshape(columns, -1).max(1), 1.0)
     if points:
-        times = np.asarray(experiment.sampler.grid)[np.linspace(0, len(states) - 1, columns).round().astype(int)]
         panels = {f"t = {t:.2g}, in {extent:.2g}": x / extent for t, x, extent in zip(times, shown, extents)}
         report.plot_points(path, panels, 1.05)
     else:
@@ -190,5 +190,6 @@ def write_trajectory(experiment: Experiment, params: Params, path: Path, key: Ke
             shown = shown / extents[:, None, None, None, None]
         flat = shown.swapaxes(0, 1).reshape(-1, *experiment.space.shape)
         pixels = np.asarray(experiment.space.decode(params, key, jnp.asarray(flat)))
-        report.save_png(path, report.grid(pixels, experiment.data.num_levels, columns=columns))
+        head = [f"t = {t:.2g}" for t in times]
+        report.save_png(path, report.grid(pixels, experiment.data.num_levels, columns=columns, head=head))
     return True

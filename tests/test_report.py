@@ -11,6 +11,16 @@ from scoreflow.runs import log as run_log
 from scoreflow.runs import report
 
 
+def test_a_grid_has_words_above_its_columns_and_is_the_same_below():
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    plain, headed = (report.grid(images, 3, columns=2, head=head) for head in (None, ["t = 1", "t = 0.5"]))
+    band = len(headed) - len(plain)
+    np.testing.assert_array_equal(headed[band:], plain)
+    middle = headed.shape[1] // 2
+    left, right = headed[:band, :middle], headed[:band, -middle:]
+    assert (left == 255).any() and (right == 255).any() and not np.array_equal(left, right)
+
+
 def test_grid_places_every_image_with_gaps_and_enlarges():
     images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2)  # three 2x2 images: 0, 1, 2
     grid = report.grid(images, 3, columns=2, gap=1, min_width=1)

@@ -106,6 +106,7 @@ def grid(
     gap: int = 1,
     min_width: int = 640,
     words: Sequence[str] | None = None,
+    head: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Tiles images [N, H, W, C] with gaps, enlarged to `min_width` pixels or more; [H', W', 3] uint8.
 
@@ -116,6 +117,7 @@ def grid(
       gap: pixels between images, before enlarging.
       min_width: least width of the result in pixels.
       words: what is written above each image.
+      head: what is written above each column.
     """
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -130,7 +132,12 @@ def grid(
     for (top, left), image in zip(corners, shown):
         canvas[top : top + height, left : left + width] = image
     pixels = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
-    return pixels if words is None else _written(pixels, [(scale * x, scale * y) for y, x in corners], words)
+    if words is not None:
+        pixels = _written(pixels, [(scale * x, scale * y) for y, x in corners], words)
+    if head is not None:
+        band = np.full((_LINE, *pixels.shape[1:]), 96, np.uint8)
+        pixels = _written(np.concatenate([band, pixels]), [(scale * x, _LINE) for _, x in corners[:columns]], head)
+    return pixels
 
 
 def _written(pixels: np.ndarray, corners: list[tuple[int, int]], words: Sequence[str]) -> np.ndarray:
