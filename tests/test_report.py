@@ -18,7 +18,7 @@ def test_a_grid_has_words_above_its_columns_and_is_the_same_below():
     np.testing.assert_array_equal(headed[band:], plain)
     middle = headed.shape[1] // 2
     left, right = headed[:band, :middle], headed[:band, -middle:]
-    assert (left == 255).any() and (right == 255).any() and not np.array_equal(left, right)
+    assert (left > 200).any() and (right > 200).any() and not np.array_equal(left, right)
 
 
 def test_grid_places_every_image_with_gaps_and_enlarges():
