@@ -37,11 +37,11 @@ from ml_collections import ConfigDict
 from benchmarks.host import HostField
 from benchmarks.timing import median_seconds
 from scoreflow import configure, likelihood
+from scoreflow import gaussian as gaussians
 from scoreflow.evaluators import density
 from scoreflow.evaluators.bound import time_density
 from scoreflow.evaluators.context import Context
 from scoreflow.experiment import load_params
-from scoreflow.likelihood import gaussian as gaussians
 from scoreflow.likelihood import multistep, nodes, ode
 from scoreflow.metrics import mean_estimate
 from scoreflow.models import MAIN

@@ -1,14 +1,16 @@
 """Parameters that are fitted to the training data before training begins, each as (params, key) -> parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow import gaussian as gaussians
 from scoreflow.data import Dataset
 from scoreflow.data.facts import moments
+from scoreflow.gaussian import Gaussian
 from scoreflow.latent import kl
 from scoreflow.models import MIXING
 from scoreflow.models.vae import normal_log_prob
@@ -55,6 +57,29 @@ def sigma_data(space: Space, data: Dataset) -> float:
     if space.latent is not None:
         raise UserError("sigma_data = auto: there is nothing to measure in latents that are to be learned; set 1")
     return float(f"{moments(data, *space.ends).rms:.4g}")
+
+
+def gaussian(space: Space, data: Dataset, conditional: bool) -> Gaussian:
+    """The Gaussian with the mean and covariance of encoded training data, one for each class where there are labels.
+
+    Latents that are to be learned are near N(0, I), which is theirs.
+
+    Args:
+      space: how data as stored are encoded, dequantized with fixed noise.
+      data: of whose training split the first 50,000 examples are used.
+      conditional: whether the network is given labels.
+    """
+    rows, size = data.train.x[:MOST_EXAMPLES], int(np.prod(space.shape))
+    if space.latent is not None:
+        return gaussians.standard(size)
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for i in range(0, len(rows), 500):
+            label = data.train.label[i : i + 500] if conditional and data.train.label is not None else None
+            x = np.asarray(encoded(space, rows[i : i + 500], i))
+            yield x.reshape(len(x), -1), None if label is None else label[: len(x)]
+
+    return gaussians.fit(batches, size, classes=data.num_classes if conditional else 1)
 
 
 def terminal(family: Family, space: Space, process: Process, data: np.ndarray) -> Callable[[Params, Key], Params]:

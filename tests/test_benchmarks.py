@@ -11,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks import images, likelihood
-from scoreflow import terminal
-from scoreflow.likelihood import gaussian, multistep, nodes
+from scoreflow import gaussian, terminal
+from scoreflow.likelihood import multistep, nodes
 from scoreflow.models import network, plus
 from scoreflow.models.unet import UNet
 from scoreflow.processes import sdes

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import divergence, terminal
-from scoreflow.likelihood import codes, gaussian, multistep, nodes
+from scoreflow import divergence, gaussian, terminal
+from scoreflow.likelihood import codes, multistep, nodes
 from tests.truth import PROCESSES, TOY, gaussian_score
 
 PROCESS, START = PROCESSES["vp"], 1e-3

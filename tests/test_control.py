@@ -10,8 +10,8 @@ import pytest
 from scoreflow import likelihood, terminal
 from scoreflow.evaluators.bound import time_density
 from scoreflow.evaluators.density import fit_gaussian
+from scoreflow.gaussian import Gaussian
 from scoreflow.likelihood import control
-from scoreflow.likelihood.gaussian import Gaussian
 from scoreflow.objectives import times
 from scoreflow.processes.sdes import expand
 from tests.normal import STD, context_of

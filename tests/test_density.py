@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import Mesh
 
 from scoreflow import configure, divergence
+from scoreflow import gaussian as gaussians
 from scoreflow.evaluators import density
 from scoreflow.evaluators.likelihood import likelihood
-from scoreflow.likelihood import gaussian as gaussians
 from scoreflow.likelihood import nodes
 from scoreflow.metrics import Estimate
 from scoreflow.processes import sdes

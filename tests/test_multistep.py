@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from scoreflow import divergence, likelihood, terminal
-from scoreflow.likelihood import gaussian, multistep, nodes, ode
+from scoreflow import divergence, gaussian, likelihood, terminal
+from scoreflow.likelihood import multistep, nodes, ode
 from tests.truth import PROCESSES, TOY
 
 D = 5
@@ -170,11 +170,3 @@ def test_a_padded_rule_gives_the_same_with_the_same_evaluations():
     assert len(multistep.padded(rule).t) == 128 and len(multistep.padded(multistep.padded(rule)).t) == 128
     np.testing.assert_allclose(short.logp, long.logp, rtol=1e-6)
     np.testing.assert_array_equal(long.nfe, 13)
-
-
-def test_weights_integrate_polynomials_of_the_degree_of_their_nodes():
-    q = np.asarray([-1.0, -0.3, 0.1, 0.9, 1.4])
-    for begin, at in ((2, [2, 1]), (2, [3, 2, 1]), (3, [4, 3, 2, 1]), (0, [0])):
-        for degree in range(len(at)):
-            area = (q[begin + 1] ** (degree + 1) - q[begin] ** (degree + 1)) / (degree + 1)
-            assert multistep.weights(q, begin, np.asarray(at)) @ q[at] ** degree == pytest.approx(area, abs=1e-14)

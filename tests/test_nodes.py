@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoreflow import terminal
-from scoreflow.likelihood import gaussian, multistep, nodes
+from scoreflow import gaussian, terminal
+from scoreflow.likelihood import multistep, nodes
 from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.processes import sdes
-from tests.truth import PROCESSES, TOY
+from scoreflow.samplers.adams import ORDER
+from tests.truth import PROCESSES, TOY, lagrange_weights
 
 
 def met(q, rate, slope=None, pull=None):
@@ -42,7 +43,7 @@ def test_the_expected_error_is_that_of_the_rule_on_the_integrand(order):
     rule = np.zeros(3)
     for n in range(1, len(at)):
         around = np.arange(n, max(n - order, -1), -1)
-        rule += multistep.weights(at, n - 1, around) @ bumps(at[around])
+        rule += lagrange_weights(at, n - 1, around) @ bumps(at[around])
     fine = np.linspace(-4.0, 4.0, 20001)
     np.testing.assert_allclose(found.error, rule - np.trapezoid(bumps(fine), fine, axis=0), atol=2e-5)
 
@@ -75,7 +76,7 @@ def test_the_local_error_is_that_of_corrector_and_predictor(order):
         step = np.searchsorted(at, j)
         wanted = 0.0
         for of, used, factor in ((end, [k, *before[: order - 1]], 1.0), (place, before, q[k] - q[j])):
-            rule = multistep.weights(q[at], step, np.searchsorted(at, used)) @ of.value[k, used]
+            rule = lagrange_weights(q[at], step, np.searchsorted(at, used)) @ of.value[k, used]
             wanted = wanted + factor * (rule - of.area[k, k] + of.area[k, j])
         np.testing.assert_allclose(nodes.local_errors(q, end, place, order, k)[i, j], wanted, atol=1e-12)
 
@@ -149,7 +150,7 @@ def test_the_fewest_nodes_are_chosen_whose_measured_error_is_small_enough():
     assert tried == [(8, 2), (8, 3), (14, 3), (16, 3), (17, 2), (17, 3)]
     assert choice.q[0] == -4.0 and choice.q[-1] == 4.0
     never = nodes.choose(q, values, lambda nodes, order: Estimate(1.0, 0.0), 0.15)
-    assert len(never.q) == nodes.PILOT and never.order == multistep.ORDER and np.isnan(never.error.value)
+    assert len(never.q) == nodes.PILOT and never.order == ORDER and np.isnan(never.error.value)
 
 
 def test_plans_that_promise_too_little_are_not_tried():

@@ -8,8 +8,10 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.stats import ks_1samp
 
+from scoreflow import gaussian
 from scoreflow.processes import transitions
 from scoreflow.samplers import adaptive, fold, grids, rules, sample, sampler
+from scoreflow.samplers.gaussian_multistep import gaussian_multistep
 from scoreflow.theory import exact
 from tests.truth import PROCESSES, TOY, gaussian_score, process64, slope
 
@@ -32,6 +34,7 @@ STOCHASTIC = ("euler_maruyama", "ancestral", "reverse_diffusion", "exponential",
 RULES = {
     **{name: rules.affine(transition) for name, transition in transitions.TRANSITIONS.items()},
     **{name: rule for name, (rule, _) in DETERMINISTIC.items()},
+    "gaussian_multistep": gaussian_multistep(gaussian.standard(2, 0.7)),
     "predictor_corrector": rules.predictor_corrector(),
     "two_corrector_steps": rules.predictor_corrector(transitions.ancestral, corrector_steps=2),
     "no_corrector_step": rules.predictor_corrector(corrector_steps=0),

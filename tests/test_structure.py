@@ -23,7 +23,7 @@ LAYERS = [
     {"settings"},
     {"data"},
     {"metrics"},
-    {"processes", "divergence", "dequantise"},
+    {"processes", "divergence", "dequantise", "gaussian"},
     {"models", "score", "augment"},
     {"latent", "terminal"},
     {"space"},

@@ -117,3 +117,12 @@ TOY = Mixture(np.array([0.3, 0.3, 0.4]), np.array([-2.0, -6.0, 4.0]) / 7.0, np.a
 def slope(errors, counts) -> float:
     """Order of convergence: minus the slope of log error against log number of steps."""
     return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+def lagrange_weights(q, begin, nodes):
+    """The integral from q[begin] to q[begin + 1] of each Lagrange polynomial through q[nodes], by fitted coefficients."""
+    areas = []
+    for unit in np.eye(len(nodes)):
+        area = np.polynomial.Polynomial.fit(q[np.asarray(nodes)], unit, len(nodes) - 1).integ()
+        areas.append(area(q[begin + 1]) - area(q[begin]))
+    return np.asarray(areas)

@@ -147,10 +147,10 @@ def _objective(config: Config, data: Dataset, where: space.Space, model: Model, 
     return with_terminal(process, where.encode, model.family.loss, None if alone else objective)
 
 
-def _sampler(config: Config, process: Process) -> Sampler:
+def _sampler(config: Config, process: Process, **offered: Any) -> Sampler:
     usual = CATALOGUES["process"].settings(config.process.name)["horizon"].default
     method, grid, options = _build(config, "sampler"), _build(config, "grid"), values(sampler, config.sampling)
-    return sampler(method, process, grid, usual_horizon=usual, denoise=config.sampler.denoise, **options)
+    return sampler(method, process, grid, usual_horizon=usual, denoise=config.sampler.denoise, **options, **offered)
 
 
 def experiment(config: Config, name: str) -> Experiment:
@@ -201,7 +201,7 @@ def experiment(config: Config, name: str) -> Experiment:
         space=where,
         model=model,
         objective=_objective(config, data, where, model, augmentation),
-        sampler=_sampler(config, forward),
+        sampler=_sampler(config, forward, gaussian=lambda: fits.gaussian(where, data, config.data.conditional)),
         config=config.to_dict(),
     )
 

@@ -29,24 +29,12 @@ from scoreflow.models.unet import UNet
 from scoreflow.models.vae import MLPVAE, ConvVAE
 from scoreflow.objectives import conservative, dsm, high_order, latent, score_matching, times, weights
 from scoreflow.processes import sdes, transitions
-from scoreflow.samplers import adaptive, grids, loop, rules, sampler
+from scoreflow.samplers import adaptive, gaussian_multistep, grids, loop, rules, sampler
 from scoreflow.settings import Catalogue
 from scoreflow.terminal import families
 from scoreflow.theory import processes as theory
 
-PROCESSES = {
-    **sdes.NAMED,
-    # in the notation of the theory
-    "theory_ve_exp": theory.ve_exp,
-    "theory_ve_const": theory.ve_const,
-    "theory_ve_sqrt": theory.ve_sqrt,
-    "theory_ve_poly": theory.ve_poly,
-    "theory_ou": theory.ou,
-    "theory_vp_linear": theory.vp_linear,
-    "theory_vp_poly": theory.vp_poly,
-    "theory_vp_exp": theory.vp_exp,
-    "theory_sub_vp": theory.sub_vp,
-}
+PROCESSES = {**sdes.NAMED, **theory.NAMED}
 MODELS = {
     "mlp": ResidualMLP,
     "unet": UNet,
@@ -94,12 +82,13 @@ TIMES = {
     "variance_uniform": times.variance_uniform,
     "log_normal": times.log_normal,
 }
-GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "karras": grids.karras}
+GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "bell": grids.bell, "karras": grids.karras}
 SAMPLERS = {
     **{name: rules.affine(transition) for name, transition in transitions.TRANSITIONS.items()},
     "predictor_corrector": rules.predictor_corrector,
     "heun": rules.HEUN,
     "dpm_solver_pp_2m": rules.DPM_SOLVER_PP_2M,
+    "gaussian_multistep": gaussian_multistep.GaussianMultistep,
     "adaptive": adaptive.Adaptive,
 }
 CATALOGUES = {

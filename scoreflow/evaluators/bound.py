@@ -9,7 +9,7 @@ import numpy as np
 from scoreflow import likelihood
 from scoreflow.evaluators.context import Context, Results, table_of
 from scoreflow.evaluators.density import fit_gaussian, pilot_examples
-from scoreflow.likelihood.gaussian import Gaussian
+from scoreflow.gaussian import Gaussian
 from scoreflow.metrics import mean_estimate
 from scoreflow.objectives import times
 from scoreflow.types import CountOrZero

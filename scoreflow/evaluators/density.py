@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow import gaussian as gaussians
 from scoreflow.data import UNREADABLE
 from scoreflow.divergence import Divergence, hutchinson
 from scoreflow.evaluators.context import Context, EvalOptions, Examples
+from scoreflow.gaussian import Gaussian
 from scoreflow.likelihood import LogProb, multistep, nodes, ode
-from scoreflow.likelihood import gaussian as gaussians
-from scoreflow.likelihood.gaussian import Gaussian
 from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.runs import files, parallel, report
 from scoreflow.types import Key

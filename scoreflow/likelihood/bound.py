@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scoreflow.gaussian import Gaussian
 from scoreflow.likelihood import control
-from scoreflow.likelihood.gaussian import Gaussian
 from scoreflow.likelihood.ode import Density, check_continuous
 from scoreflow.objectives import times
 from scoreflow.objectives.times import TimeSampler

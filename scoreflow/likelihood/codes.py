@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import divergence as divergences
-from scoreflow.likelihood.gaussian import Gaussian
+from scoreflow.gaussian import Gaussian
 from scoreflow.likelihood.multistep import ORDER, Rule, follow, log_prob, rule_at
 from scoreflow.likelihood.ode import Density
 from scoreflow.processes.sdes import Process

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from scoreflow.likelihood.gaussian import Gaussian, Spectral, matmul
+from scoreflow.gaussian import Gaussian, Spectral, matmul
 
 
 def error(gaussian: Gaussian, x: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -27,14 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import divergence as divergences
-from scoreflow.likelihood.gaussian import Gaussian, Spectral, spectral
+from scoreflow.gaussian import Gaussian, Spectral, spectral
 from scoreflow.likelihood.ode import Density, LogProb, check_continuous, probes
 from scoreflow.processes.sdes import Process
+from scoreflow.samplers.adams import ORDER, adams
 from scoreflow.score import Score
 from scoreflow.types import Cond, Key
-
-ORDER = 3
-"""The highest order of a rule, which is the number of nodes that a step looks at."""
 
 
 class Rule(NamedTuple):
@@ -80,26 +78,6 @@ def rule_at(process: Process, t: np.ndarray, order: int) -> Rule:
     predictor, corrector = adams(q_at(process, t), order)
     arrays = (jnp.asarray(each, jnp.float32) for each in (t, alpha, sigma, predictor, corrector))
     return Rule(*arrays, live=jnp.ones(len(t), bool))
-
-
-def adams(q: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of predictor and corrector of nodes q [K + 1], [K + 1, ORDER] each in float64; see `Rule`."""
-    predictor, corrector = np.zeros((2, len(q), ORDER))
-    for n in range(1, len(q)):
-        before, around = (np.arange(last, max(last - order, -1), -1) for last in (n - 1, n))
-        predictor[n, : len(before)] = weights(q, n - 1, before)
-        corrector[n, : len(around)] = weights(q, n - 1, around)
-    return predictor, corrector
-
-
-def weights(q: np.ndarray, begin: int, nodes: np.ndarray) -> np.ndarray:
-    """The integral from q[begin] to q[begin + 1] of each Lagrange polynomial through q[nodes], [len(nodes)]."""
-    low, high, at = q[begin], q[begin + 1], q[nodes]
-    points, gauss = np.polynomial.legendre.leggauss(len(nodes))
-    s = low + (high - low) * (points + 1.0) / 2.0
-    ratios = (s[:, None, None] - at) / (at[:, None] - at + np.eye(len(at)))  # [points, polynomial, other node]
-    values = np.where(np.eye(len(at), dtype=bool), 1.0, ratios).prod(-1)
-    return (high - low) / 2.0 * gauss @ values
 
 
 class Nodes(NamedTuple):

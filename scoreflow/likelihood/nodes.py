@@ -22,9 +22,10 @@ import jax
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from scoreflow.likelihood.multistep import ORDER, Nodes, adams, q_at
+from scoreflow.likelihood.multistep import Nodes, q_at
 from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.processes.sdes import Process
+from scoreflow.samplers.adams import ORDER, adams
 
 PILOT = 49
 """Nodes of a pilot."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from scoreflow.processes.sdes import Process
-from scoreflow.types import Positive
+from scoreflow.types import Number, Positive
 
 
 class TimeGrid(Protocol):
@@ -61,3 +61,30 @@ def karras(process: Process, n: int | jax.Array, *, t_min: float, rho: Positive 
     ends = jnp.exp(-0.5 * process.log_snr(jnp.asarray([process.horizon, t_min])) / rho)
     times = process.inverse_log_snr(-2.0 * rho * jnp.log(_mix(ends, progress)))
     return _between(process, progress, times, t_min)
+
+
+def bell(
+    process: Process,
+    n: int | jax.Array,
+    *,
+    t_min: float,
+    center: Number = 2.0,
+    width: Positive = 3.0,
+    floor: Positive = 0.3,
+) -> jax.Array:
+    """Steps in log-SNR with density floor + 1 / cosh((log_snr - center) / width): most of them where images form.
+
+    Args:
+      process: the forward SDE.
+      n: the number of steps, or the progress at each time.
+      t_min: the last time.
+      center: Log-SNR where the steps are smallest.
+      width: Of the bell in log-SNR.
+      floor: Density far from the center, next to 1 there.
+    """
+    progress = _progress(n)
+    ends = process.log_snr(jnp.asarray([process.horizon, t_min]))
+    points = _mix(ends, jnp.linspace(0.0, 1.0, 1001))
+    area = floor * points + 2.0 * width * jnp.arctan(jnp.tanh((points - center) / (2.0 * width)))
+    log_snrs = jnp.interp(_mix(area[jnp.asarray([0, -1])], progress), area, points)
+    return _between(process, progress, process.inverse_log_snr(log_snrs), t_min)

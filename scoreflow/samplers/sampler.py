@@ -1,14 +1,17 @@
 """A sampler with everything that does not change from draw to draw: its process, its grid and its guidance."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from scoreflow.gaussian import Gaussian
 from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
 from scoreflow.samplers import guide
 from scoreflow.samplers.adaptive import Adaptive
+from scoreflow.samplers.gaussian_multistep import GaussianMultistep, gaussian_multistep
 from scoreflow.samplers.grids import TimeGrid
 from scoreflow.samplers.loop import Rule, Sample, SampleResult, sample
 from scoreflow.score import Score
@@ -46,10 +49,11 @@ class Sampler(NamedTuple):
 
 
 def sampler(
-    method: Rule | Sample,
+    method: Rule | Sample | GaussianMultistep,
     process: Process,
     make_grid: TimeGrid,
     *,
+    gaussian: Callable[[], Gaussian] | None = None,
     steps: Steps = 40,
     scale_steps: Flag = True,
     t_min: NonNegative = 1e-3,
@@ -63,6 +67,7 @@ def sampler(
       method: what happens in an interval of the grid, or an algorithm of its own, such as `Adaptive`.
       process: the forward SDE.
       make_grid: (process, n, *, t_min) -> times.
+      gaussian: computes the Gaussian of x_0; called where the method needs it.
       steps: Number of steps of a fixed grid, for the process's usual horizon.
       scale_steps: A shorter horizon takes its share of the steps; otherwise all of them.
       t_min: Last time of the grid; 0 where the process has noise there.
@@ -72,6 +77,7 @@ def sampler(
 
     Raises:
       UserError: where a long horizon takes more than a million steps.
+      ValueError: where the method needs a Gaussian and there is none.
     """
     if scale_steps and usual_horizon is not None:
         share = float(process.horizon) / usual_horizon
@@ -80,6 +86,10 @@ def sampler(
                 f"steps = {steps} for the usual horizon are {steps * share:.3g} for one {share:.3g} times as long"
             )
         steps = max(1, round(steps * share))
+    if isinstance(method, GaussianMultistep):
+        if gaussian is None:
+            raise ValueError("the sampler gaussian_multistep needs the Gaussian of the data")
+        method = gaussian_multistep(gaussian(), *method)
     data_dependent = isinstance(method, Adaptive)
     run = functools.partial(sample, method) if isinstance(method, Rule) else method
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)

@@ -133,3 +133,17 @@ def sub_vp(a: NonNegative = 1.0, b: Positive = 1.0, horizon: Positive = 1.0) -> 
       horizon: Time T at which the path ends.
     """
     return SubVP(LinearRate(b, a), horizon)
+
+
+NAMED = {
+    "theory_ve_exp": ve_exp,
+    "theory_ve_const": ve_const,
+    "theory_ve_sqrt": ve_sqrt,
+    "theory_ve_poly": ve_poly,
+    "theory_ou": ou,
+    "theory_vp_linear": vp_linear,
+    "theory_vp_poly": vp_poly,
+    "theory_vp_exp": vp_exp,
+    "theory_sub_vp": sub_vp,
+}
+"""The processes by the names under which they are chosen."""

@@ -45,10 +45,13 @@ class Gaussian(NamedTuple):
 
     def of(self, cond: Cond, count: int) -> "Gaussian":
         """With a row for each of `count` examples in the place of classes, by their labels."""
+        row = self.row(cond, count)
+        return Gaussian(self.mean[row], self.basis, self.variances[row], self.rest[row])
+
+    def row(self, cond: Cond, count: int) -> jax.Array:
+        """The class of each of `count` examples, [count] int32."""
         label = cond.label if isinstance(cond, Conditioning) else cond
-        if label is None or self.mean.shape[0] == 1:
-            label = jnp.zeros(count, jnp.int32)
-        return Gaussian(self.mean[label], self.basis, self.variances[label], self.rest[label])
+        return jnp.zeros(count, jnp.int32) if label is None or self.mean.shape[0] == 1 else label
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
