@@ -4,8 +4,8 @@
     python -m benchmarks.samplers --workdir=runs/vp_digits
 
 For every number of evaluations it prints the root mean square distance in the units of x, over samples and dimensions,
-and in parentheses the standard error of its mean over samples. The last evaluation of each sampler is its denoising
-step. The solution is taken from `--fine` steps of Heun's rule; its own distance from half as many steps is printed, too.
+and its standard error in parentheses. The last evaluation of each sampler is its denoising step. The solution is taken
+from `--fine` steps of Heun's rule; its own distance from half as many steps is printed first.
 """
 
 import argparse

@@ -27,7 +27,7 @@ from experiments import common
 from scoreflow import configure, planner, score, train
 from scoreflow.data import load
 from scoreflow.experiment import SAMPLE, Experiment
-from scoreflow.metrics import digits as digit_metrics
+from scoreflow.metrics import classifier as classifiers
 from scoreflow.metrics import frechet
 from scoreflow.processes import transitions
 from scoreflow.runs import caches, parallel, report
@@ -58,7 +58,7 @@ class Judge:
 
     def __init__(self):
         data = load.digits()
-        self.extract = digit_metrics.classifier(data.train, data.num_levels, caches.folder()).extract
+        self.extract = classifiers.classifier(data.train, data.num_levels, caches.folder(), "digits").extract
         self.origin = self.extract(data.train.x[:1]).pool[0]
         self.target = frechet.reference(*frechet.mean_and_covariance(self.moments(data.train.x)))
         self.floor = self(data.test.x)

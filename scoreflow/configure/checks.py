@@ -171,8 +171,9 @@ def with_data(config: Config, data: Dataset) -> Rows:
         words = "the density of integer data depends on it; choose uniform, truncated_normal or variational, or skip it"
         rule = f"eval.dequantization = {options.dequantization!r}: {words} with eval.likelihood = False"
         yield options.dequantization in ("", "none"), rule
-    words = f"eval.features = digits needs labeled images of integer levels, unlike {name}: set eval.features=pixels"
-    yield measured and options.features == "digits" and not (levels and classes), words
+    words = f"needs labeled images of integer levels, unlike {name}: set eval.features=pixels"
+    words = f"eval.features = {options.features} {words}"
+    yield measured and options.features in ("digits", "classifier") and not (image and levels and classes), words
     colored = image and levels and data.shape[-1] in (1, 3)
     words = f"eval.features = inception needs images of 1 or 3 channels of levels, unlike {name}"
     yield measured and options.features == "inception" and not colored, words

@@ -44,9 +44,9 @@ class EvalOptions(NamedTuple):
       atol: Absolute tolerance of the adaptive solver.
       max_steps: Steps after which the solver gives an example up.
       clock: The adaptive solver's own time.
-      features: Feature function of sample metrics: pixels (as numbers from 0 to 1), digits (a classifier fitted to the
-        training split), or inception (the network of the FID, whose weights must lie in downloads/ of the data folder;
-        without them these metrics are left out).
+      features: Feature function of sample metrics: pixels (as numbers from 0 to 1), classifier (a small
+        convolutional one, fitted to the training split), digits (a perceptron, likewise), or inception (the network of
+        the FID, whose weights must lie in downloads/ of the data folder; without them these metrics are left out).
       neighbors: Number of neighbors of precision and recall.
       reference: An `.npz` file of mu and sigma, as pytorch-fid, clean-fid and EDM write it, to which the Frechet
         distance is taken; empty for the training data.

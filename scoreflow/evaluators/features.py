@@ -20,7 +20,7 @@ from scoreflow.metrics import (
     mean_estimate,
     reference_file,
 )
-from scoreflow.metrics import digits as digit_metrics
+from scoreflow.metrics import classifier as classifiers
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbors import covered
 from scoreflow.runs import files, parallel, workdir
@@ -29,7 +29,7 @@ from scoreflow.samplers.sampler import sampler
 from scoreflow.settings import settings
 from scoreflow.types import Params
 
-FeatureName = Literal["pixels", "digits", "inception"]
+FeatureName = Literal["pixels", "digits", "classifier", "inception"]
 
 _ADDED = ("n", "total", "outer")
 _GROUPS = 10  # of samples, each left out once for the standard error of the Frechet distance
@@ -43,8 +43,8 @@ def extractor(name: FeatureName, data: Dataset, cache_dir: Path, data_dir: Path)
     Raises:
       DataError: where the weights of the Inception network are missing; it names the file and where to put it.
     """
-    if name == "digits":
-        return digit_metrics.classifier(data.train, data.num_levels, cache_dir)
+    if name == "digits" or name == "classifier":
+        return classifiers.classifier(data.train, data.num_levels, cache_dir, name)
     if name == "inception":
         return inception.extractor(data_dir / "downloads", data.num_levels)
     if not data.num_levels:
@@ -181,7 +181,7 @@ def read_reference(path: str, name: FeatureName, data: Dataset) -> tuple[np.ndar
 
 def _size(name: FeatureName, data: Dataset) -> int:
     """Length of a feature vector."""
-    sizes = {"digits": digit_metrics.SIZE, "inception": inception.SIZE}
+    sizes = {"digits": classifiers.SIZE, "classifier": classifiers.SIZE, "inception": inception.SIZE}
     return sizes.get(name) or int(np.prod(data.shape))
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scoreflow.data import DataError, Dataset
 from scoreflow.evaluators.context import Context, EvalOptions, Results, Table, in_words
 from scoreflow.evaluators.features import collect, extractor, quality, target
 from scoreflow.experiment import EVALUATE
-from scoreflow.metrics import Extractor
+from scoreflow.metrics import Extractor, mean_estimate
 from scoreflow.metrics.transport import wasserstein2
 from scoreflow.runs import report
 from scoreflow.runs.partial import PartialResults
@@ -46,6 +47,8 @@ def table(metrics: dict[str, Any], name: str) -> Table:
     if (reference := metrics["reference"]) != _TRAINING_DATA:
         left_out = "kernel distance, precision and recall need the examples behind it and are left out"
         note = f"the Frechet distance is to {reference}; {left_out}"
+    if "classifier_accuracy" in real:
+        note += f"; the classifier is right on {in_words(real['classifier_accuracy'])} of them"
     few = None in [*measured.values(), *real.values()]
     return Table("", rows, (note, "- where there are too few examples") if few else (note,))
 
@@ -77,7 +80,8 @@ def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, An
     except DataError as error:
         report.warn(f"{error}; metrics of features are left out")
     else:
-        metrics = feature_metrics(extract, sets, experiment.data, options, context.cache_dir, context.partial)
+        labels = {"test_data": experiment.data.test.label}
+        metrics = feature_metrics(extract, sets, experiment.data, options, context.cache_dir, context.partial, labels)
     model, real = metrics["model"], metrics["test_data"]
     transport(x, test, model, real)
     model |= {"samples": len(x), "sample_nfe": drawn.nfe, "sample_seconds": seconds}
@@ -99,8 +103,11 @@ def feature_metrics(
     options: EvalOptions,
     cache_dir: Path,
     partial: PartialResults,
+    labels: Mapping[str, np.ndarray | None] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Metrics of every set of examples by its name, with the names of the feature function and of the reference.
+
+    Where a set has labels and the features are those of a classifier, its accuracy is among them.
 
     Raises:
       DataError: if the reference of the options cannot be used.
@@ -110,4 +117,7 @@ def feature_metrics(
     for name, x in sets.items():
         sampled = collect(extract, x, goal.gaussian.mean, partial=partial, name=name)
         metrics[name] = quality(sampled, goal, options.neighbors, extract.score)
+        if (label := labels.get(name)) is not None and extract.classes and sampled.probs is not None:
+            right = sampled.probs.argmax(1) == label[: len(sampled.probs)]
+            metrics[name]["classifier_accuracy"] = mean_estimate(right.astype(float))
     return metrics

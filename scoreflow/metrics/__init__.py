@@ -21,12 +21,14 @@ class Extractor(NamedTuple):
       extract: data [B, ...] as they are stored (uint8 levels, or continuous) -> Features.
       score: name under which `class_score` of its class probabilities is reported.
       key: with the name, all that the features depend on besides the data, such as a digest of weights.
+      classes: whether its class probabilities are those of the data's own classes.
     """
 
     name: str
     extract: Callable[[np.ndarray], Features]
     score: str = "class_score"
     key: str = ""
+    classes: bool = False
 
 
 class Estimate(NamedTuple):

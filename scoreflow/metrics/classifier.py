@@ -1,9 +1,9 @@
-"""Features of 8x8 digits: a small classifier, trained once on the training split alone and cached."""
+"""Features of labeled images: a small classifier, trained once on the training split alone and cached."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.serialization
@@ -34,8 +34,25 @@ class DigitClassifier(nn.Module):
         return h, nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(h))
 
 
-def _train(split: Split, num_levels: int, classes: int) -> Params:
-    model = DigitClassifier(classes)
+class ImageClassifier(nn.Module):
+    """Levels [B, H, W, C] -> (features [B, 64], logits [B, classes]), by three convolutions."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        for channels in (16, 32, 64):
+            x = nn.gelu(nn.GroupNorm(8)(nn.Conv(channels, (3, 3), strides=2)(x)))
+        h = nn.Dropout(0.2, deterministic=not train)(x.reshape(x.shape[0], -1))
+        h = nn.gelu(nn.Dense(SIZE)(h))
+        return h, nn.Dense(self.classes)(nn.Dropout(0.2, deterministic=not train)(h))
+
+
+_MODULES = {"digits": DigitClassifier, "classifier": ImageClassifier}
+Kind = Literal["digits", "classifier"]
+
+
+def _train(model: nn.Module, split: Split, num_levels: int) -> Params:
     params = model.init(jax.random.key(_SEED), jnp.zeros((1, *split.x.shape[1:])), False)
     optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS), weight_decay=1e-2)
 
@@ -57,28 +74,31 @@ def _train(split: Split, num_levels: int, classes: int) -> Params:
     return params
 
 
-def classifier(split: Split, num_levels: int, cache_dir: Path) -> Extractor:
-    """The feature function "digits": penultimate activations and class probabilities of a classifier of `split`.
+def classifier(split: Split, num_levels: int, cache_dir: Path, kind: Kind = "classifier") -> Extractor:
+    """Penultimate activations and class probabilities of a classifier of `split`, which is fitted within a minute.
 
     Args:
-      split: labeled training images of integer levels; a seeded classifier is fitted to them, within seconds.
+      split: labeled training images of integer levels; a seeded classifier is fitted to them.
       num_levels: number of gray levels.
       cache_dir: where the fitted parameters are kept; their file name contains a digest of all
         that they depend on.
+      kind: `digits`, a perceptron that suits images of some 8x8 pixels, or `classifier`, three convolutions.
     """
     assert split.label is not None
     classes = int(split.label.max()) + 1
-    key = digest(split.x, split.label.astype(np.int64), begin=f"{_VERSION} {num_levels} {classes} ")[:24]
+    of = "" if kind == "digits" else f"{kind} "
+    key = digest(split.x, split.label.astype(np.int64), begin=f"{_VERSION} {of}{num_levels} {classes} ")[:24]
     path = cache_dir / f"classifier-{key}.msgpack"
-    model = DigitClassifier(classes)
+    model = _MODULES[kind](classes)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *split.x.shape[1:])), False))
     params = _load(path, template)
     if params is None:
-        params = _train(split, num_levels, classes)
+        params = _train(model, split, num_levels)
         with files.replacing(path) as scratch:
             content = flax.serialization.to_bytes(params)
             scratch.write_bytes(hashlib.sha256(content).digest() + content)
-    return Extractor("digits classifier", _extractor(model, params, num_levels), key=key)
+    name = "digits classifier" if kind == "digits" else "image classifier"
+    return Extractor(name, _extractor(model, params, num_levels), key=key, classes=True)
 
 
 def _load(path: Path, template: Params) -> Params | None:
