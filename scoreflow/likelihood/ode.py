@@ -98,6 +98,15 @@ def log_prob(
     Raises:
       TypeError: if x is integer: a density at gray levels depends on how they are dequantised, which is the caller's
         choice (see `dequantise`).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, scoreflow
+      >>> process = scoreflow.vp_linear()
+      >>> score = lambda x, t, cond=None: -x  # of N(0, I), which VP leaves as it is
+      >>> key, x = jax.random.key(0), jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
+      >>> result = scoreflow.log_prob(process, score, scoreflow.prior(process), key, x, t_min=1e-3)
+      >>> [f"{logp:.2f}" for logp in result.logp]  # -log(2 pi), and 1 less
+      ['-1.84', '-2.84']
     """
     check_continuous(x)
     drift = probability_flow(process, score)
