@@ -91,7 +91,8 @@ def log_prob(
       cond: labels [B] int32 or None.
       t_min: start of the integral; the data are taken to be x(t_min).
       divergence: `divergence.hutchinson` (unbiased) or `divergence.exact`.
-      rtol, atol: tolerances on x and on the integral per dimension.
+      rtol: relative tolerance on x and on the integral per dimension.
+      atol: absolute tolerance on the same.
       max_steps: of the solver, per example.
       in_log_snr: whether the solver's own clock is log-SNR instead of t; the same curve, other steps.
 

@@ -1,0 +1,59 @@
+"""What MkDocs does with the pages of this folder, which are also read as they are on a code host.
+
+Equations become pictures, links to source files lead to a page with their text, and a link that is called like its file
+gets the title of the page. All of it happens when the site is built, so that its pages need neither a script nor another
+host, and an equation or a link that is wrong ends the build.
+"""
+
+import functools
+import html
+import re
+from pathlib import Path
+
+import ziamath
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+
+_SIZE = 16.0  # pixels of the letters; all lengths below are in units of it, so that equations grow with the text
+_EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")  # a link to a file of the repository that is no page of the docs
+_NAMED = re.compile(r"\[(\w+\.md)\]\((\1(?:#[\w-]+)?)\)")  # [theory.md](theory.md)
+_README = "README.md"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds a page for every file of the repository that a page links to."""
+    root = Path(config.docs_dir).parent
+    pages = [file.content_string for file in files if file.src_uri.endswith(".md")]
+    for name in sorted({name for text in pages for name in _OUTSIDE.findall(text)} - {_README}):
+        text = f"---\nhide: [toc]\n---\n\n# {name}\n\n```python\n{(root / name).read_text()}```\n"
+        files.append(File.generated(config, f"source/{name}.md", content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+    return files
+
+
+def on_page_markdown(markdown: str, files: Files, **_: object) -> str:
+    """Leads links to the pages of `on_files`, or to the first page for the README, and calls pages by their titles."""
+
+    def title(name: str) -> str:
+        page = files.get_file_from_path(name)
+        return page.content_string.partition("# ")[2].partition("\n")[0] if page else name
+
+    lead = lambda match: "](index.md" if match[1] == _README else f"](source/{match[1]}.md"
+    return _NAMED.sub(lambda match: f"[{title(match[1])}]({match[2]})", _OUTSIDE.sub(lead, markdown))
+
+
+def on_page_content(text: str, **_: object) -> str:
+    """Draws the equations of a page."""
+    return _EQUATION.sub(lambda match: _drawn(html.unescape(match[2]).strip(), match[1] == "span"), text)
+
+
+@functools.cache
+def _drawn(latex: str, inline: bool) -> str:
+    """An SVG in the color and size of the text around it, with its source for those who hear a page."""
+    equation = ziamath.Latex(latex, size=_SIZE, inline=inline, color="currentColor")
+    svg, below = equation.svg(), equation.getyofst()
+    svg = re.sub(r' (width|height)="([\d.]+)"', lambda m: f' {m[1]}="{float(m[2]) / _SIZE:.3f}em"', svg, count=2)
+    label = html.escape(latex, quote=True)
+    style = f' style="vertical-align: {below / _SIZE:.3f}em"' if inline else ""
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}"{style} ', 1)
+    return f'<span class="equation">{svg}</span>' if inline else f'<div class="equation">{svg}</div>'
