@@ -1,7 +1,7 @@
 """What MkDocs does with the pages of this folder, which are also read as they are on a code host.
 
 Equations become pictures, links to source files lead to a page with their text, and a link that is called like its file
-gets the title of the page. All of it happens when the site is built, so that its pages need neither a script nor another
+gets the title of the page. All of this is done when the site is built, so that its pages need no script and no other
 host, and an equation or a link that is wrong ends the build.
 """
 
