@@ -7,6 +7,7 @@ host, and an equation or a link that is wrong ends the build.
 
 import functools
 import html
+import posixpath
 import re
 from pathlib import Path
 
@@ -16,19 +17,23 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 _SIZE = 16.0  # pixels of the letters; all lengths below are in units of it, so that equations grow with the text
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-_OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")  # a link to a file of the repository that is no page of the docs
+_SOURCE = re.compile(r"\]\(([\w./-]+\.py)\)")  # a link to a Python file, such as ../configs/vp_digits.py
 _NAMED = re.compile(r"\[(\w+\.md)\]\((\1(?:#[\w-]+)?)\)")  # [theory.md](theory.md)
-_README = "README.md"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds a page for every file of the repository that a page links to."""
+    """Adds a page for every Python file that a page links to."""
     root = Path(config.docs_dir).parent
     pages = [file.content_string for file in files if file.src_uri.endswith(".md")]
-    for name in sorted({name for text in pages for name in _OUTSIDE.findall(text)} - {_README}):
+    for name in sorted({_from_root(link) for text in pages for link in _SOURCE.findall(text)}):
         text = f"---\nhide: [toc]\n---\n\n# {name}\n\n```python\n{(root / name).read_text()}```\n"
         files.append(File.generated(config, f"source/{name}.md", content=text, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
+
+
+def _from_root(link: str) -> str:
+    """The path of a linked file from the root of the repository."""
+    return posixpath.normpath(f"docs/{link}")
 
 
 def on_page_markdown(markdown: str, files: Files, **_: object) -> str:
@@ -38,8 +43,9 @@ def on_page_markdown(markdown: str, files: Files, **_: object) -> str:
         page = files.get_file_from_path(name)
         return page.content_string.partition("# ")[2].partition("\n")[0] if page else name
 
-    lead = lambda match: "](index.md" if match[1] == _README else f"](source/{match[1]}.md"
-    return _NAMED.sub(lambda match: f"[{title(match[1])}]({match[2]})", _OUTSIDE.sub(lead, markdown))
+    markdown = _SOURCE.sub(lambda match: f"](source/{_from_root(match[1])}.md)", markdown)
+    markdown = markdown.replace("](../README.md)", "](index.md)")
+    return _NAMED.sub(lambda match: f"[{title(match[1])}]({match[2]})", markdown)
 
 
 def on_page_content(text: str, **_: object) -> str:
