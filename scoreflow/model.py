@@ -1,10 +1,7 @@
 """A model that is there already, from a run's folder or a function of one's own: samples and densities of plain arrays.
 
     model = scoreflow.load("runs/vp_digits")
-    model = scoreflow.Model.from_denoiser(lambda x, sigma: ..., scoreflow.processes.edm(), (32, 32, 3))
-
-    images = model.sample(jax.random.key(0), 16)
-    bits = model.bits_per_dim(images)
+    model = scoreflow.Model.from_denoiser(lambda z, sigma: ..., scoreflow.edm(), (32, 32, 3))
 
 Everything is compiled at the first call of its kind, runs in batches over all devices, and needs no config.
 """
@@ -59,6 +56,14 @@ class Model:
       terminal_of: params -> the distribution at the horizon, with `sample` and `log_prob`.
       space: from data as stored to x and back.
       num_classes: of labels; 0 where there are none.
+
+    Examples:
+      >>> import jax, scoreflow
+      >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))  # the score of N(0, I)
+      >>> model.sample(jax.random.key(0), 5).shape
+      (5, 2)
+      >>> print(model.log_prob([[0.0, 0.0]]).round(2))  # -log(2 pi)
+      [-1.84]
     """
 
     process: Process
@@ -98,6 +103,12 @@ class Model:
 
         Raises:
           ValueError: if t_min is not below the horizon, or has no noise.
+
+        Examples:
+          >>> import scoreflow
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (32, 32, 3), num_levels=256)
+          >>> model.shape, model.num_classes
+          ((32, 32, 3), 0)
         """
         if not 0 <= t_min < float(process.horizon) or float(process.sigma(t_min)) <= 0:
             raise ValueError(f"t_min = {t_min} must have noise and be below the horizon {float(process.horizon):g}")
@@ -123,6 +134,14 @@ class Model:
         """The same from fn(x, t[, labels]) -> what a network of one of `score.PREDICTIONS` gives: the noise, v, ...
 
         `options` as for `from_score`.
+
+        Examples:
+          >>> import scoreflow
+          >>> process = scoreflow.vp_linear()
+          >>> noise = lambda x, t: process.sigma(t)[:, None] * x  # what is noise in x_t, for data from N(0, I)
+          >>> model = scoreflow.Model.from_prediction(noise, process, (2,), prediction="noise")
+          >>> print(model.score([[2.0, -1.0]], 0.3).round(3))
+          [[-2.  1.]]
         """
         source = scores.PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
 
@@ -140,6 +159,13 @@ class Model:
 
         This is what EDM and k-diffusion call a denoiser. It has no process of its own: any will do, since
         x_t / alpha = x_0 + (sigma / alpha) noise, as long as its noise levels are among those that were trained.
+
+        Examples:
+          >>> import scoreflow
+          >>> denoiser = lambda z, sigma: z / (1 + sigma[:, None] ** 2)  # for data from N(0, I)
+          >>> model = scoreflow.Model.from_denoiser(denoiser, scoreflow.edm(), (2,))
+          >>> model.denoise([[2.0, -1.0]], 1.0).tolist()
+          [[1.0, -0.5]]
         """
 
         def score(x: jax.Array, t: jax.Array, *labels: Any) -> jax.Array:
@@ -155,11 +181,26 @@ class Model:
         return cls.from_score(with_labels if _takes_labels(fn) else lambda x, t: score(x, t), process, shape, **options)
 
     def score(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
-        """The score of x_t for x [B, ...] at t, a number or [B]."""
+        """The score of x_t for x [B, ...] at t, a number or [B].
+
+        Examples:
+          >>> import scoreflow
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))
+          >>> model.score([[2.0, -1.0]], 0.3).tolist()
+          [[-2.0, 1.0]]
+        """
         return self._at(lambda score, x, t, cond: score(x, t, cond), "score", x, t, cond)
 
     def denoise(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
-        """E[x_0 | x_t = x] for x [B, ...] at t, a number or [B]."""
+        """E[x_0 | x_t = x] for x [B, ...] at t, a number or [B].
+
+        Examples:
+          >>> import scoreflow
+          >>> process = scoreflow.vp_linear()
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, process, (2,))
+          >>> bool(abs(model.denoise([[1.0, 0.0]], 0.3)[0, 0] - process.alpha(0.3)) < 1e-5)
+          True
+        """
         run = lambda score, x, t, cond: scores.denoised(self.process, score, x, t, cond)
         return self._at(run, "denoise", x, t, cond)
 
@@ -191,6 +232,14 @@ class Model:
 
         Returns:
           uint8 where the data are images of integers, else float32.
+
+        Examples:
+          >>> import jax, scoreflow
+          >>> from scoreflow.samplers import rules
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))
+          >>> few, many = (model.sample(jax.random.key(0), num, rule=rules.HEUN, steps=10) for num in (2, 4))
+          >>> bool(abs(few - many[:2]).max() < 1e-5)  # a sample depends on its key and number alone
+          True
         """
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
         cond = None if cond is None else np.broadcast_to(np.asarray(cond, np.int32), num)
@@ -227,6 +276,12 @@ class Model:
 
         Raises:
           TypeError: if x is integer: see `bits_per_dim`.
+
+        Examples:
+          >>> import scoreflow
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))
+          >>> print(model.log_prob([[0.0, 0.0], [1.0, 1.0]]).round(2))  # -log(2 pi), and 1 less
+          [-1.84 -2.84]
         """
         check_continuous(jnp.asarray(x))
         x = self._examples(x)
@@ -257,6 +312,13 @@ class Model:
 
         Raises:
           ValueError: if the model's data are continuous.
+
+        Examples:
+          >>> import numpy as np, scoreflow
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2, 2, 1), num_levels=8)
+          >>> images = np.full((3, 2, 2, 1), 4)  # near 0 in [-1, 1], where N(0, I) has the density 0.4
+          >>> print((model.bits_per_dim(images) - np.log2(8 / 2 * np.sqrt(2 * np.pi))).round(1))
+          [0. 0. 0.]
         """
         bins = self.space.bins
         if bins is None or self.space.latent is not None:
@@ -307,6 +369,12 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
 
     Raises:
       UserError: if there is no run, or no such checkpoint.
+
+    Examples:
+      >>> import jax, scoreflow
+      >>> model = scoreflow.load("runs/vp_digits")
+      >>> model.sample(jax.random.key(0), 3, steps=10).shape
+      (3, 8, 8, 1)
     """
     from scoreflow import configure
     from scoreflow.experiment import load_newest

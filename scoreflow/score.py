@@ -144,6 +144,14 @@ def score_fn(
 
     Returns:
       score(x, t, cond=None), the estimate of grad log p_t, [B, ...].
+
+    Examples:
+      >>> import jax.numpy as jnp, scoreflow
+      >>> def apply(params, x, log_snr, cond=None):  # predicts v = 0, which is right for data from N(0, I)
+      ...     return jnp.zeros_like(x)
+      >>> score = scoreflow.score_fn(scoreflow.vp_linear(), apply, params=None)
+      >>> print(score(jnp.asarray([[2.0, -1.0]]), jnp.asarray([0.3])).round(3))
+      [[-2.  1.]]
     """
 
     def score(x: jax.Array, t: jax.Array, cond: Cond = None) -> jax.Array:

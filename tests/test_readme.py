@@ -146,9 +146,17 @@ def test_every_choice_is_in_the_methods_table(head):
     assert sorted(chosen_from(head)) == sorted(ROWS[head])
 
 
+def in_latex(order: str) -> str:
+    r"""An order as the docs write it: d^(1/2) log(d/eps) becomes $d^{1/2} \log(d/\varepsilon)$."""
+    words = re.sub(r"\^\(([^)]*)\)", r"^{\1}", order)
+    return "$" + words.replace("eps", r"\varepsilon").replace("log", r"\log") + "$"
+
+
 def test_the_orders_in_the_docs_are_those_of_the_code():
     text = (tiny.ROOT / "docs" / "theory.md").read_text()
-    table = text[text.index("| f, g |") : text.index("These are asymptotic")].strip().splitlines()[2:]
+    table = text[text.index("| $f$, $g$ |") : text.index("These are asymptotic")].strip().splitlines()[2:]
     arguments = {"ve_poly": (1.0,), "vp_poly": (3.0,)}
-    expected = [[str(order) for order in row(*arguments.get(name, ()))] for name, row in complexity.TABLE.items()]
+    expected = [
+        [in_latex(str(order)) for order in row(*arguments.get(name, ()))] for name, row in complexity.TABLE.items()
+    ]
     assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in table] == expected

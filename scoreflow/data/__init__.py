@@ -132,7 +132,8 @@ def batch(
 
     Args:
       split: what to draw from.
-      seed, step: which batch.
+      seed: of the order of the examples.
+      step: which batch.
       size: number of examples.
       flip: mirror each image left to right with probability 1/2.
       rows: of the batch that are wanted; no others are read.

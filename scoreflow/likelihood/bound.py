@@ -75,6 +75,16 @@ def bound(
 
     Raises:
       TypeError: if x is integer, see `log_prob`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, scoreflow
+      >>> from scoreflow.likelihood import gaussian
+      >>> process, score = scoreflow.vp_linear(), lambda x, t, cond=None: -x  # of N(0, I)
+      >>> key, x = jax.random.key(0), jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
+      >>> options = {"t_min": 1e-3, "gaussian": gaussian.standard(2)}  # which leaves no noise for Gaussian data
+      >>> result = scoreflow.bound(process, score, scoreflow.prior(process), key, x, **options)
+      >>> [f"{total:.2f}" for total in result.total]  # log(2 pi), and 1 more
+      ['1.84', '2.84']
     """
     check_continuous(x)
     n, size = x.shape[0], x[0].size

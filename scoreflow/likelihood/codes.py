@@ -37,6 +37,15 @@ def encode(
       gaussian: of the data.
       t: nodes from t_min to the horizon, see `nodes`.
       order: of the rule.
+
+    Examples:
+      >>> import jax.numpy as jnp, scoreflow
+      >>> from scoreflow.likelihood import gaussian, nodes
+      >>> process, score = scoreflow.vp_linear(), lambda x, t, cond=None: -x  # of N(0, I)
+      >>> options = {"gaussian": gaussian.standard(2), "t": nodes.even(process, 1e-3, 1.0, 16)}
+      >>> z = scoreflow.encode(process, score, jnp.asarray([[1.0, -2.0]]), **options)
+      >>> print(z.round(2))  # nothing moves
+      [[ 1. -2.]]
     """
     return follow(process, score, gaussian, rule_at(process, t, order), x, cond).last
 
@@ -51,7 +60,18 @@ def decode(
     t: np.ndarray,
     order: int = ORDER,
 ) -> jax.Array:
-    """The data of latent codes z [B, ...]: the inverse of `encode` with the same nodes, up to the rule's error."""
+    """The data of latent codes z [B, ...]: the inverse of `encode` with the same nodes, up to the rule's error.
+
+    Examples:
+      >>> import jax.numpy as jnp, scoreflow
+      >>> from scoreflow.likelihood import gaussian, nodes
+      >>> process = scoreflow.vp_linear()
+      >>> variance = lambda t: 0.25 * process.alpha(t) ** 2 + process.variance(t)
+      >>> score = lambda x, t, cond=None: -x / variance(t)[:, None]  # of N(0, 0.25 I)
+      >>> options = {"gaussian": gaussian.standard(2, variance=0.25), "t": nodes.even(process, 1e-3, 1.0, 16)}
+      >>> print(scoreflow.decode(process, score, jnp.asarray([[1.0, -2.0]]), **options).round(2))
+      [[ 0.5 -1. ]]
+    """
     return follow(process, score, gaussian, rule_at(process, np.asarray(t)[::-1], order), z, cond).last
 
 
@@ -59,6 +79,13 @@ def interpolate(first: jax.Array, last: jax.Array, count: int) -> jax.Array:
     """`count` codes from one [...] to another on a great circle, [count, ...], whose norms change evenly.
 
     Codes are normal, so that almost all of them have nearly the same norm; those on a straight line do not.
+
+    Examples:
+      >>> import jax.numpy as jnp, scoreflow
+      >>> print(scoreflow.interpolate(jnp.asarray([1.0, 0.0]), jnp.asarray([0.0, 1.0]), 3).round(3))
+      [[1.    0.   ]
+       [0.707 0.707]
+       [0.    1.   ]]
     """
     norms = jnp.linalg.norm(first), jnp.linalg.norm(last)
     angle = jnp.arccos(jnp.clip(jnp.vdot(first, last) / (norms[0] * norms[1]), -1.0, 1.0))
@@ -84,6 +111,17 @@ def log_prob_and_grad(
 
     With a random probe both are those of the estimate: the gradient is unbiased, too. The gradient of a perfect model
     is its score at t_min. Arguments as for `multistep.log_prob`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, scoreflow
+      >>> from scoreflow.likelihood import gaussian, multistep, nodes
+      >>> process, score = scoreflow.vp_linear(), lambda x, t, cond=None: -x  # of N(0, I)
+      >>> rule = multistep.rule_at(process, nodes.even(process, 1e-3, 1.0, 16), order=3)
+      >>> options = {"gaussian": gaussian.standard(2), "rule": rule}
+      >>> end, key, x = scoreflow.prior(process), jax.random.key(0), jnp.asarray([[1.0, -2.0]])
+      >>> logp, gradient = scoreflow.log_prob_and_grad(process, score, end, key, x, **options)
+      >>> print(f"{logp[0]:.2f}", gradient.round(2))  # the gradient is the score
+      -4.34 [[-1.  2.]]
     """
 
     def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:

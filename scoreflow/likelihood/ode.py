@@ -91,13 +91,23 @@ def log_prob(
       cond: labels [B] int32 or None.
       t_min: start of the integral; the data are taken to be x(t_min).
       divergence: `divergence.hutchinson` (unbiased) or `divergence.exact`.
-      rtol, atol: tolerances on x and on the integral per dimension.
+      rtol: relative tolerance on x and on the integral per dimension.
+      atol: absolute tolerance on the same.
       max_steps: of the solver, per example.
       in_log_snr: whether the solver's own clock is log-SNR instead of t; the same curve, other steps.
 
     Raises:
       TypeError: if x is integer: a density at gray levels depends on how they are dequantised, which is the caller's
         choice (see `dequantise`).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, scoreflow
+      >>> process = scoreflow.vp_linear()
+      >>> score = lambda x, t, cond=None: -x  # of N(0, I), which VP leaves as it is
+      >>> key, x = jax.random.key(0), jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
+      >>> result = scoreflow.log_prob(process, score, scoreflow.prior(process), key, x, t_min=1e-3)
+      >>> [f"{logp:.2f}" for logp in result.logp]  # -log(2 pi), and 1 less
+      ['-1.84', '-2.84']
     """
     check_continuous(x)
     drift = probability_flow(process, score)

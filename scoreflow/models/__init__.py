@@ -50,7 +50,16 @@ class Network(NamedTuple):
 
 
 def network(module: nn.Module) -> Network:
-    """Wraps a Linen module whose call is (x, log_snr, cond, train)."""
+    """Wraps a Linen module whose call is (x, log_snr, cond, train).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, scoreflow
+      >>> from scoreflow.models.mlp import ResidualMLP
+      >>> net = scoreflow.network(ResidualMLP(width=16, depth=1))
+      >>> params = net.init(jax.random.key(0), (1, 2))
+      >>> net.apply(params, jnp.ones((5, 2)), jnp.zeros(5)).shape
+      (5, 2)
+    """
 
     def init(key: Key, x_shape: tuple[int, ...]) -> Params:
         x = jnp.zeros((1, *x_shape[1:]))

@@ -80,6 +80,19 @@ def score_matching(
       penalty: further terms at the loss's own noised data; see `conservative`.
       labels: what the network is told of classes.
       augmentation: what is done to x in training, and told to the network; None for nothing.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, scoreflow
+      >>> from scoreflow import space
+      >>> process = scoreflow.vp_linear()
+      >>> def score_of(params, **options):  # of N(0, exp(params)^2 I)
+      ...     variance = lambda t: process.alpha(t) ** 2 * jnp.exp(2 * params) + process.variance(t)
+      ...     return lambda x, t, cond=None: -x / variance(t)[:, None]
+      >>> objective = scoreflow.score_matching(process, score_of, space.continuous((2,)).encode, t_min=1e-3)
+      >>> batch = {"x": jax.random.normal(jax.random.key(0), (4000, 2))}
+      >>> right, wrong = (float(objective(p, jax.random.key(1), batch, train=True)[0]) for p in (0.0, 1.0))
+      >>> right < wrong
+      True
     """
 
     def objective(params, key, batch, *, train, step=None):

@@ -78,6 +78,14 @@ def vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: Posi
       beta_min: Value of beta at t = 0, the rate at which the variance is replaced by noise.
       beta_max: Value of beta at t = 1.
       horizon: Time T at which the path ends.
+
+    Examples:
+      >>> import scoreflow
+      >>> process = scoreflow.vp_linear()
+      >>> round(float(process.alpha(0.5)), 3), round(float(process.sigma(0.5)), 3)
+      (0.281, 0.96)
+      >>> float(scoreflow.vp_linear(horizon=0.4).log_snr(0.4)) == float(process.log_snr(0.4))  # stopped earlier
+      True
     """
     _check_ends("beta", beta_min, beta_max, equal=True)
     return VP(LinearRate(beta_min, beta_max - beta_min), horizon)
@@ -127,6 +135,12 @@ def vp_cosine(offset: Positive = 0.008, horizon: BelowOne = 0.995) -> VP:
     Args:
       offset: Shift in t that keeps the noise from growing too slowly near t = 0.
       horizon: Time T at which the path ends; alpha is 0 at t = 1.
+
+    Examples:
+      >>> import scoreflow
+      >>> process = scoreflow.vp_cosine()
+      >>> round(float(process.alpha(0.5)), 3), round(float(process.alpha(0.995)), 3)
+      (0.703, 0.008)
     """
     return VP(CosineRate(offset), horizon)
 
@@ -151,6 +165,13 @@ def sub_vp_linear(beta_min: Positive = 0.1, beta_max: Positive = 20.0, horizon: 
       beta_min: Value of beta at t = 0; alpha falls at half this rate.
       beta_max: Value of beta at t = 1.
       horizon: Time T at which the path ends.
+
+    Examples:
+      >>> import scoreflow
+      >>> process = scoreflow.sub_vp_linear()
+      >>> alpha, sigma = float(process.alpha(0.3)), float(process.sigma(0.3))
+      >>> abs(sigma - (1 - alpha**2)) < 1e-5
+      True
     """
     _check_ends("beta", beta_min, beta_max, equal=True)
     return SubVP(LinearRate(beta_min, beta_max - beta_min), horizon)
@@ -163,6 +184,12 @@ def ve_geometric(sigma_min: Positive = 0.01, sigma_max: Positive = 50.0, horizon
       sigma_min: Standard deviation of the noise at t = 0, in the units of the data.
       sigma_max: Standard deviation of the noise at t = 1, in the units of the data.
       horizon: Time T at which the path ends.
+
+    Examples:
+      >>> import scoreflow
+      >>> process = scoreflow.ve_geometric(sigma_min=0.01, sigma_max=100.0)
+      >>> [round(float(process.sigma(t)), 3) for t in (0.0, 0.5, 1.0)]
+      [0.01, 1.0, 100.0]
     """
     _check_ends("sigma", sigma_min, sigma_max)
     growth = 2.0 * (_log(sigma_max) - _log(sigma_min))
@@ -215,6 +242,12 @@ def straight(horizon: BelowOne = 0.999) -> Straight:
 
     Args:
       horizon: Time T at which the path ends; alpha = 1 - t is 0 at t = 1.
+
+    Examples:
+      >>> import scoreflow
+      >>> process = scoreflow.straight()
+      >>> round(float(process.alpha(0.25)), 3), round(float(process.sigma(0.25)), 3)
+      (0.75, 0.25)
     """
     return Straight(horizon)
 
@@ -224,6 +257,12 @@ def edm(horizon: Positive = 80.0) -> VE:
 
     Args:
       horizon: Time T at which the path ends, which is also the largest sigma, in the units of the data.
+
+    Examples:
+      >>> import scoreflow
+      >>> process = scoreflow.edm()
+      >>> float(process.sigma(2.0)), float(process.alpha(2.0)), float(process.horizon)
+      (2.0, 1.0, 80.0)
     """
     return VE(LinearRate(0.0, 2.0), horizon)
 

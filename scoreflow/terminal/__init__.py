@@ -48,7 +48,15 @@ class Gaussian:
 
 
 def prior(process: Process) -> Gaussian:
-    """The process's own Gaussian at its horizon."""
+    """The process's own Gaussian at its horizon.
+
+    Examples:
+      >>> import jax, scoreflow
+      >>> end = scoreflow.prior(scoreflow.ve_geometric(sigma_max=50.0))
+      >>> x = end.sample(jax.random.key(0), (1000, 2))
+      >>> x.shape, end.log_prob(x).shape
+      ((1000, 2), (1000,))
+    """
     return Gaussian(process.prior_std())
 
 
