@@ -29,7 +29,7 @@ class GaussianMultistep(NamedTuple):
 
     Attributes:
       order: Order of the rule, 1 to 3; the higher, the more steps it needs to be of use.
-      corrector: Correct each prediction by the evaluation that is made at it; of use with many steps only.
+      corrector: Correct each prediction by the evaluation that is made at it; helps order 2 from twelve evaluations on.
     """
 
     order: Order = 2
