@@ -5,12 +5,15 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.stats import multivariate_normal
 
-from scoreflow import divergence, gaussian, likelihood, terminal
+from scoreflow import divergence, gaussian, likelihood, space, terminal, train
+from scoreflow import score as score_fn
 from scoreflow.likelihood import multistep, nodes, ode
-from tests.truth import PROCESSES, TOY
+from scoreflow.objectives.score_matching import score_matching
+from tests.truth import PROCESSES, TOY, process64
 
 D = 5
 RNG = np.random.default_rng(0)
@@ -22,8 +25,8 @@ STARTS = {"vp": 1e-3, "sub_vp": 1e-2, "ve": 1e-3, "edm": 2e-3, "straight": 1e-2,
 def correlated_score(process):
     def score(x, t, cond=None):
         alpha, variance = process.alpha(t)[:, None, None], process.variance(t)[:, None, None]
-        apart = x - process.alpha(t)[:, None] * jnp.asarray(MEAN[None], jnp.float32)
-        covariance = alpha**2 * COVARIANCE[None].astype(np.float32) + variance * jnp.eye(D)[None]
+        apart = x - process.alpha(t)[:, None] * jnp.asarray(MEAN[None], float)
+        covariance = alpha**2 * jnp.asarray(COVARIANCE[None], float) + variance * jnp.eye(D)[None]
         return -jnp.linalg.solve(covariance, apart[..., None])[..., 0]
 
     return score
@@ -42,14 +45,14 @@ class End:
         self.law = normal_at(process, process.horizon)
 
     def log_prob(self, x):
-        apart = x - self.law.mean[None].astype(np.float32)
-        square = jnp.sum(apart * jnp.linalg.solve(self.law.cov, apart.T).T, axis=1)
+        apart = x - jnp.asarray(self.law.mean[None], float)
+        square = jnp.sum(apart * jnp.linalg.solve(jnp.asarray(self.law.cov, float), apart.T).T, axis=1)
         return -0.5 * (square + np.linalg.slogdet(2 * np.pi * self.law.cov)[1])
 
 
 def exact_gaussian():
     variances, basis = np.linalg.eigh(COVARIANCE)
-    return gaussian.Gaussian(*(jnp.asarray(a, jnp.float32) for a in (MEAN[None], basis, variances[None], np.ones(1))))
+    return gaussian.Gaussian(*(jnp.asarray(a, float) for a in (MEAN[None], basis, variances[None], np.ones(1))))
 
 
 def rule_of(process, start, steps, order):
@@ -67,6 +70,50 @@ def test_one_step_is_exact_for_gaussian_data(name, kind):
     np.testing.assert_allclose(found.logp, law.logpdf(x), atol=5e-5)
     assert np.all(found.ok) and np.all(np.asarray(found.nfe) == 2)
     np.testing.assert_allclose(found.logp, found.prior + found.integral, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_one_step_is_exact_for_gaussian_data_in_float64(x64, name):
+    process, start = process64(name), STARTS[name]
+    law = normal_at(process, start)
+    x = law.rvs(6, random_state=0)
+    options = {"gaussian": exact_gaussian(), "rule": rule_of(process, start, 1, 3)}
+    found = multistep.log_prob(process, correlated_score(process), End(process), jax.random.key(0), x, **options)
+    np.testing.assert_allclose(found.logp, law.logpdf(x), rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_trained_network_has_the_density_of_an_adaptive_solve_at_a_tolerance_of_1e_7(x64):
+    """In float64, with the exact divergence, on two blobs in the plane."""
+    process, prior = process64("vp"), terminal.prior(process64("vp"))
+
+    def score_of(params, **unused):
+        def score(x, t, cond=None):
+            log_snr = process.log_snr(t)[:, None]
+            h = jnp.tanh(jnp.concatenate([x, 0.3 * log_snr], axis=1) @ params["in"] + params["bias"][None])
+            return score_fn.convert(h @ params["out"], x, signal_noise(t), score_fn.V, score_fn.SCORE)
+
+        return score
+
+    def signal_noise(t):
+        return score_fn.SignalNoise(process.alpha(t)[:, None], process.sigma(t)[:, None])
+
+    rng = np.random.default_rng(0)
+    params = {"in": rng.normal(size=(3, 32)), "bias": rng.normal(size=32), "out": 0.1 * rng.normal(size=(32, 2))}
+    data = rng.choice([-0.8, 0.8], (300, 64, 1)) + 0.3 * rng.normal(size=(300, 64, 2))
+    objective = score_matching(process, score_of, space.continuous((2,)).encode, t_min=1e-3)
+    batches, key = ({"x": each} for each in data), jax.random.key(0)
+    trained = score_of(
+        train.fit(objective, jax.tree.map(jnp.asarray, params), optax.adam(1e-2), batches, key=key).params
+    )
+    x = jnp.asarray(data[0, :12])
+    options = {"t_min": 1e-3, "divergence": divergence.exact, "rtol": 1e-7, "atol": 1e-7, "max_steps": 10_000}
+    wanted = jax.jit(lambda x: ode.log_prob(process, trained, prior, key, x, **options).logp)(x)
+    moments = gaussian.Gaussian(jnp.zeros((1, 2)), jnp.eye(2), jnp.asarray([[0.73, 0.7]]), jnp.ones(1))
+    known = {"gaussian": moments, "rule": rule_of(process, 1e-3, 1000, 3), "divergence": divergence.exact}
+    found = jax.jit(lambda x: multistep.log_prob(process, trained, prior, key, x, **known).logp)(x)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert wanted.mean() > multivariate_normal(np.zeros(2), 0.73 * np.eye(2)).logpdf(x).mean()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

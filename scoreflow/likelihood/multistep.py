@@ -76,7 +76,7 @@ def rule_at(process: Process, t: np.ndarray, order: int) -> Rule:
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         alpha, sigma = (np.asarray(f(t), np.float64) for f in (process.alpha, process.sigma))
     predictor, corrector = adams(q_at(process, t), order)
-    arrays = (jnp.asarray(each, jnp.float32) for each in (t, alpha, sigma, predictor, corrector))
+    arrays = (jnp.asarray(each, float) for each in (t, alpha, sigma, predictor, corrector))
     return Rule(*arrays, live=jnp.ones(len(t), bool))
 
 
