@@ -1,0 +1,161 @@
+"""All five lines of work on Fashion-MNIST, and compositions of them: trained, evaluated and compared on one page.
+
+    apt-get install dataset-fashion-mnist
+    python -m experiments.fashion                            # a day on 2 CPU cores; the same command goes on
+    python -m experiments.fashion --only base mixture qc     # some of the runs, and those that they begin with
+    python -m experiments.fashion --budget=15 --seeds=3
+
+Every run is a config of `configs/fashion_*.py`, trained and evaluated by the commands that a person would give, in the
+folder runs/experiments/fashion/<name>. With `--budget` a run is trained for as many steps as fit into so many minutes
+on this machine, at most those of its config. `--seeds` repeats every run with other seeds; a run begins with the one of
+its own seed. In the end `--mode=compare` writes compare.html, compare.md and compare.json.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments import common
+from scoreflow import configure
+from scoreflow.cli import load_config
+from scoreflow.runs import caches, report, workdir
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Run(NamedTuple):
+    """A config file with its variant, and the run whose parameters it begins with."""
+
+    config: str
+    begins: str = ""
+
+
+RUNS = {
+    "base": Run("fashion_vp"),
+    "sub_vp": Run("fashion_processes:sub_vp_linear"),
+    "ve": Run("fashion_processes:ve_geometric"),
+    "edm": Run("fashion_processes:edm"),
+    "straight": Run("fashion_processes:straight"),
+    "order_1": Run("fashion_orders:1", "base"),
+    "order_2": Run("fashion_orders:2", "base"),
+    "order_3": Run("fashion_orders:3", "base"),
+    "u": Run("fashion_conservative:u", "base"),
+    "qc": Run("fashion_conservative:qc", "base"),
+    "c": Run("fashion_conservative:c"),
+    "short": Run("fashion_bridge:prior", "base"),
+    "mixture": Run("fashion_bridge:mixture", "base"),
+    "glow": Run("fashion_bridge:glow", "base"),
+    "vae": Run("fashion_vae"),
+    "latent": Run("fashion_latent:frozen", "vae"),
+    "joint": Run("fashion_latent:joint", "vae"),
+    "qc_order_2_mixture": Run("fashion_compositions:short", "base"),
+    "latent_mixture": Run("fashion_latent:bridge", "vae"),
+    "edm_order_3": Run("fashion_compositions:edm", "edm"),
+}
+_FAST = {
+    "data.name": "digits",
+    "training.steps": 4,
+    "training.warmup": 1,
+    "training.batch_size": 8,
+    "eval.num_test": 20,
+    "eval.draws": 1,
+    "eval.solver": "adaptive",
+    "eval.num_samples": 100,
+    "eval.features": "pixels",
+}
+
+
+def needed(only: list[str]) -> list[str]:
+    """The runs of these names and those that they begin with, in the order of `RUNS`; all where there is no name."""
+    names = set(only or RUNS)
+    for name in reversed(RUNS):
+        if name in names and RUNS[name].begins:
+            names.add(RUNS[name].begins)
+    return [name for name in RUNS if name in names]
+
+
+def settings(name: str, seed: int, out: Path, *, fast: bool) -> dict[str, object]:
+    """What is set on the command line of a run, by name."""
+    values: dict[str, object] = {"seed": seed} if seed else {}
+    if RUNS[name].begins:
+        values["init_from"] = folder_of(RUNS[name].begins, seed, out)
+    if fast:
+        config = config_of(name)
+        values |= _FAST | ({"training.steps": 0, "training.warmup": 0} if config.training.steps == 0 else {})
+        if config.latent.name != "alone":
+            values |= {"model.name": "mlp", "model.width": 8, "model.depth": 1}
+    return values
+
+
+def folder_of(name: str, seed: int, out: Path) -> Path:
+    """The folder of a run."""
+    return out / (f"{name}-seed{seed}" if seed else name)
+
+
+def config_of(name: str, **values: object) -> ConfigDict:
+    """The config of a run, with settings by dotted name."""
+    file, _, variant = RUNS[name].config.partition(":")
+    path = f"{_ROOT / 'configs' / file}.py" + (f":{variant}" if variant else "")
+    return configure.resolve(load_config(path), {key: str(value) for key, value in values.items()})
+
+
+def affordable(name: str, values: dict[str, object], minutes: float) -> int:
+    """Steps of a run that fit into so many minutes here, at most those of its config."""
+    config = config_of(name, **(values | {"init_from": ""}))
+    experiment = configure.experiment(config, name)
+    seconds = common.step_cost(experiment, configure.train_options(config, experiment)).seconds
+    return max(1, min(config.training.steps, int(60.0 * minutes / seconds)))
+
+
+def command(*flags: str) -> None:
+    """Runs scoreflow's command line; what it prints goes to the terminal.
+
+    Raises:
+      SystemExit: if it fails, with its exit code.
+    """
+    code = subprocess.run([sys.executable, "-m", "scoreflow", *flags], cwd=_ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def run(name: str, seed: int, out: Path, *, budget: float, fast: bool) -> Path:
+    """Trains and evaluates, or goes on where that was interrupted; returns the folder."""
+    folder, values = folder_of(name, seed, out), settings(name, seed, out, fast=fast)
+    file, _, variant = RUNS[name].config.partition(":")
+    config = f"--config={_ROOT / 'configs' / file}.py" + (f":{variant}" if variant else "")
+    stored = workdir.stored_settings(folder)
+    if stored:
+        values["training.steps"] = stored["training.steps"]
+    elif budget and config_of(name).training.steps:
+        values["training.steps"] = steps = affordable(name, values, budget)
+        values["training.warmup"] = min(config_of(name).training.warmup, steps // 4)
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    command(config, f"--workdir={folder}", "--mode=train", *flags)
+    command(f"--workdir={folder}", "--mode=eval")
+    return folder
+
+
+def main() -> None:
+    caches.enable_compilation_cache()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments/fashion"), help="folder of the runs")
+    parser.add_argument("--only", nargs="+", default=[], choices=tuple(RUNS), metavar="RUN", help=", ".join(RUNS))
+    parser.add_argument("--budget", type=float, default=0.0, help="minutes of training for each run; 0 for its steps")
+    parser.add_argument("--seeds", type=int, default=1, help="how often each run is repeated")
+    parser.add_argument("--fast", action="store_true", help="tiny networks on 8x8 digits, to see that it runs")
+    args = parser.parse_args()
+    out, names = args.out.resolve(), needed(args.only)
+    cases = [(name, seed) for seed in range(args.seeds) for name in names]
+    folders = []
+    for number, (name, seed) in enumerate(cases, 1):
+        report.say(f"--- {name}, seed {seed}: run {number} of {len(cases)}")
+        folders.append(run(name, seed, out, budget=args.budget, fast=args.fast))
+    command("--mode=compare", f"--runs={','.join(map(str, folders))}")
+
+
+if __name__ == "__main__":
+    main()
