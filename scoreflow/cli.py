@@ -6,11 +6,13 @@
     scoreflow --config=my_config.py --mode=show               every setting with its value and meaning
     scoreflow --config=vp_digits --mode=plan                  how many steps which process needs
     scoreflow --config=vp_digits --mode=stats                 features of the training data, for evaluation and others
+    scoreflow --mode=compare --runs=runs/a,runs/b             runs next to each other, as a table and one HTML page
 
 `--config` is a file, or the name of a config that comes with the package (`vp_digits`, `digits_orders:3`); what follows
 a colon goes to the file's `get_config`. `--workdir` is the folder of the run. Every setting is a flag:
-`--config.section.setting=value`. The exit code is 2 for input that cannot work, 1 for a run that cannot go on, and 130
-after an interruption; the reason is one line.
+`--config.section.setting=value`. `--mode=compare` takes `--runs` instead: folders of runs with commas between them, or
+one folder that holds runs. The exit code is 2 for input that cannot work, 1 for a run that cannot go on, and 130 after
+an interruption; the reason is one line.
 """
 
 import importlib.util
@@ -29,7 +31,9 @@ from absl import app, flags, logging
 
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a file, or the name of a shipped config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan", "stats", "show"], "What to do.")
+_MODES = ["train", "eval", "sample", "plan", "stats", "show", "compare"]
+_MODE = flags.DEFINE_enum("mode", "train", _MODES, "What to do.")
+_RUNS = flags.DEFINE_string("runs", None, "For --mode=compare: folders of runs, or one folder that holds runs.")
 _SETTING = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 _SMALLER = "a smaller batch, more training.grad_accum or a smaller model may fit"
@@ -73,7 +77,14 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(rest)
         if len(rest) > 1:
             raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
-        if not (_CONFIG.value or _WORKDIR.value):
+        if _MODE.value == "compare":
+            if _RUNS.value is None:
+                raise ValueError("--runs is missing; --mode=compare takes --runs=runs/a,runs/b or a folder of runs")
+            if _CONFIG.value or settings:
+                raise ValueError("--mode=compare takes --runs, and no --config: runs are shown with their own settings")
+        elif _RUNS.value is not None:
+            raise ValueError(f"--runs goes with --mode=compare, not with --mode={_MODE.value}")
+        elif not (_CONFIG.value or _WORKDIR.value):
             raise ValueError("--config is missing; try --config=configs/vp_digits.py, or --config=vp_digits")
         return rest
     except (flags.Error, ValueError) as error:
@@ -210,6 +221,23 @@ def _config(mode: str) -> tuple[str, Path, Any]:
     return workdir.stored_name(folder), folder, config
 
 
+def _compare() -> None:
+    """`--mode=compare`, whose runs have settings of their own."""
+    from scoreflow import compare, configure
+    from scoreflow.comparison import read
+    from scoreflow.runs import files, workdir
+
+    def complete(stored: dict[str, Any]) -> dict[str, Any]:
+        return workdir.flatten(configure.of_run(stored)[0].to_dict())
+
+    def open_run(folder: Path) -> Any:
+        return configure.experiment(configure.of_run(workdir.stored_settings(folder))[0], workdir.stored_name(folder))
+
+    folders = read.folders(_RUNS.value or "")
+    given = files.local(_WORKDIR.value, "--workdir") if _WORKDIR.value else None
+    compare.compare(folders, compare.place(folders, given), complete=complete, open_run=open_run)
+
+
 def _way_on(mode: str, folder: Path | None) -> str:
     """What the same command would do after it was interrupted."""
     from scoreflow.runs import checkpoint, workdir
@@ -236,6 +264,9 @@ def _main(_: list[str]) -> None:
     try:
         if mode == "show":
             _show(configure.check(_config(mode)[2]))
+            return
+        if mode == "compare":
+            _compare()
             return
         parallel.initialize()
         name, folder, config = _config(mode)

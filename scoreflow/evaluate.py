@@ -115,8 +115,9 @@ def _keep_examples(path: Path, data: Dataset, examples: Mapping[str, np.ndarray]
     if parallel.is_main():
         count = len(next(iter(examples.values())))
         content: dict[str, Any] = {"index": np.arange(count), "fingerprint": fingerprints(data.test.x[:count])}
+        content |= examples
         with files.replacing(path) as scratch:
-            np.savez(scratch, **content, **examples)
+            np.savez(scratch, **content)
 
 
 def evaluate_samples(data: Dataset, evaluation: Evaluation, folder: Path) -> dict[str, Any]:
