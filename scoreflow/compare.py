@@ -42,11 +42,11 @@ def compare(
     runs = [read.read(folder, name, complete, warn) for folder, name in zip(folders, read.names(folders))]
     shown = grids.side_by_side(runs, open_run, warn)
     comparison = compared(runs)
-    comparison = comparison._replace(notes=[*comparison.notes, *said])
     report.say(forms.in_terminal(comparison))
+    comparison = comparison._replace(notes=[*comparison.notes, *said])
     files.write_text(out / "compare.md", forms.in_markdown(comparison))
     files.write_text(out / "compare.json", json.dumps(forms.in_json(comparison), indent=2, allow_nan=False) + "\n")
-    files.write_text(out / "compare.html", forms.in_html(comparison, shown, out))
+    files.write_text(out / "compare.html", forms.in_html(comparison, shown))
     report.say(f"\nwrote {out / 'compare.html'}, a page for any browser, and beside it compare.md and compare.json")
     return comparison
 

@@ -44,14 +44,16 @@ class Budget(NamedTuple):
 
 def losses_differ(runs: Sequence[Run]) -> str:
     """Why losses of the runs cannot be compared, in words; "" where they can."""
+    if not all(run.settings for run in runs):
+        return "not all of their settings are known"
     kept = [{k: v for k, v in run.settings.items() if k.startswith(_OBJECTIVE)} for run in runs]
     names = sorted({name for rows in kept for name in rows})
     apart = [name for name in names if any(rows.get(name) != kept[0].get(name) for rows in kept)]
     if apart:
         return f"{apart[0]} differs" + (f", and {len(apart) - 1} more settings" if apart[1:] else "")
-    if any((run.about.get("data") or {}) != (runs[0].about.get("data") or {}) for run in runs):
+    if any(run.about["data"] != runs[0].about["data"] for run in runs):
         return "their data differ"
-    return "" if all(kept) else "not all of their settings are known"
+    return ""
 
 
 def validations(run: Run) -> dict[int, float]:

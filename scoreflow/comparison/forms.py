@@ -1,9 +1,7 @@
 """A comparison for a terminal, in Markdown, in JSON and as one HTML page."""
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from scoreflow import __version__
@@ -46,7 +44,8 @@ def budget_tables(comparison: Comparison) -> list[Table]:
     for budget in comparison.budgets:
         amount = tables.words(Value(budget.budget))
         about = f"Each run by its newest evaluation within {amount} {budget.axis} of training"
-        about += ", what the least trained run has spent." if budget.axis == "steps" else f" (and {SLACK:.0%} more)."
+        about += ", " if budget.axis == "steps" else f" (and {SLACK:.0%} more), "
+        about += "which is what the least trained of them has spent; - where there is none. Nothing is interpolated."
         out.append(tables.of_quantities(f"At equal {budget.axis}", about, comparison.runs, budget.rows))
     return out
 
@@ -136,19 +135,20 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def in_html(comparison: Comparison, shown: Grids, out: Path) -> str:
+def in_html(comparison: Comparison, shown: Grids) -> str:
     """The page."""
     runs = comparison.runs
     cards = [
         {
             "name": run.name,
             "state": notes.state(run),
-            "config": run.about["name"] or "",
-            "folder": os.path.relpath(run.folder.resolve(), out.resolve().parent),
+            "config": run.about["name"],
+            "folder": str(run.folder),
+            "devices": run.about["devices"],
         }
         for run in runs
     ]
-    figures = [*pictures.against_compute(runs), *pictures.against_evaluations(runs)]
+    figures = [*pictures.loss_by_log_snr(runs), *pictures.against_compute(runs), *pictures.against_evaluations(runs)]
     return page.html(
         {
             "title": title_of(comparison),
@@ -158,7 +158,7 @@ def in_html(comparison: Comparison, shown: Grids, out: Path) -> str:
             "main": main_table(comparison),
             "pairs": pair_table(comparison),
             "grids": shown,
-            "plots": [pictures.loss_by_log_snr(runs), *figures, pictures.losses(runs)],
+            "plots": [*figures, pictures.losses(runs)],
             "budgets": budget_tables(comparison),
             "settings": setting_table(comparison),
             "notes": comparison.notes,

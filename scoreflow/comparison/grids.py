@@ -14,7 +14,6 @@ from scoreflow.comparison.pictures import own_png, png, style, svg
 from scoreflow.comparison.read import Run, Warn
 from scoreflow.experiment import Experiment, load_newest
 from scoreflow.runs import report
-from scoreflow.runs.errors import RunError, UserError
 
 Opener = Callable[[Path], Experiment]
 """The experiment of the run in a folder; raises UserError where it cannot be had."""
@@ -63,7 +62,7 @@ def same_noise(runs: Sequence[Run], more: tuple[str, ...] = ()) -> bool:
       more: beginnings of the names of settings that must be the same, too.
     """
     kept = [{name: value for name, value in run.settings.items() if name.startswith((*_NOISE, *more))} for run in runs]
-    shapes = [(run.about.get("data") or {}).get("shape") for run in runs]
+    shapes = [run.about["data"].get("shape") for run in runs]
     return all(rows == kept[0] and rows for rows in kept) and all(shape == shapes[0] and shape for shape in shapes)
 
 
@@ -76,28 +75,28 @@ def side_by_side(runs: Sequence[Run], open_run: Opener | None, warn: Warn) -> Gr
       warn: is told of what cannot be read or drawn.
     """
     pictures = [own_picture(run) for run in runs]
-    same_version = all(run.about.get("versions") == runs[0].about.get("versions") for run in runs)
+    same_version = all(run.about["versions"] == runs[0].about["versions"] for run in runs)
     if all(pictures) and same_version and same_noise(runs, _PLACES):
         grids = [_own(run, picture, warn) for run, picture in zip(runs, pictures)]
         about = (
             "Pictures that training wrote. They begin with the same noise: the same place in each picture is the same."
         )
         return Grids(grids, about if len(runs) > 1 else "The picture that training wrote last.")
-    began, out, drawn = time.monotonic(), [], 0
+    began, out, drawn = time.monotonic(), [], []
     for run, picture in zip(runs, pictures):
         grid, words = None, "it takes too long here"
         if open_run is not None and time.monotonic() - began < _SECONDS and _is_quick(run):
             try:
                 grid = sampled(run, open_run(run.folder), len(out))
-            except (UserError, RunError, OSError, ValueError) as error:  # as a run that has no checkpoint yet
-                words = " ".join(str(error).split())
+            except Exception as error:  # such as a run without a checkpoint; none is worth losing the comparison
+                words = (str(error).splitlines() or [type(error).__name__])[0]
                 warn(f"{run.name}: no samples are drawn: {words}")
-        drawn += grid is not None
+        drawn += [run] if grid is not None else []
         out.append(grid or _own(run, picture, warn, f"not from the same noise, since none are drawn: {words}"))
     about = "Drawn now, each by the run's own sampler. The same place in each picture begins with the same noise."
-    if not same_noise(runs):
+    if not same_noise(drawn):
         about = "Drawn now, each by the run's own sampler, and from noise of its own: shapes or distributions differ."
-    return Grids(out, about if drawn > 1 else "")
+    return Grids(out, about if len(drawn) > 1 else "")
 
 
 def _is_quick(run: Run) -> bool:

@@ -1,6 +1,8 @@
 """The numbers of a run that are compared: what its evaluations measured, and what its training cost."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,10 +73,12 @@ def _measured(evaluated: Evaluated) -> dict[tuple[str, str, int], Any]:
         out[f"bound_{unit}", f"bound, {UNITS[unit]}", -1] = likelihood["bound"]
     model, features = _section(samples, "model"), str(samples.get("features", "none"))
     reference = str(samples.get("reference", _DATA))
-    goal = "" if reference == _DATA else f" to {reference}"
+    own = reference == _DATA
+    key = re.sub(r"\W+", "_", features if own else f"{features}_{reference}")
+    words = features if own else f"{features} to {Path(reference).name}"
     for name, title, better in (("frechet", "Frechet", -1), ("precision", "precision", 1), ("recall", "recall", 1)):
         if model.get(name) is not None:
-            out[f"{name}_{features}{goal}", f"{title}, {features}{goal}", better] = model[name]
+            out[f"{name}_{key}", f"{title}, {words}", better] = model[name]
     if "sample_nfe" in model:
         out["sample_evaluations", "evaluations, sample", 0] = model["sample_nfe"]
     return out

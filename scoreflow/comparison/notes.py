@@ -60,7 +60,9 @@ def caveats(runs: Sequence[Run]) -> list[str]:
             out.append(f"{run.name} was evaluated at step {run.evaluations[-1].step:,} of {run.step:,}.")
         if source := run.settings.get("init_from"):
             out.append(f"{run.name} began with the parameters of {source}, whose training is not in its cost.")
-    kinds = {str(run.about.get("devices")) for run in runs if run.about.get("devices")}
+    if unknown := [run for run in runs if not run.settings]:
+        out.append(f"The settings of {_names(unknown)} are not known.")
+    kinds = {run.about["devices"] for run in runs if run.about["devices"]}
     if len(kinds) > 1:
         out.append(f"The seconds are those of different devices: {', '.join(sorted(kinds))}.")
     for section, name, text in (
@@ -78,7 +80,7 @@ def caveats(runs: Sequence[Run]) -> list[str]:
             if value := next((each[name] for each in where if isinstance(each, dict) and each.get(name)), None):
                 counts[run.name] = value
         if len(set(counts.values())) > 1:
-            out.append(text.format(", ".join(f"{count} of {name}" for name, count in counts.items())))
+            out.append(text.format(", ".join(f"{name} {count:,}" for name, count in counts.items())))
     kinds = {str(each.settings.get("eval.dequantization")) for run in runs for each in newest_with_settings(run)}
     if len(kinds) > 1:
         out.append(
@@ -110,7 +112,7 @@ def gaps(runs: Sequence[Run], rows: Sequence[Quantity]) -> list[tuple[str, str]]
         (unpaired, "kept densities by example, by which runs are paired", "--mode=eval"),
         ([run for run in runs if run.cost.operations is None], "recorded what a step costs", "--mode=train"),
         (
-            [run for run in runs if not run.curves],
+            [run for run in runs if not (run.curves or run.training)],
             "recorded the loss by log-SNR, as training does at its end",
             "--mode=train",
         ),

@@ -19,8 +19,9 @@ COLORS = ("#0b7ec4", "#e2711d", "#1f9e77", "#c2529b", "#b58900", "#7a6ff0", "#d6
 
 _MARKERS = "osD^vPX*"
 _INK = "#010203"  # becomes the color of the page's text
-_SIZE = (5.2, 3.4)  # inches
-_LOGARITHMIC = 8.0  # from which ratio on an axis is logarithmic
+_SIZE = (4.3, 3.0)  # inches
+_LOGARITHMIC = 30.0  # from which ratio on an axis is logarithmic
+_LARGE = 1e4  # from which numbers on an axis have prefixes
 _WIDTH = 640  # pixels of a run's own picture, at most
 _AXES = {"steps": "training steps", "operations": "operations of training", "seconds": "seconds of training"}
 
@@ -78,32 +79,63 @@ def _points(runs: Sequence[Run], x: Callable[[Run, Any], float | None], name: st
 
 
 def _errorbars(points: Mapping[int, list], xlabel: str, ylabel: str) -> Callable[[Any], None]:
+    every = [row[0] for rows in points.values() for row in rows]
+    shared = len(set(every)) < len(every)  # then points of different runs are set a little apart, to be seen
+
     def draw(axes):
-        for i, rows in points.items():
-            axes.errorbar(*zip(*rows), capsize=3, linewidth=1.5, markersize=6, **style(i))
-        every = [row[0] for rows in points.values() for row in rows]
+        from matplotlib.ticker import EngFormatter
+
+        for k, (i, rows) in enumerate(points.items()):
+            x, y, error = zip(*rows)
+            x = np.asarray(x) + shared * 0.012 * max(every) * (k - (len(points) - 1) / 2)
+            axes.errorbar(x, y, error, capsize=3, linewidth=1.5, markersize=6, **style(i))
         if min(every) > 0 and max(every) / min(every) > _LOGARITHMIC:
             axes.set_xscale("log")
+        else:
+            axes.set_xlim(0, 1.08 * max(every))
+        if max(every) > _LARGE:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel=xlabel, ylabel=ylabel.replace("$", r"\$"))  # no formula begins in the name of a file
 
     return draw
 
 
-def loss_by_log_snr(runs: Sequence[Run]) -> Plot:
-    """The noise-prediction error that each run has where its training ended."""
-    title, known = "Loss by log-SNR", [run.name for run in runs if run.curves]
+def loss_by_log_snr(runs: Sequence[Run]) -> list[Plot]:
+    """The noise-prediction error that each run has where its training ended, and how it differs from that of one."""
+    title, known = "Loss by log-SNR", [i for i, run in enumerate(runs) if run.curves]
     if not known:
         about = "No run holds the loss by log-SNR; training writes it where it ends, with training.pictures = True."
-        return Plot(title, about)
+        return [Plot(title, about)]
+    xlabel = "log-SNR (data left, noise right)"
 
     def draw(axes):
         for i, run in enumerate(runs):
             for name, line in (("test", "-"), ("train", ":")) if run.curves else ():
                 axes.plot(run.curves["log_snr"], run.curves[name], line, color=style(i)["color"], linewidth=1.8)
         axes.invert_xaxis()
-        axes.set(xlabel="log-SNR (data left, noise right)", ylabel="noise error per dimension", ylim=(0, None))
+        axes.set(xlabel=xlabel, ylabel="noise error per dimension", ylim=(0, None))
 
-    return Plot(title, "Solid: test data; dotted: training data.", svg(draw, title))
+    def draw_apart(axes):
+        first = runs[known[0]].curves
+        for i in known[1:]:
+            curves, order = runs[i].curves, np.argsort(first["log_snr"])
+            x = np.array(first["log_snr"])[order]
+            inside = (x >= min(curves["log_snr"])) & (x <= max(curves["log_snr"]))
+            for name, line in (("test", "-"), ("train", ":")):
+                rows = np.argsort(curves["log_snr"])
+                ours = np.interp(x, np.array(curves["log_snr"])[rows], np.array(curves[name])[rows])
+                y = (ours - np.array(first[name])[order])[inside]
+                axes.plot(x[inside], y, line, color=style(i)["color"], linewidth=1.8)
+        axes.axhline(0.0, color=style(known[0])["color"], linewidth=1.2)
+        axes.invert_xaxis()
+        axes.set(xlabel=xlabel, ylabel="difference of the noise error")
+
+    about = "Solid: test data; dotted: training data."
+    out = [Plot(title, about, svg(draw, title))]
+    if known[1:]:
+        title = f"Loss by log-SNR, less that of {runs[known[0]].name}"
+        out.append(Plot(title, f"{about} Below 0 is better.", svg(draw_apart, "Loss by log-SNR, differences")))
+    return out
 
 
 def losses(runs: Sequence[Run]) -> Plot:
@@ -120,8 +152,9 @@ def losses(runs: Sequence[Run]) -> Plot:
             if checked := sorted(validations(run).items()):
                 axes.plot(*zip(*checked), **style(i), markersize=5, linewidth=1.5)
         values = [value for rows in curves for _, value in rows]
-        low, high = np.quantile(values, [0.0, 0.97])
-        axes.set(xlabel="training steps", ylabel="loss", ylim=(low - 0.1 * (high - low), high + 0.1 * (high - low)))
+        low, high = np.quantile(values, [0.0, 0.97])  # the first steps would leave nothing else to see
+        room = 0.1 * (high - low) or 1.0
+        axes.set(xlabel="training steps", ylabel="loss", ylim=(low - room, high + room))
 
     about = "Line: training, average between lines of the log; markers: validation."
     if why := losses_differ(runs):

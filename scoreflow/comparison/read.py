@@ -20,6 +20,7 @@ Json = dict[str, Any]
 Warn = Callable[[str], None]
 """Is told of a file that cannot be read, in one line."""
 
+_ABOUT: dict[str, type] = {"name": str, "data": dict, "versions": dict, "devices": str}
 _DENSITIES = ("bits_per_dim", "nats", "bound")
 
 
@@ -53,7 +54,7 @@ class Run(NamedTuple):
       name: the name of the folder, or as much of its path as tells it from the others.
       folder: of the run.
       settings: by dotted name; those it left out have their defaults, where this version knows the run's choices.
-      about: `name` of the config, `data`, `versions` and `devices`, as in `config.json`.
+      about: `name` of the config, `data`, `versions` and `devices`, as in `config.json`; empty where it lacks them.
       training: whether a process trains in the folder now.
       lines: those of `metrics.jsonl`.
       cost: of a training step.
@@ -133,7 +134,7 @@ def read(folder: Path, name: str, complete: Callable[[Json], Json], warn: Warn) 
         if about:
             settings = workdir.stored_settings(folder)
             settings = settings | complete(settings)
-    except UserError as error:
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         warn(f"{folder}: its settings are shown as they are, without defaults: {error}")
     try:
         costs = cost.read(folder)
@@ -144,7 +145,7 @@ def read(folder: Path, name: str, complete: Callable[[Json], Json], warn: Warn) 
         name=name,
         folder=folder,
         settings=json.loads(json.dumps(settings)),
-        about={key: about.get(key) for key in ("name", "data", "versions", "devices")},
+        about={key: value if isinstance(value := about.get(key), kind) else kind() for key, kind in _ABOUT.items()},
         training=lock.busy(folder),
         lines=_lines(folder / "metrics.jsonl", warn),
         cost=costs,

@@ -59,9 +59,9 @@ def words(value: Value) -> str:
     if value.stderr is not None and value.stderr > 0:
         places = max(1 - math.floor(math.log10(value.stderr)), 0)
         return f"{value.value:.{places}f} ± {value.stderr:.{places}f}"
-    if value.value == round(value.value) and abs(value.value) < 1e8:
+    if abs(value.value) < 1e8 and (value.value == round(value.value) or abs(value.value) >= 1000):
         return f"{value.value:,.0f}"
-    return f"{value.value:,.0f}" if 1000 <= abs(value.value) < 1e8 else f"{value.value:.4g}"
+    return f"{value.value:.3g}".replace("e+", "e")
 
 
 def best_of(row: Quantity, pairs: Sequence[Pair] = ()) -> list[bool]:
@@ -73,7 +73,8 @@ def best_of(row: Quantity, pairs: Sequence[Pair] = ()) -> list[bool]:
     if not row.better or len(known) < 2:
         return [False] * len(row.values)
     winner, top = max(known, key=lambda each: row.better * each[1])
-    errors = {frozenset((pair.run, pair.other)): pair.stderr for pair in pairs if pair.quantity == row.name}
+    same = lambda pair: row.name == pair.quantity or (pair.quantity == "bound" and row.name.startswith("bound"))
+    errors = {frozenset((pair.run, pair.other)): pair.stderr for pair in pairs if same(pair)}
 
     def among(i: int, value: Value) -> bool:
         if value.value is None:
@@ -122,14 +123,32 @@ def settings_apart(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
     A setting of the newest evaluation counts as it was there, not as it was in training.
     """
-    every = [run.settings | (run.evaluations[-1].settings if run.evaluations else {}) for run in runs]
+    every = [_used(run) for run in runs]
     order = lambda name: (name.partition(".")[0], not name.endswith(".name"), name)
     names = sorted({name for settings in every for name in settings}, key=order)
     rows = {name: [settings.get(name) for settings in every] for name in names}
     for name, title in (("versions", "(version of scoreflow)"), ("devices", "(devices)")):
-        about = [run.about.get(name) for run in runs]
-        rows[title] = [each.get("scoreflow") if isinstance(each, dict) else each for each in about]
-    return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
+        about = [run.about[name] for run in runs]
+        rows[title] = [(each.get("scoreflow") if isinstance(each, dict) else each) or None for each in about]
+    return {name: values for name, values in rows.items() if _differ(name, runs, values)}
+
+
+def _evaluated_with(run: Run) -> dict[str, Any]:
+    """The settings of a run's newest evaluation; empty where there is none, or it has not kept them."""
+    return run.evaluations[-1].settings if run.evaluations else {}
+
+
+def _used(run: Run) -> dict[str, Any]:
+    """A run's settings, those of its newest evaluation as they were there; without plans."""
+    unused = ("plan.",) if _evaluated_with(run) else ("plan.", "eval.")
+    return {name: v for name, v in (run.settings | _evaluated_with(run)).items() if not name.startswith(unused)}
+
+
+def _differ(name: str, runs: Sequence[Run], values: Sequence[Any]) -> bool:
+    """Whether runs differ in a setting, as far as their settings are known."""
+    known = lambda run: _evaluated_with(run) if name.startswith("eval.") else run.settings
+    counted = [value for run, value in zip(runs, values) if known(run)]
+    return any(value != counted[0] for value in counted)
 
 
 def of_settings(title: str, about: str, runs: Sequence[Run], settings: dict[str, list[Any]]) -> Table:
