@@ -221,21 +221,32 @@ def _config(mode: str) -> tuple[str, Path, Any]:
     return workdir.stored_name(folder), folder, config
 
 
+def _complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by dotted name, those that it leaves out at their defaults; without unknown ones."""
+    from scoreflow import configure
+    from scoreflow.runs import workdir
+
+    return workdir.flatten(configure.of_run(stored)[0].to_dict())
+
+
+def _open(folder: Path) -> Any:
+    """The experiment of the run in a folder."""
+    from scoreflow import configure
+    from scoreflow.runs import workdir
+
+    config, _ = configure.of_run(workdir.stored_settings(folder))
+    return configure.experiment(config, workdir.stored_name(folder))
+
+
 def _compare() -> None:
     """`--mode=compare`, whose runs have settings of their own."""
-    from scoreflow import compare, configure
+    from scoreflow import compare
     from scoreflow.comparison import read
-    from scoreflow.runs import files, workdir
-
-    def complete(stored: dict[str, Any]) -> dict[str, Any]:
-        return workdir.flatten(configure.of_run(stored)[0].to_dict())
-
-    def open_run(folder: Path) -> Any:
-        return configure.experiment(configure.of_run(workdir.stored_settings(folder))[0], workdir.stored_name(folder))
+    from scoreflow.runs import files
 
     folders = read.folders(_RUNS.value or "")
     given = files.local(_WORKDIR.value, "--workdir") if _WORKDIR.value else None
-    compare.compare(folders, compare.place(folders, given), complete=complete, open_run=open_run)
+    compare.compare(folders, compare.place(folders, given), complete=_complete, open_run=_open)
 
 
 def _way_on(mode: str, folder: Path | None) -> str:

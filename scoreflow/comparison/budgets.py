@@ -7,7 +7,7 @@ from scoreflow.comparison.measures import AXES, MISSING, Quantity, Value, measur
 from scoreflow.comparison.read import Run, number
 
 SLACK = 0.05
-"""By which fraction a cost may exceed the budget: checkpoints are not made at equal seconds."""
+"""By which fraction a cost other than steps may exceed the budget: checkpoints are not made at equal seconds."""
 
 # Settings that say what is minimized: losses of runs that differ in one of these cannot be compared.
 _OBJECTIVE = (
@@ -65,7 +65,8 @@ def validations(run: Run) -> dict[int, float]:
 def _within(axis: str, run: Run, steps: Iterable[int], budget: float) -> int | None:
     """The last of the steps whose cost is within the budget."""
     costs = [(step, AXES[axis](run, step)) for step in steps]
-    return max((step for step, spent in costs if spent is not None and spent <= budget * (1 + SLACK)), default=None)
+    most = budget if axis == "steps" else budget * (1 + SLACK)
+    return max((step for step, spent in costs if spent is not None and spent <= most), default=None)
 
 
 def _least(axis: str, runs: Sequence[Run], steps: Sequence[Iterable[int]]) -> float | None:

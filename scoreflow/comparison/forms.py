@@ -1,10 +1,11 @@
 """A comparison for a terminal, in Markdown, in JSON and as one HTML page."""
 
+import importlib.metadata
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from scoreflow import __version__
 from scoreflow.comparison import notes, page, pictures, tables
 from scoreflow.comparison.budgets import SLACK
 from scoreflow.comparison.contents import Comparison
@@ -12,6 +13,7 @@ from scoreflow.comparison.grids import Grids
 from scoreflow.comparison.measures import Quantity, Value
 from scoreflow.comparison.tables import Table
 
+_COLUMNS = 100  # characters in a line of the terminal
 _MOST = 4  # runs of which all pairs are shown; of more, those with the first
 _MAIN = (
     "Mean ± standard error. In color, or bold in Markdown, is the best value, with all that are within two standard "
@@ -60,10 +62,11 @@ def in_terminal(comparison: Comparison) -> str:
     """The main table and the differences, in lines of at most 100 characters, with what is to be kept in mind."""
     shown = [main_table(comparison), pair_table(comparison), setting_table(comparison)]
     blocks = [tables.plain(table) for table in shown if table.rows]
-    blocks += [
-        "\n".join(each) for each in (notes.findings(comparison.runs, comparison.pairs), comparison.notes) if each
-    ]
-    return "\n\n".join([*blocks, *(f"{sentence}:\n  {command}" for sentence, command in comparison.gaps)])
+    for remarks in (notes.findings(comparison.runs, comparison.pairs), comparison.notes):
+        blocks.append("\n".join(textwrap.fill(remark, _COLUMNS, break_long_words=False) for remark in remarks))
+    for sentence, command in comparison.gaps:
+        blocks.append(f"{textwrap.fill(sentence, _COLUMNS - 1, break_long_words=False)}:\n  {command}")
+    return "\n\n".join(filter(None, blocks))
 
 
 def in_markdown(comparison: Comparison) -> str:
@@ -164,6 +167,6 @@ def in_html(comparison: Comparison, shown: Grids) -> str:
             "notes": comparison.notes,
             "gaps": comparison.gaps,
             "made_by": "--mode=compare",
-            "version": __version__,
+            "version": importlib.metadata.version("scoreflow"),
         }
     )

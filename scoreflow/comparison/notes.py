@@ -113,7 +113,7 @@ def gaps(runs: Sequence[Run], rows: Sequence[Quantity]) -> list[tuple[str, str]]
         ([run for run in runs if run.cost.operations is None], "recorded what a step costs", "--mode=train"),
         (
             [run for run in runs if not (run.curves or run.training)],
-            "recorded the loss by log-SNR, as training does at its end",
+            "recorded the loss by log-SNR, as the end of training does",
             "--mode=train",
         ),
     )

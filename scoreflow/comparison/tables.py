@@ -16,6 +16,7 @@ _CELL = 16  # characters that a cell has at least; longer ones are wrapped
 _TITLE = 28  # characters of the title of a row, at most
 _AT_ONCE = 4  # runs next to each other
 _SURE = 2.0  # standard errors beyond which a difference counts
+_PLACES = 6  # digits after the point, at most
 _SHOWN = 60  # characters of a setting's value
 
 
@@ -57,7 +58,7 @@ def words(value: Value) -> str:
     if value.value is None:
         return "-"
     if value.stderr is not None and value.stderr > 0:
-        places = max(1 - math.floor(math.log10(value.stderr)), 0)
+        places = min(max(1 - math.floor(math.log10(value.stderr)), 0), _PLACES)
         return f"{value.value:.{places}f} ± {value.stderr:.{places}f}"
     if abs(value.value) < 1e8 and (value.value == round(value.value) or abs(value.value) >= 1000):
         return f"{value.value:,.0f}"
