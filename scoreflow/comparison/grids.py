@@ -26,6 +26,7 @@ _COLUMNS = 6
 _WIDTH = 320  # pixels of a grid, at least
 _SECONDS = 12.0  # in which all grids are begun
 _MOST = 3_000_000  # parameters of a network whose sampler is compiled in that time
+_OPERATIONS = 1e11  # of all samples of a run, which a processor does in seconds
 _PER_STEP = 3  # evaluations of the network in whose time a training step is done, for each example
 # Settings on which noise at the horizon depends, for one key and one shape of the data; and those that bring the key.
 _NOISE = ("terminal.", "latent.", "vae.")
@@ -78,20 +79,18 @@ def side_by_side(runs: Sequence[Run], open_run: Opener | None, warn: Warn) -> Gr
     same_version = all(run.about["versions"] == runs[0].about["versions"] for run in runs)
     if all(pictures) and same_version and same_noise(runs, _PLACES):
         grids = [_own(run, picture, warn) for run, picture in zip(runs, pictures)]
-        about = (
-            "Pictures that training wrote. They begin with the same noise: the same place in each picture is the same."
-        )
+        about = "Pictures that training wrote. The same place in each of them begins with the same noise."
         return Grids(grids, about if len(runs) > 1 else "The picture that training wrote last.")
     began, out, drawn = time.monotonic(), [], []
     for run, picture in zip(runs, pictures):
         grid, words = None, "it takes too long here"
-        if open_run is not None and time.monotonic() - began < _SECONDS and _is_quick(run):
-            try:
+        try:
+            if open_run is not None and time.monotonic() - began < _SECONDS and _is_quick(run):
                 grid = sampled(run, open_run(run.folder), len(out))
-            except Exception as error:  # such as a run without a checkpoint; none is worth losing the comparison
-                words = (str(error).splitlines() or [type(error).__name__])[0]
-                warn(f"{run.name}: no samples are drawn: {words}")
-        drawn += [run] if grid is not None else []
+        except Exception as error:  # such as a run without a checkpoint; none is worth losing the comparison
+            words = (str(error).splitlines() or [type(error).__name__])[0]
+            warn(f"{run.name}: no samples are drawn: {words}")
+        drawn += [run] if grid is not None and (grid.address or grid.svg) else []
         out.append(grid or _own(run, picture, warn, f"not from the same noise, since none are drawn: {words}"))
     about = "Drawn now, each by the run's own sampler. The same place in each picture begins with the same noise."
     if not same_noise(drawn):
@@ -101,11 +100,22 @@ def side_by_side(runs: Sequence[Run], open_run: Opener | None, warn: Warn) -> Gr
 
 def _is_quick(run: Run) -> bool:
     """Whether samples can be drawn in seconds, as far as the run says how large and how fast its network is."""
-    small = run.cost.parameters is None or run.cost.parameters <= _MOST
-    rate, steps = examples_per_second(run), run.settings.get("sampling.steps")
-    if not rate or not isinstance(steps, int):
-        return small
-    return small and NUM * steps / (_PER_STEP * rate) < _SECONDS / 2
+    parameters = _parameters(run) if run.cost.parameters is None else run.cost.parameters
+    steps, batch = (run.settings.get(name) for name in ("sampling.steps", "training.batch_size"))
+    if parameters > _MOST or not isinstance(steps, int) or not isinstance(batch, int) or batch < 1:
+        return parameters <= _MOST
+    examples = NUM * steps / _PER_STEP  # that training would take in that time
+    if run.cost.operations is not None:
+        return examples / batch * run.cost.operations <= _OPERATIONS
+    rate = examples_per_second(run)
+    return rate is None or examples / rate < _SECONDS / 2
+
+
+def _parameters(run: Run) -> float:
+    """About how many parameters a run has, by the size of a checkpoint: each is there four times, with its moments."""
+    steps = [path for path in (run.folder / "checkpoints").glob("*") if path.name.isdigit()]
+    sizes = [sum(file.stat().st_size for file in step.rglob("*") if file.is_file()) for step in steps]
+    return max(sizes, default=0) / 16
 
 
 def _own(run: Run, picture: tuple[int, Path] | None, warn: Warn, remark: str = "") -> Grid:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from scoreflow.comparison.measures import MISSING, Quantity, Value, newest
 from scoreflow.comparison.pairs import Pair, with_examples
 from scoreflow.comparison.read import Run
-from scoreflow.comparison.tables import words
+from scoreflow.comparison.tables import SURE, words
 from scoreflow.finish import command
 
 _SENTENCES = 4  # about pairs
-_SURE = 2.0  # standard errors
 
 
 def state(run: Run) -> str:
@@ -32,7 +31,7 @@ def findings(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
         for pair in [pair for pair in each if best in pair[:2]][:_SENTENCES]:
             first, second = (pair.run, pair.other) if pair.difference <= 0 else (pair.other, pair.run)
             size = words(Value(abs(pair.difference), pair.stderr))
-            if abs(pair.difference) > _SURE * pair.stderr:
+            if abs(pair.difference) > SURE * pair.stderr:
                 said = f"{runs[first].name} has {size} {unit} less than {runs[second].name}"
             else:
                 said = f"{runs[first].name} and {runs[second].name} cannot be told apart: they differ by {size} {unit}"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scoreflow.comparison.budgets import losses_differ, validations
-from scoreflow.comparison.measures import AXES, UNITS, Value, measured
-from scoreflow.comparison.read import Run, number
+from scoreflow.comparison.measures import AXES, UNITS, Value, measured, newest
+from scoreflow.comparison.read import Evaluated, Run, number
 
 COLORS = ("#0b7ec4", "#e2711d", "#1f9e77", "#c2529b", "#b58900", "#7a6ff0", "#d64545", "#6b7a8f")
 """Of the runs in turn, readable on light and on dark pages."""
@@ -64,14 +64,20 @@ def style(i: int) -> dict[str, Any]:
     return {"color": COLORS[i % len(COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
 
 
-def _points(runs: Sequence[Run], x: Callable[[Run, Any], float | None], name: str) -> dict[int, list]:
-    """For each run the points (x, value, error) of its evaluations that have both, by x; one for each step or x."""
-    out: dict[int, list] = {}
-    for i, run in enumerate(runs):
+def _points(evaluations: Sequence[Sequence[Evaluated]], x: Callable[[int, Evaluated], Any], name: str) -> dict:
+    """For each run the points (x, value, error) of its evaluations that have both, by x, of which the last counts.
+
+    Args:
+      evaluations: of each run, from the oldest to the newest.
+      x: (number of the run, evaluation) -> x, or None.
+      name: of the value.
+    """
+    out: dict[int, list[tuple[float, float, float]]] = {}
+    for i, rows in enumerate(evaluations):
         points = {}
-        for each in run.evaluations:
+        for each in rows:
             value = {key[0]: value for key, value in measured([each]).items()}.get(name, Value())
-            if value.value is not None and (at := x(run, each)) is not None:
+            if value.value is not None and (at := x(i, each)) is not None:
                 points[at] = (at, value.value, value.stderr or 0.0)
         if points:
             out[i] = [points[at] for at in sorted(points)]
@@ -164,11 +170,14 @@ def losses(runs: Sequence[Run]) -> Plot:
 
 def against_compute(runs: Sequence[Run]) -> list[Plot]:
     """Densities against what training had cost, once for every unit and kind of cost that is known."""
-    out = []
+    out, every = [], [run.evaluations for run in runs]
     for name, unit in UNITS.items():
-        for axis, words in _AXES.items():
-            points = _points(runs, lambda run, each, axis=axis: AXES[axis](run, each.step), name)
-            if points and (axis != "steps" or len(_points(runs, lambda run, each: run.cost.operations, name)) == 0):
+        by_axis = {
+            axis: _points(every, lambda i, each, axis=axis: AXES[axis](runs[i], each.step), name) for axis in AXES
+        }
+        for axis, points in by_axis.items():
+            words = _AXES[axis]
+            if points and (axis != "steps" or not by_axis["operations"]):  # of which the steps are a multiple
                 title = f"{unit} against {words}"
                 out.append(Plot(title, "", svg(_errorbars(points, words, unit), title)))
     return out or [Plot("Bits/dim against compute", "No run has been evaluated with a density; --mode=eval does that.")]
@@ -177,10 +186,11 @@ def against_compute(runs: Sequence[Run]) -> list[Plot]:
 def against_evaluations(runs: Sequence[Run]) -> list[Plot]:
     """Frechet distances against the evaluations that a sample takes, once for each feature function."""
     names = {key[:2] for run in runs for key in measured(run.evaluations) if key[0].startswith("frechet")}
-    nfe = lambda run, each: {key[0]: v.value for key, v in measured([each]).items()}.get("sample_evaluations")
+    nfe = lambda i, each: {key[0]: v.value for key, v in measured([each]).items()}.get("sample_evaluations")
+    every = [newest(run)[::-1] if run.evaluations else () for run in runs]
     out = []
     for name, words in sorted(names):
-        points = _points(runs, nfe, name)
+        points = _points(every, nfe, name)
         if points:
             title = f"{words}, against evaluations for each sample"
             ylabel = words.partition(",")[0] + " distance," + words.partition(",")[2]

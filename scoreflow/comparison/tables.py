@@ -15,9 +15,11 @@ _COLUMNS = 100  # characters in a line of the terminal
 _CELL = 16  # characters that a cell has at least; longer ones are wrapped
 _TITLE = 28  # characters of the title of a row, at most
 _AT_ONCE = 4  # runs next to each other
-_SURE = 2.0  # standard errors beyond which a difference counts
 _PLACES = 6  # digits after the point, at most
 _SHOWN = 60  # characters of a setting's value
+
+SURE = 2.0
+"""Standard errors beyond which a difference counts."""
 
 
 class Cell(NamedTuple):
@@ -82,7 +84,7 @@ def best_of(row: Quantity, pairs: Sequence[Pair] = ()) -> list[bool]:
             return False
         independent = math.hypot(value.stderr or 0.0, row.values[winner].stderr or 0.0)
         error = 0.0 if i == winner else errors.get(frozenset((i, winner)), independent)
-        return abs(value.value - top) <= _SURE * error
+        return abs(value.value - top) <= SURE * error
 
     marks = [among(i, value) for i, value in enumerate(row.values)]
     return marks if sum(marks) < len(known) else [False] * len(row.values)
