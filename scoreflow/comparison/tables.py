@@ -178,6 +178,11 @@ def markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
+def typed(text: str) -> str:
+    """Words with signs that every terminal has."""
+    return text.replace("±", "+-").replace("−", "-").replace("…", "...")
+
+
 def plain(table: Table) -> str:
     """The table for a terminal, at most four columns at a time, whose long names and values are wrapped."""
     blocks = []
@@ -185,9 +190,7 @@ def plain(table: Table) -> str:
     room = max((_COLUMNS - min(width, _TITLE)) // min(max(len(table.head), 1), _AT_ONCE) - 2, _CELL)
     for i in range(0, max(len(table.head), 1), _AT_ONCE):
         rows = [("", *table.head[i : i + _AT_ONCE])]
-        rows += [
-            (row.title, *(cell.text.replace("±", "+-") for cell in row.cells[i : i + _AT_ONCE])) for row in table.rows
-        ]
+        rows += [(row.title, *(cell.text for cell in row.cells[i : i + _AT_ONCE])) for row in table.rows]
         lines = [line for row in rows for line in _wrapped(row, (_TITLE, *[room] * (len(row) - 1)))]
         blocks.append(report.table(lines))
     return "\n".join([table.title, "\n\n".join(blocks)])
@@ -195,6 +198,6 @@ def plain(table: Table) -> str:
 
 def _wrapped(row: Sequence[str], widths: Sequence[int]) -> list[tuple[str, ...]]:
     """A row as the lines that it takes where its cells are not longer than their columns."""
-    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths)]
+    cells = [textwrap.wrap(typed(cell), width) or [""] for cell, width in zip(row, widths)]
     height = max(map(len, cells))
     return [tuple(cell[k] if k < len(cell) else "" for cell in cells) for k in range(height)]
