@@ -10,7 +10,7 @@ from scoreflow.comparison.read import Run
 from scoreflow.comparison.tables import SURE, words
 from scoreflow.finish import command
 
-_SENTENCES = 4  # about pairs
+_SENTENCES = 2  # about pairs
 
 
 def state(run: Run) -> str:
@@ -21,14 +21,15 @@ def state(run: Run) -> str:
 
 
 def findings(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
-    """The best run by density against each of the others, over the same test examples."""
+    """The best run by density against those that are nearest to it, over the same test examples."""
     out = []
     pairs = [pair for pair in pairs if pair.quantity != "bound" and math.isfinite(pair.stderr)]
     for unit in dict.fromkeys(pair.unit for pair in pairs):
         each = [pair for pair in pairs if pair.unit == unit]
         beaten = {pair.run if pair.difference > 0 else pair.other for pair in each}
         best = next((i for i in range(len(runs)) if i not in beaten and any(i in pair[:2] for pair in each)), None)
-        for pair in [pair for pair in each if best in pair[:2]][:_SENTENCES]:
+        nearest = sorted((pair for pair in each if best in pair[:2]), key=lambda pair: abs(pair.difference))
+        for pair in nearest[:_SENTENCES]:
             first, second = (pair.run, pair.other) if pair.difference <= 0 else (pair.other, pair.run)
             size = words(Value(abs(pair.difference), pair.stderr))
             if abs(pair.difference) > SURE * pair.stderr:
