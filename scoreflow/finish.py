@@ -85,11 +85,12 @@ class Pictures:
 
     def _loss_by_log_snr(self, params: Params, step: int, seconds: float) -> Path:
         """Writes the curves as numbers, for comparisons, and as a picture, whose path is returned."""
-        log_snr, curves = error_curve(self.experiment, params, seconds=seconds)
+        measured = error_curve(self.experiment, params, seconds=seconds)
         path = self.folder / "loss_by_log_snr.png"
-        numbers = {name: np.asarray(values, float).tolist() for name, values in {"log_snr": log_snr, **curves}.items()}
-        report.write_json(path.with_suffix(".json"), {"step": step, **numbers})
-        report.plot_noise_error(path, log_snr, curves)
+        rows = {"log_snr": measured.log_snr, **measured.curves}
+        numbers = {name: np.asarray(values, float).tolist() for name, values in rows.items()}
+        report.write_json(path.with_suffix(".json"), {"step": step, "examples": measured.examples, **numbers})
+        report.plot_noise_error(path, measured.log_snr, measured.curves)
         return path
 
     def _at_most(self, params: Params, step: int, num: int, seconds: float) -> list[Path]:

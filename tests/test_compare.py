@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from scoreflow import cli, compare, configure, evaluate, train
-from scoreflow.comparison import forms, grids, measures, read, tables
+from scoreflow.comparison import forms, grids, measures, pictures, read, tables
 from scoreflow.comparison.budgets import budgets, losses_differ
 from scoreflow.comparison.contents import compared
 from scoreflow.comparison.pairs import paired, pairs
@@ -228,7 +228,7 @@ DAMAGE = {
     "config.json": '{"config": {"mod',
     "metrics.jsonl": 'half a line\n{"step": 4, "loss": 1.0}\n',
     "cost.json": "[1]",
-    "loss_by_log_snr.json": '{"log_snr": [1, 2], "train": [1], "test": [1, 2]}',
+    "loss_by_log_snr.json": '{"log_snr": [1, 2], "train": [1], "test": [1, 2]}',  # not equally many
     "eval/8/metrics.json": "\x00",
     "eval/9/eval.json": "{",
     "eval/9/examples.npz": "PK",
@@ -497,6 +497,21 @@ def test_pictures_of_runs_with_the_same_seed_are_taken_as_they_are(tmp_path):
     tried = []
     shown = grids.side_by_side(opened(a, c), lambda folder: tried.append(folder), lambda message: None)
     assert tried == [a, c] and all("not from the same noise" in grid.remark for grid in shown.grids)
+
+
+def test_the_loss_by_log_snr_is_compared_where_examples_and_noise_are_the_same(tmp_path):
+    """On other points of the same smooth curves too; with another seed or fewer examples a sentence says why not."""
+    config = {"seed": 0, "training": {"batch_size": 16}}
+    for name, seed, num, points in (("a", 0, 256, 25), ("b", 0, 256, 30), ("c", 1, 256, 25), ("d", 0, 16, 25)):
+        log_snr = np.linspace(13, -9, points)
+        rows = {key: (1 / (1 + np.exp(-log_snr))).tolist() for key in ("train", "test")}
+        folder = made(tmp_path / name, config=config | {"seed": seed})
+        numbers = {"log_snr": log_snr.tolist(), **rows, "examples": {"train": num, "test": num}}
+        write_json(folder / "loss_by_log_snr.json", numbers)
+    for other in "bcd":
+        curve, apart = pictures.loss_by_log_snr(opened(tmp_path / "a", tmp_path / other))
+        assert curve.svg and bool(apart.svg) == (other == "b")
+        assert apart.svg or apart.about.endswith("not of the same examples with the same noise.")
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def losses_differ(runs: Sequence[Run]) -> str:
     names = sorted({name for rows in kept for name in rows})
     apart = [name for name in names if any(rows.get(name) != kept[0].get(name) for rows in kept)]
     if apart:
-        return f"{apart[0]} differs" + (f", and {len(apart) - 1} more settings" if apart[1:] else "")
+        return f"{apart[0]} differs" + (f", and {len(apart) - 1} more" if apart[1:] else "")
     if any(run.about["data"] != runs[0].about["data"] for run in runs):
         return "their data differ"
     return ""

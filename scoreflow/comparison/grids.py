@@ -18,11 +18,11 @@ from scoreflow.runs import report
 Opener = Callable[[Path], Experiment]
 """The experiment of the run in a folder; raises UserError where it cannot be had."""
 
-NUM = 36
+NUM = 16
 """Samples that are drawn of each run."""
 
 _POINTS = 500  # in the plane
-_COLUMNS = 6
+_COLUMNS = 4
 _WIDTH = 320  # pixels of a grid, at least
 _SECONDS = 12.0  # in which all grids are begun
 _MOST = 3_000_000  # parameters of a network whose sampler is compiled in that time
@@ -77,9 +77,14 @@ def side_by_side(runs: Sequence[Run], open_run: Opener | None, warn: Warn) -> Gr
     """
     pictures = [own_picture(run) for run in runs]
     same_version = all(run.about["versions"] == runs[0].about["versions"] for run in runs)
-    if all(pictures) and same_version and same_noise(runs, _PLACES):
-        grids = [_own(run, picture, warn) for run, picture in zip(runs, pictures)]
+    as_they_are = same_version and same_noise(runs, _PLACES)
+    if all(pictures) and (as_they_are or not same_noise(runs)):
         about = "Pictures that training wrote. The same place in each of them begins with the same noise."
+        if not as_they_are:
+            about = (
+                "Pictures that training wrote, from noise of their own: shapes or distributions of the noise differ."
+            )
+        grids = [_own(run, picture, warn) for run, picture in zip(runs, pictures)]
         return Grids(grids, about if len(runs) > 1 else "The picture that training wrote last.")
     began, out, drawn = time.monotonic(), [], []
     for run, picture in zip(runs, pictures):
@@ -94,7 +99,7 @@ def side_by_side(runs: Sequence[Run], open_run: Opener | None, warn: Warn) -> Gr
         out.append(grid or _own(run, picture, warn, f"not from the same noise, since none are drawn: {words}"))
     about = "Drawn now, each by the run's own sampler. The same place in each picture begins with the same noise."
     if not same_noise(drawn):
-        about = "Drawn now, each by the run's own sampler, and from noise of its own: shapes or distributions differ."
+        about = "Drawn now by the run's own samplers, from noise of their own: shapes or distributions of it differ."
     return Grids(out, about if len(drawn) > 1 else "")
 
 
@@ -137,7 +142,7 @@ def samples(experiment: Experiment, folder: Path, num: int) -> tuple[int, draw.D
     shape and whose terminal distribution is the same, up to its scale.
     """
     step, _, params = load_newest(experiment, folder)
-    return step, draw.make_draw(experiment, num)(params, jax.random.key(0), num)
+    return step, draw.make_draw(experiment, num, once=True)(params, jax.random.key(0), num)
 
 
 def sampled(run: Run, experiment: Experiment, i: int) -> Grid:

@@ -146,7 +146,7 @@ def seconds(run: Run, step: int) -> float | None:
 
 def operations(run: Run, step: int) -> float | None:
     """Operations of training up to a step, in XLA's count; None where they were not counted."""
-    return None if run.cost.operations is None else run.cost.operations * step
+    return 0.0 if step == 0 else None if run.cost.operations is None else run.cost.operations * step
 
 
 AXES: dict[str, Callable[[Run, int], float | None]] = {

@@ -9,6 +9,7 @@ from scoreflow.comparison.pairs import Pair, with_examples
 from scoreflow.comparison.read import Run
 from scoreflow.comparison.tables import SURE, words
 from scoreflow.finish import command
+from scoreflow.runs.cost import UNKNOWN
 
 _SENTENCES = 2  # about pairs
 
@@ -17,6 +18,8 @@ def state(run: Run) -> str:
     """How far a run is."""
     if run.step is None:
         return "in training, no step yet" if run.training else "nothing recorded yet"
+    if run.settings.get("training.steps") == 0:
+        return "fitted, without training steps"
     return f"in training, at step {run.step:,}" if run.training else f"trained to step {run.step:,}"
 
 
@@ -110,7 +113,7 @@ def gaps(runs: Sequence[Run], rows: Sequence[Quantity]) -> list[tuple[str, str]]
         (lacks("bound"), "measured the bound of the SDE", "--mode=eval --config.eval.bound_times=100"),
         (lacks("frechet"), "measured samples", "--mode=eval --config.eval.num_samples=1500"),
         (unpaired, "kept densities by example, by which runs are paired", "--mode=eval"),
-        ([run for run in runs if run.cost.operations is None], "recorded what a step costs", "--mode=train"),
+        ([run for run in runs if run.cost == UNKNOWN], "recorded what a step costs", "--mode=train"),
         (
             [run for run in runs if not (run.curves or run.training)],
             "recorded the loss by log-SNR, as the end of training does",

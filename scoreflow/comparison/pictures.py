@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 from scoreflow.comparison.budgets import losses_differ, validations
 from scoreflow.comparison.measures import AXES, UNITS, Value, measured, newest
@@ -98,7 +99,7 @@ def _errorbars(points: Mapping[int, list], xlabel: str, ylabel: str) -> Callable
         if min(every) > 0 and max(every) / min(every) > _LOGARITHMIC:
             axes.set_xscale("log")
         else:
-            axes.set_xlim(0, 1.08 * max(every))
+            axes.set_xlim(-0.03 * max(every), 1.08 * max(every))
         if max(every) > _LARGE:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel=xlabel, ylabel=ylabel.replace("$", r"\$"))  # no formula begins in the name of a file
@@ -108,40 +109,52 @@ def _errorbars(points: Mapping[int, list], xlabel: str, ylabel: str) -> Callable
 
 def loss_by_log_snr(runs: Sequence[Run]) -> list[Plot]:
     """The noise-prediction error that each run has where its training ended, and how it differs from that of one."""
-    title, known = "Loss by log-SNR", [i for i, run in enumerate(runs) if run.curves]
-    if not known:
+    title = "Loss by log-SNR"
+    curves = {i: run.curves for i, run in enumerate(runs) if run.curves is not None}
+    if not curves:
         about = "No run holds the loss by log-SNR; training writes it where it ends, with training.pictures = True."
         return [Plot(title, about)]
-    xlabel = "log-SNR (data left, noise right)"
+    xlabel, about = "log-SNR (data left, noise right)", "Solid: test data; dotted: training data."
 
     def draw(axes):
-        for i, run in enumerate(runs):
-            for name, line in (("test", "-"), ("train", ":")) if run.curves else ():
-                axes.plot(run.curves["log_snr"], run.curves[name], line, color=style(i)["color"], linewidth=1.8)
+        for i, each in curves.items():
+            for y, line in ((each.test, "-"), (each.train, ":")):
+                axes.plot(each.log_snr, y, line, color=style(i)["color"], linewidth=1.8)
         axes.invert_xaxis()
         axes.set(xlabel=xlabel, ylabel="noise error per dimension", ylim=(0, None))
 
+    out = [Plot(title, about, svg(draw, title))]
+    first, *others = curves
+    title = f"Loss by log-SNR, less that of {runs[first].name}"
+    same = [i for i in others if _same_examples(runs[i], runs[first])]
+    if others and not same:
+        words = "is left out: the curves are not of the same examples with the same noise"
+        return [*out, Plot(title, f"The difference of the losses by log-SNR {words}.")]
+
     def draw_apart(axes):
-        first = runs[known[0]].curves
-        for i in known[1:]:
-            curves, order = runs[i].curves, np.argsort(first["log_snr"])
-            x = np.array(first["log_snr"])[order]
-            inside = (x >= min(curves["log_snr"])) & (x <= max(curves["log_snr"]))
+        for i in same:
+            x = curves[i].log_snr
+            x = x[(x >= curves[first].log_snr[0]) & (x <= curves[first].log_snr[-1])]
             for name, line in (("test", "-"), ("train", ":")):
-                rows = np.argsort(curves["log_snr"])
-                ours = np.interp(x, np.array(curves["log_snr"])[rows], np.array(curves[name])[rows])
-                y = (ours - np.array(first[name])[order])[inside]
-                axes.plot(x[inside], y, line, color=style(i)["color"], linewidth=1.8)
-        axes.axhline(0.0, color=style(known[0])["color"], linewidth=1.2)
+                ours, theirs = (CubicSpline(each.log_snr, getattr(each, name)) for each in (curves[i], curves[first]))
+                axes.plot(x, ours(x) - theirs(x), line, color=style(i)["color"], linewidth=1.8)
+        axes.axhline(0.0, color=style(first)["color"], linewidth=1.2)
         axes.invert_xaxis()
         axes.set(xlabel=xlabel, ylabel="difference of the noise error")
 
-    about = "Solid: test data; dotted: training data."
-    out = [Plot(title, about, svg(draw, title))]
-    if known[1:]:
-        title = f"Loss by log-SNR, less that of {runs[known[0]].name}"
-        out.append(Plot(title, f"{about} Below 0 is better.", svg(draw_apart, "Loss by log-SNR, differences")))
+    if same:
+        about = f"{about} The examples and the noise are the same. Below 0 is better."
+        out.append(Plot(title, about, svg(draw_apart, "Loss by log-SNR, differences")))
     return out
+
+
+def _same_examples(run: Run, other: Run) -> bool:
+    """Whether the curves of two runs are of the same examples with the same noise, and can be put on one scale."""
+    a, b = run.curves, other.curves
+    if a is None or b is None or not a.examples or a.examples != b.examples:
+        return False
+    same = run.settings.get("seed") == other.settings.get("seed") and run.about["data"] == other.about["data"]
+    return same and all(len(each.log_snr) > 3 and (np.diff(each.log_snr) > 0).all() for each in (a, b))
 
 
 def losses(runs: Sequence[Run]) -> Plot:

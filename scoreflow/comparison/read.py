@@ -47,6 +47,21 @@ class Evaluated(NamedTuple):
     when: float
 
 
+class Curves(NamedTuple):
+    """The loss by log-SNR where training ended.
+
+    Attributes:
+      log_snr: increasing, [P].
+      train, test: noise-prediction error per dimension there, [P] each.
+      examples: behind each curve; curves of the same data, seed and number have the same examples and noise.
+    """
+
+    log_snr: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    examples: Json
+
+
 class Run(NamedTuple):
     """What a run's folder says of it.
 
@@ -58,7 +73,7 @@ class Run(NamedTuple):
       training: whether a process trains in the folder now.
       lines: those of `metrics.jsonl`.
       cost: of a training step.
-      curves: `log_snr`, `train` and `test`, the loss by log-SNR at the end of training; empty where it is not kept.
+      curves: the loss by log-SNR at the end of training; None where it is not kept.
       evaluations: from the first step to the last, and of one step from the oldest to the newest.
     """
 
@@ -69,7 +84,7 @@ class Run(NamedTuple):
     training: bool
     lines: list[Json]
     cost: Cost
-    curves: dict[str, list[float]]
+    curves: Curves | None
     evaluations: tuple[Evaluated, ...]
 
     @property
@@ -195,19 +210,20 @@ def _lines(path: Path, warn: Warn) -> list[Json]:
     return out
 
 
-def _curves(path: Path, warn: Warn) -> dict[str, list[float]]:
+def _curves(path: Path, warn: Warn) -> Curves | None:
     content = json_of(path, warn)
-    curves = {name: content.get(name) for name in ("log_snr", "train", "test")}
     if not content:
-        return {}
+        return None
     try:
-        numbers = {name: [float(value) for value in values or ()] for name, values in curves.items()}
-        if not numbers["log_snr"] or len({len(values) for values in numbers.values()}) > 1:
-            raise ValueError("its curves have no points, or not equally many")
-    except (ValueError, TypeError) as error:
+        rows = [np.array(content[name], np.float64) for name in ("log_snr", "train", "test")]
+    except (ValueError, TypeError, KeyError) as error:
         warn(_damaged(path, error))
-        return {}
-    return numbers
+        return None
+    if rows[0].ndim != 1 or not rows[0].size or any(row.shape != rows[0].shape for row in rows):
+        warn(_damaged(path, "its curves have no points, or not equally many"))
+        return None
+    log_snr, train, test = (row[np.argsort(rows[0])] for row in rows)
+    return Curves(log_snr, train, test, content.get("examples") or {})
 
 
 def _evaluations(folder: Path, warn: Warn) -> tuple[Evaluated, ...]:
