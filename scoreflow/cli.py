@@ -6,11 +6,13 @@
     scoreflow --config=my_config.py --mode=show               every setting with its value and meaning
     scoreflow --config=vp_digits --mode=plan                  how many steps which process needs
     scoreflow --config=vp_digits --mode=stats                 features of the training data, for evaluation and others
+    scoreflow --mode=compare --runs=runs/a,runs/b             runs next to each other, as a table and one HTML page
 
 `--config` is a file, or the name of a config that comes with the package (`vp_digits`, `digits_orders:3`); what follows
 a colon goes to the file's `get_config`. `--workdir` is the folder of the run. Every setting is a flag:
-`--config.section.setting=value`. The exit code is 2 for input that cannot work, 1 for a run that cannot go on, and 130
-after an interruption; the reason is one line.
+`--config.section.setting=value`. `--mode=compare` takes `--runs` instead: folders of runs with commas between them, or
+one folder that holds runs. The exit code is 2 for input that cannot work, 1 for a run that cannot go on, and 130 after
+an interruption; the reason is one line.
 """
 
 import importlib.util
@@ -29,9 +31,24 @@ from absl import app, flags, logging
 
 _CONFIG = flags.DEFINE_string("config", None, "The experiment: a file, or the name of a shipped config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plan", "stats", "show"], "What to do.")
+_MODES = ["train", "eval", "sample", "plan", "stats", "show", "compare"]
+_MODE = flags.DEFINE_enum("mode", "train", _MODES, "What to do.")
+_RUNS = flags.DEFINE_string("runs", None, "For --mode=compare: folders of runs, or one folder that holds runs.")
 _SETTING = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
+COMMON = """
+The settings that are changed most often, each with an example:
+
+    --config.seed=1                                  another seed, also for a copy of a run in another --workdir
+    --config.data.name=folder --config.data.path=~/photos --config.data.image_size=32      your own images
+    --config.process.name=edm                        another forward process; --mode=show lists its settings
+    --config.training.steps=5000                     a longer training, also of a run that has ended
+    --config.training.batch_size=32                  with --config.training.grad_accum=4 where memory is short
+    --config.sampler.name=heun --config.sampling.steps=20 --config.sampling.num=64         other samples
+    --config.sampling.label=3                        one class, where the network knows classes
+    --config.eval.num_test=100 --config.eval.num_samples=0                                 a quick likelihood
+    --config.eval.features=classifier                the features of the Frechet distance, precision and recall
+"""
 _SMALLER = "a smaller batch, more training.grad_accum or a smaller model may fit"
 
 _overrides: dict[str, str] = {}
@@ -73,7 +90,14 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(rest)
         if len(rest) > 1:
             raise ValueError(f"{rest[1]} is not a flag; settings are given as --config.section.key=value")
-        if not (_CONFIG.value or _WORKDIR.value):
+        if _MODE.value == "compare":
+            if _RUNS.value is None:
+                raise ValueError("--runs is missing; --mode=compare takes --runs=runs/a,runs/b or a folder of runs")
+            if _CONFIG.value or settings:
+                raise ValueError("--mode=compare takes --runs, and no --config: runs are shown with their own settings")
+        elif _RUNS.value is not None:
+            raise ValueError(f"--runs goes with --mode=compare, not with --mode={_MODE.value}")
+        elif not (_CONFIG.value or _WORKDIR.value):
             raise ValueError("--config is missing; try --config=configs/vp_digits.py, or --config=vp_digits")
         return rest
     except (flags.Error, ValueError) as error:
@@ -210,6 +234,34 @@ def _config(mode: str) -> tuple[str, Path, Any]:
     return workdir.stored_name(folder), folder, config
 
 
+def _complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by dotted name, those that it leaves out at their defaults; without unknown ones."""
+    from scoreflow import configure
+    from scoreflow.runs import workdir
+
+    return workdir.flatten(configure.of_run(stored)[0].to_dict())
+
+
+def _open(folder: Path) -> Any:
+    """The experiment of the run in a folder."""
+    from scoreflow import configure
+    from scoreflow.runs import workdir
+
+    config, _ = configure.of_run(workdir.stored_settings(folder))
+    return configure.experiment(config, workdir.stored_name(folder))
+
+
+def _compare() -> None:
+    """`--mode=compare`, whose runs have settings of their own."""
+    from scoreflow import compare
+    from scoreflow.comparison import read
+    from scoreflow.runs import files
+
+    folders = read.folders(_RUNS.value or "")
+    given = files.local(_WORKDIR.value, "--workdir") if _WORKDIR.value else None
+    compare.compare(folders, compare.place(folders, given), complete=_complete, open_run=_open)
+
+
 def _way_on(mode: str, folder: Path | None) -> str:
     """What the same command would do after it was interrupted."""
     from scoreflow.runs import checkpoint, workdir
@@ -236,6 +288,9 @@ def _main(_: list[str]) -> None:
     try:
         if mode == "show":
             _show(configure.check(_config(mode)[2]))
+            return
+        if mode == "compare":
+            _compare()
             return
         parallel.initialize()
         name, folder, config = _config(mode)
@@ -273,7 +328,7 @@ def _main(_: list[str]) -> None:
 
 def run(doc: str | None = None) -> None:
     """Parses the command line and runs a mode; `doc` is what --help begins with."""
-    sys.modules["__main__"].__doc__ = doc or __doc__
+    sys.modules["__main__"].__doc__ = (doc or __doc__ or "") + COMMON
     app.run(_main, flags_parser=_parse)
 
 

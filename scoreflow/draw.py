@@ -36,19 +36,19 @@ def initial_noise(experiment: Experiment, params: Params, keys: Key) -> jax.Arra
     return jax.vmap(lambda key: terminal.sample(key, (1, *experiment.space.shape))[0])(keys)
 
 
-def over_devices(experiment: Experiment, run: Callable) -> Callable:
+def over_devices(experiment: Experiment, run: Callable, *, once: bool = False) -> Callable:
     """Compiles run(params, ...), whose other arguments have a leading axis B, for the experiment's sampler."""
     if experiment.sampler.data_dependent:
         return parallel.map_devices(run, broadcast=(0,))
-    return parallel.jit(run)
+    return parallel.jit(run, once=once)
 
 
-def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Callable[..., Drawn]:
+def make_draw(experiment: Experiment, batch_size: int, label: int = -1, *, once: bool = False) -> Callable[..., Drawn]:
     """Compiles draw(params, key, n, partial=NONE) -> Drawn, in batches of `batch_size` over all devices.
 
     Sample i is a function of (params, key, i): the same in batches of any size, on any number of devices, which share
     the least number from `batch_size` on that they divide. Batches that are among the partial results are not drawn
-    again. Samples that are not finite are named and left out.
+    again. Samples that are not finite are named and left out. With `once`, a short compilation matters more than speed.
     """
     parallel.check_batch(batch_size, experiment.space.shape, "sampling.batch_size")
     size = parallel.rounded_up(batch_size)
@@ -66,7 +66,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1) -> Calla
         return jax.vmap(decode)(keys_decode, result.x), result.nfe, finite
 
     start = parallel.jit(start, out_shardings=parallel.split())
-    run = over_devices(experiment, run)
+    run = over_devices(experiment, run, once=once)
 
     def batch(params, key, i):
         cond = labels(experiment, size, i, label)

@@ -1,11 +1,13 @@
 """Evaluation: a loop over evaluators, each with its standard errors and its cost."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from scoreflow import draw
-from scoreflow.data import DataError, Dataset, describe, digest
+from scoreflow.data import DataError, Dataset, describe, digest, fingerprints
 from scoreflow.data import foreign as foreign_samples
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluators.context import Context, EvalOptions, Evaluators, Results, Table, context
@@ -54,6 +56,7 @@ def measure(context: Context, evaluators: Evaluators, only: Collection[str] = ()
     """Runs evaluators, all of them or `only` those named, and merges what they found by section."""
     metrics: dict[str, Any] = {}
     tables: list[Table] = []
+    examples: dict[str, np.ndarray] = {}
     for name, evaluator in evaluators.items():
         if only and name not in only:
             continue
@@ -63,11 +66,12 @@ def measure(context: Context, evaluators: Evaluators, only: Collection[str] = ()
             merge = isinstance(values, dict) and isinstance(metrics.get(section), dict)
             metrics[section] = metrics[section] | values if merge else values
         tables.extend(results.tables)
-    return Results(metrics, tuple(tables))
+        examples |= results.examples
+    return Results(metrics, tuple(tables), examples)
 
 
 def evaluate(experiment: Experiment, evaluation: Evaluation, folder: Path) -> dict[str, Any]:
-    """Scores a checkpoint, prints tables and writes `eval/<step>/metrics.json`.
+    """Scores a checkpoint, prints tables and writes `eval/<step>/metrics.json` and `examples.npz`.
 
     Where that folder has an evaluation with other settings, another is made with a further number; its `eval.json` says
     how it was made. Finished batches lie in `partial` there until it ends: after a kill, the same command goes on from
@@ -94,10 +98,26 @@ def evaluate(experiment: Experiment, evaluation: Evaluation, folder: Path) -> di
         partial = PartialResults(out / "partial" / fingerprint)
         results = measure(evaluation.context(experiment, params, out, partial), evaluation.evaluators)
         metrics = {"step": step, **results.metrics}
+        if results.examples:
+            _keep_examples(out / "examples.npz", experiment.data, results.examples)
         report.write_json(out / "metrics.json", plain(metrics))
         partial.forget()
     _print(f"{experiment.name}, step {step} (mean +- standard error)", results.tables, out)
     return metrics
+
+
+def _keep_examples(path: Path, data: Dataset, examples: Mapping[str, np.ndarray]) -> None:
+    """Writes a number for each test example that was scored, so that two runs can be compared example by example.
+
+    The arrays are `index`, the example's row in the test split; `fingerprint`, a number that depends on its content;
+    `bits_per_dim` or `nats`, the mean over draws; and `bound`, where it is measured.
+    """
+    if parallel.is_main():
+        count = len(next(iter(examples.values())))
+        content: dict[str, Any] = {"index": np.arange(count), "fingerprint": fingerprints(data.test.x[:count])}
+        content |= examples
+        with files.replacing(path) as scratch:
+            np.savez(scratch, **content)
 
 
 def evaluate_samples(data: Dataset, evaluation: Evaluation, folder: Path) -> dict[str, Any]:

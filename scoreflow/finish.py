@@ -73,8 +73,7 @@ class Pictures:
         num = self.num if one == 0.0 else int(min(self.num, budget / one))
         written = self._at_most(params, step, num, one)
         if self.experiment.model.network.apply is not None and LEAST * evaluation <= budget:
-            written.append(self.folder / "loss_by_log_snr.png")
-            report.plot_noise_error(written[-1], *error_curve(self.experiment, params, seconds=budget))
+            written.append(self._loss_by_log_snr(params, step, budget))
         if draw.num_paths(self.experiment) * one <= budget:
             path = self.folder / "trajectory.png"
             if draw.write_trajectory(self.experiment, params, path, self.experiment.key(SAMPLE)):
@@ -83,6 +82,16 @@ class Pictures:
             written.append(self.folder / "loss.png")
             report.plot_loss(written[-1], records)
         return written
+
+    def _loss_by_log_snr(self, params: Params, step: int, seconds: float) -> Path:
+        """Writes the curves as numbers, for comparisons, and as a picture, whose path is returned."""
+        measured = error_curve(self.experiment, params, seconds=seconds)
+        path = self.folder / "loss_by_log_snr.png"
+        rows = {"log_snr": measured.log_snr, **measured.curves}
+        numbers = {name: np.asarray(values, float).tolist() for name, values in rows.items()}
+        report.write_json(path.with_suffix(".json"), {"step": step, "examples": measured.examples, **numbers})
+        report.plot_noise_error(path, measured.log_snr, measured.curves)
+        return path
 
     def _at_most(self, params: Params, step: int, num: int, seconds: float) -> list[Path]:
         """The grid of `num` samples, where there is time for any and they do not replace a larger one."""

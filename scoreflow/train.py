@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from scoreflow.finish import Pictures, end
 from scoreflow.models import LATENT, count_params
 from scoreflow.objectives.protocols import Objective
 from scoreflow.optimizers import optimizer as default_optimizer
-from scoreflow.runs import checkpoint, lock, parallel, report, workdir
+from scoreflow.runs import checkpoint, cost, lock, parallel, report, workdir
 from scoreflow.runs.best import Best
 from scoreflow.runs.errors import UserError
 from scoreflow.runs.log import Log
@@ -167,7 +167,7 @@ def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params
         state = fit_groups(experiment, state)
     else:  # copied twice, since a dispatch reuses the memory of its state
         state = state._replace(params=jax.tree.map(jnp.copy, params), ema_params=jax.tree.map(jnp.copy, params))
-    dispatch, skipped = dispatcher(experiment, options), 0
+    dispatch, skipped = Dispatcher(experiment, options), 0
     for first, batch in batches_of(experiment, options, 0):
         state, metrics = dispatch(state, batch)
         skipped = check_finite(parallel.gather(metrics), first, allowed=options.skip, before=skipped)
@@ -206,29 +206,51 @@ def batches_of(experiment: Experiment, options: TrainOptions, start: int) -> Ite
         step += size
 
 
-def dispatcher(
-    experiment: Experiment,
-    options: TrainOptions,
-    layout: object = None,
-    say: Callable[[str], None] = lambda words: None,
-) -> Callable:
+class Dispatcher:
     """(state, batches of one dispatch) -> (state, metrics), compiled for every number of steps that comes.
 
-    The memory of the first is told to `say`.
+    Args:
+      experiment, options, layout: as for `dispatch_of`.
+      say: is told the memory of the first program.
     """
-    compiled: dict[int, Callable] = {}
 
-    def dispatch(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        if (size := len(batch["x"])) not in compiled:
-            if not compiled:
-                say("compiling the training step")
-            fn = dispatch_of(experiment, options._replace(steps_per_dispatch=size), layout)
-            compiled[size], memory = parallel.compile_for(fn, state, batch)
-            if len(compiled) == 1:
-                say(f"memory of each device: {memory}")
-        return compiled[size](state, batch)
+    def __init__(
+        self,
+        experiment: Experiment,
+        options: TrainOptions,
+        layout: object = None,
+        say: Callable[[str], None] = lambda words: None,
+    ):
+        self._of = lambda **changes: dispatch_of(experiment, options._replace(**changes), layout)
+        self._accumulates, self._say = options.grad_accum > 1, say
+        self._functions: dict[int, Any] = {}
+        self._compiled: dict[int, Callable] = {}
+        self.memory: parallel.Memory | None = None  # of the first program
 
-    return dispatch
+    def _function(self, size: int) -> Any:
+        if size not in self._functions:
+            self._functions[size] = self._of(steps_per_dispatch=size)
+        return self._functions[size]
+
+    def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        if (size := len(batch["x"])) not in self._compiled:
+            if self.memory is None:
+                self._say("compiling the training step")
+            self._compiled[size], memory = parallel.compile_for(self._function(size), state, batch)
+            if self.memory is None:
+                self.memory = memory
+                self._say(f"memory of each device: {memory}")
+        return self._compiled[size](state, batch)
+
+    def operations(self, state: TrainState, batch: dict) -> float | None:
+        """Of one step on a whole batch, in XLA's count; None where the platform does not count. Takes no step.
+
+        XLA counts a loop as one pass, so that several steps in a dispatch count as one. Microbatches would, too.
+        """
+        if not self._accumulates:
+            return parallel.operations(self._function(len(batch["x"])), state, batch)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
+        return parallel.operations(self._of(steps_per_dispatch=1, grad_accum=1), state, one)
 
 
 def _due(interval: int, first: int, step: int, last: int) -> bool:
@@ -265,7 +287,7 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
     _announce(experiment, options, folder, state, start, fresh)
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
-    dispatch = dispatcher(experiment, options, layout, report.say)
+    dispatch = Dispatcher(experiment, options, layout, report.say)
     validate, measures = validator(experiment, options), _measures(experiment, options)
     best = Best(folder, options.best, start, {k: getattr(m, "depends_on", {}) for k, m in measures.items()})
     log = Log(folder, start)  # whose files are there from the first step on, so that a failed start leaves nothing
@@ -283,8 +305,8 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
         skipped = check_finite(metrics, first, checkpoints, allowed=options.skip, before=skipped)
         if first == start:
             report.say(f"first step after {time.monotonic() - began:.1f} s")
-            log.open()
-            _record(experiment, options, folder, fresh)
+            _record(experiment, options, log, fresh)
+            _record_cost(folder, dispatch, state, batch)
         if _due(options.log_every, first, step, steps):
             meter.write(step)
         if _due(options.validate_every, first, step, steps):
@@ -299,8 +321,8 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
             pictures.samples(state.ema_params, step)
 
     if start >= steps:
-        log.open()
-        _record(experiment, options, folder, fresh)
+        _record(experiment, options, log, fresh)
+        _record_cost(folder, dispatch, state, next(batches_of(experiment, options, 0), (0, None))[1])
     if steps == 0 and fresh:  # all there was to learn was fitted
         checkpoint.save(checkpoints, 0, state, keep=options.keep)
 
@@ -328,11 +350,24 @@ def _announce(
         report.say(f"step {start} is there already" + ("; raise training.steps to train on" if options.steps else ""))
 
 
-def _record(experiment: Experiment, options: TrainOptions, folder: Path, fresh: bool) -> None:
-    """Writes what is kept of the settings and the data, once there is something to keep."""
-    if fresh and options.pictures and draw.write_examples(experiment, folder / "data.png"):
-        report.say(f"data: some of them are in {folder / 'data.png'}")
-    workdir.record(folder, experiment.config, name=experiment.name, data=data.describe(experiment.data))
+def _record(experiment: Experiment, options: TrainOptions, log: Log, fresh: bool) -> None:
+    """Opens the log, and writes what is kept of the settings and the data, once there is something to keep."""
+    log.open()
+    if fresh and options.pictures and draw.write_examples(experiment, log.workdir / "data.png"):
+        report.say(f"data: some of them are in {log.workdir / 'data.png'}")
+    workdir.record(log.workdir, experiment.config, name=experiment.name, data=data.describe(experiment.data))
+
+
+def _record_cost(folder: Path, dispatch: Dispatcher, state: TrainState, batch: dict | None) -> None:
+    """Writes what a step on such a batch costs, unless nothing was compiled and it is known from before.
+
+    Runs of older versions do not know it. Without a batch there are no steps.
+    """
+    if dispatch.memory is None and cost.path(folder).is_file():
+        return
+    operations = None if batch is None else dispatch.operations(state, batch)
+    memory = None if dispatch.memory is None else sum(dispatch.memory)
+    cost.write(folder, cost.Cost(count_params(state.params), operations, memory))
 
 
 def _measures(experiment: Experiment, options: TrainOptions) -> dict[str, Measure]:

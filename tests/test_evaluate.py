@@ -200,12 +200,12 @@ def test_the_verdict_on_the_solver_counts_what_is_not_known_of_it(error, words):
 def test_noise_error_over_log_snr_is_rho(gaussian):
     """With the exact score the error at every log-SNR is the mean over dimensions of rho (`objectives.dsm`)."""
     experiment, _ = gaussian
-    log_snr, curves = error_curve(experiment, None, num=4000, log_snr_points=6)
+    log_snr, curves, examples = error_curve(experiment, None, num=4000, log_snr_points=6)
     snr = np.exp(log_snr)[:, None]
     rho = (snr * STD**2 / (snr * STD**2 + 1)).mean(1)
     # a sum of two chi-squares of one degree, each halved: relative deviation at most sqrt(2 / n)
     np.testing.assert_allclose(curves["train"], rho, rtol=5 * np.sqrt(2 / 4000))
-    assert jax.device_count() == 4
+    assert examples == {"train": 4000, "test": 1008} and jax.device_count() == 4  # in chunks of 16; there are 1000
 
 
 def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, capsys):

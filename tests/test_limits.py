@@ -83,7 +83,7 @@ def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch, capsys, kind):
     def fail(*_):
         raise errors[kind]
 
-    monkeypatch.setattr(train, "dispatcher", lambda *_: fail)
+    monkeypatch.setattr(train, "Dispatcher", lambda *_: fail)
     monkeypatch.setattr(cli, "_config", lambda mode: ("tiny", tmp_path / "run", configure.resolve(tiny.digits())))
     if not cli.flags.FLAGS.is_parsed():
         cli.flags.FLAGS(["scoreflow"])

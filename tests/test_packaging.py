@@ -49,7 +49,7 @@ def test_the_wheel_has_every_module_every_config_and_the_command(wheel):
     modules = {str(path.relative_to(tiny.ROOT)) for path in (tiny.ROOT / "scoreflow").rglob("*.py")}
     configs = {f"scoreflow/configs/{path.name}" for path in (tiny.ROOT / "configs").glob("*.py")}
     shipped = {name for name in names if ".dist-info/" not in name}
-    assert shipped == modules | configs | {"scoreflow/py.typed"}
+    assert shipped == modules | configs | {"scoreflow/py.typed", "scoreflow/comparison/page.html"}
     (entry_points,) = unpacked.glob("scoreflow-*.dist-info/entry_points.txt")
     assert re.search(r"^\[console_scripts\]\nscoreflow = scoreflow\.cli:command$", entry_points.read_text(), re.M)
 

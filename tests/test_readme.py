@@ -45,8 +45,12 @@ def test_every_command_is_understood(page, command, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     rest, overrides = cli.take_settings(shlex.split(command))
     said = dict(re.fullmatch(r"--(\w+)=(.*)", word).groups() for word in rest)
-    assert said.keys() <= {"config", "mode", "workdir"}
+    assert said.keys() <= {"config", "mode", "workdir", "runs"}
     assert said.get("mode", "train") in flags.FLAGS["mode"].parser.enum_values
+    assert ("runs" in said) == (said.get("mode") == "compare")
+    if "runs" in said:
+        assert not overrides and "config" not in said
+        return
     assert "config" in said or said["mode"] in ("eval", "sample")  # of a run, which has its settings
     configure.check(configure.resolve(cli.load_config(said.get("config", "vp_digits")), overrides))
 

@@ -43,10 +43,12 @@ def bound(context: Context, *, bound_times: CountOrZero = 0) -> Results | None:
         f"bound_{name}": float(np.mean(getattr(estimates, name)) / context.scale)
         for name in ("prior", "diffusion", "offset")
     }
-    metrics = {"bound": mean_estimate(context.in_unit(-estimates.total, data.log_q)), **terms}
+    per_example = context.in_unit(-estimates.total, data.log_q)
+    metrics = {"bound": mean_estimate(per_example), **terms}
     if context.experiment.space.latent is not None:
         metrics["bound_cross_entropy"] = mean_estimate(np.asarray(estimates.total, np.float64) / context.scale)
-    return Results({"likelihood": metrics}, (table_of(f"bound of the SDE model, {context.unit}", metrics),))
+    table = table_of(f"bound of the SDE model, {context.unit}", metrics)
+    return Results({"likelihood": metrics}, (table,), {"bound": per_example})
 
 
 def time_density(context: Context, gaussian: Gaussian) -> jax.Array:

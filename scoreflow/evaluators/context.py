@@ -89,10 +89,13 @@ class Results(NamedTuple):
     Attributes:
       metrics: for `metrics.json`, by section: {section: {name: Estimate, number or list}}.
       tables: what is printed.
+      examples: for `examples.npz`, by name: a number for each of the test examples that are scored, [N] float64; NaN
+        where there is none.
     """
 
     metrics: dict[str, Any]
     tables: tuple[Table, ...] = ()
+    examples: Mapping[str, np.ndarray] = {}
 
 
 class Examples(NamedTuple):

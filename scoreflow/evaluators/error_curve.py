@@ -1,6 +1,7 @@
 """Noise-prediction error over log-SNR, on training and on test data: what the loss curve averages away."""
 
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,20 @@ LEAST = 2 * _CHUNK * _POINTS
 """Evaluations of the network for the shortest curve that there is: one chunk of each split at all points."""
 
 
+class ErrorCurve(NamedTuple):
+    """Noise-prediction error.
+
+    Attributes:
+      log_snr: from data to noise, [P].
+      curves: error per dimension of `train` and `test` there, [P] each.
+      examples: behind each of the curves. Of the same data, seed and number they have the same examples and noise.
+    """
+
+    log_snr: np.ndarray
+    curves: dict[str, np.ndarray]
+    examples: dict[str, int]
+
+
 def error_curve(
     experiment: Experiment,
     params: Params,
@@ -24,7 +39,7 @@ def error_curve(
     num: int = 256,
     log_snr_points: int = _POINTS,
     seconds: float = float("inf"),
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+) -> ErrorCurve:
     """Noise-prediction error per dimension at evenly spaced log-SNR.
 
     Args:
@@ -33,9 +48,6 @@ def error_curve(
       num: examples of each split.
       log_snr_points: number of log-SNR.
       seconds: after which no further examples are begun; at least 16 of each split are used.
-
-    Returns:
-      log_snr [P] and {"train": [P], "test": [P]}.
     """
     model, process = experiment.model, experiment.model.process
     ends = process.log_snr(jnp.asarray([model.t_min, process.horizon]))
@@ -66,4 +78,5 @@ def error_curve(
             label = None if split.label is None else split.label[rows]
             key = jax.random.fold_in(experiment.key(EVALUATE), i)
             curves[name].append(np.asarray(curve(params, key, np.asarray(split.x[rows]), label)))
-    return np.asarray(log_snr), {name: np.mean(rows, axis=0) for name, rows in curves.items()}
+    means = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
+    return ErrorCurve(np.asarray(log_snr), means, {name: _CHUNK * len(rows) for name, rows in curves.items()})

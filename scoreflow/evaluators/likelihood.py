@@ -67,7 +67,8 @@ def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Res
         report.warn(given_up)
         verdict = given_up if failed == context.num_test else verdict
     notes = (verdict,) if context.model is context.experiment.model else (verdict, _PRECISE)
-    return Results({"likelihood": metrics}, (table_of("", metrics, *notes),))
+    examples = {name: np.where(ok, per_example, np.nan)}
+    return Results({"likelihood": metrics}, (table_of("", metrics, *notes),), examples)
 
 
 def _solver_error(context: Context, solver: LogDensity, scores: np.ndarray, check: int) -> Estimate:

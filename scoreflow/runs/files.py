@@ -84,7 +84,7 @@ def save_npy(path: Path, x: np.ndarray) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text whole, and to the disk before it gets its name."""
-    with replacing(path) as scratch, open(scratch, "w") as file:
+    with replacing(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -18,7 +18,7 @@ class Log:
     """
 
     def __init__(self, workdir: Path, step: int):
-        self._workdir, self._step = workdir, step
+        self.workdir, self._step = workdir, step
         self._file: TextIO | None = None
         self._events: _Events | None = None
 
@@ -26,8 +26,8 @@ class Log:
         """Opens the files, in one process, unless they are open."""
         if self._file is not None or not parallel.is_main():
             return
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        path, step = self._workdir / "metrics.jsonl", self._step
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        path, step = self.workdir / "metrics.jsonl", self._step
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -38,7 +38,7 @@ class Log:
                     continue  # cut short by a kill
         files.write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a")
-        self._events = _Events(self._workdir / "tensorboard", purge_step=step + 1)
+        self._events = _Events(self.workdir / "tensorboard", purge_step=step + 1)
 
     def scalars(self, step: int, **values: float) -> None:
         """Writes named numbers of a step."""

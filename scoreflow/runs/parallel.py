@@ -357,6 +357,15 @@ def compile_for(fn: Any, *args) -> tuple[Callable, Memory]:
     return compiled, Memory(analysis.argument_size_in_bytes, work)
 
 
+def operations(fn: Any, *args) -> float | None:
+    """Operations of a function that `jit` returned for arguments like these, in XLA's count; nothing is run.
+
+    Of all devices together, with one pass of every loop; None where the platform does not count.
+    """
+    analysis = fn.lower(*args).cost_analysis() or {}
+    return analysis.get("flops")
+
+
 def peak_memory() -> int | None:
     """The most bytes that were in use on a device of this process; None where the platform does not count them."""
     counts = [device.memory_stats() for device in jax.local_devices()]

@@ -1,0 +1,535 @@
+"""Runs next to each other: differences over the same examples, equal budgets, and what is read of damaged folders."""
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoreflow import cli, compare, configure, evaluate, train
+from scoreflow.comparison import forms, grids, measures, pictures, read, tables
+from scoreflow.comparison.budgets import budgets, losses_differ
+from scoreflow.comparison.contents import compared
+from scoreflow.comparison.pairs import paired, pairs
+from scoreflow.data import fingerprints
+from scoreflow.experiment import INIT
+from scoreflow.metrics import mean_estimate
+from scoreflow.models import count_params
+from scoreflow.runs import cost, lock
+from scoreflow.runs.errors import UserError
+from scoreflow.step import init_state
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def made(folder, *, config=None, lines=(), digest="d0", **evaluations):
+    """The folder of a run as the modes write it; `evaluations` are step_<number>=(bits/dim, Frechet distance) or an
+    array of bits/dim by example."""
+    data = {"train": 90, "test": 30, "shape": [8, 8, 1]} | ({"digest": digest} if digest else {})
+    settings = {"training": {"batch_size": 16}, "data": {"name": "digits"}} if config is None else config
+    versions = {"scoreflow": "0.1.0"}
+    about = {"config": settings, "name": "made", "data": data, "versions": versions, "devices": "1 x cpu in 1 process"}
+    write_json(folder / "config.json", about)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, result in evaluations.items():
+        step = int(name.removeprefix("step_"))
+        bits, frechet = result if isinstance(result, tuple) else (float(np.mean(result)), 3.0)
+        likelihood = {"bits_per_dim": {"value": bits, "stderr": 0.1}, "likelihood_nfe": 16.0, "likelihood_examples": 30}
+        model = {"frechet": {"value": frechet, "stderr": 0.2}, "sample_nfe": 41.0, "samples": 100}
+        samples = {"features": "pixels", "reference": "training data", "model": model, "test_data": {}}
+        where = folder / "eval" / str(step)
+        write_json(where / "metrics.json", {"step": step, "likelihood": likelihood, "samples": samples})
+        write_json(where / "eval.json", {"step": step, "data": data, "settings": {"eval.draws": 5}})
+        if not isinstance(result, tuple):
+            keep(where, result)
+    return folder
+
+
+def keep(where, bits, first=0, seed=0):
+    """Bits/dim of the test examples from `first` on."""
+    index = np.arange(first, first + len(bits))
+    content = np.random.default_rng(seed).integers(0, 2**63, 1000).astype(np.uint64)
+    np.savez(where / "examples.npz", index=index, fingerprint=content[index], bits_per_dim=bits)
+
+
+def opened(*folders, warn=pytest.fail):
+    names = read.names(folders)
+    return [read.read(folder, name, lambda settings: {}, warn) for folder, name in zip(folders, names)]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_error_of_a_paired_difference_is_that_of_the_closed_form():
+    """With x = c + u, y = c + v and orthogonal c, u, v of variances 9, 1, 1, the correlation is 9/10: the variance of
+    x - y is 2, and for independent samples it would be 20, so that pairing divides the error by sqrt(10)."""
+    signs = np.array([[1, 1], [1, -1]])
+    hadamard = np.kron(np.kron(signs, signs), signs)  # orthogonal columns, all but the first of mean 0
+    c, u, v = 3 * hadamard[:, 1], hadamard[:, 2], hadamard[:, 4]
+    difference, stderr, unpaired = paired(2.0 + c + u, 1.75 + c + v)
+    assert difference == pytest.approx(0.25)
+    assert stderr == pytest.approx(np.sqrt(2 * (8 / 7) / 8))  # the sample variance has 7 in the denominator
+    assert unpaired / stderr == pytest.approx(np.sqrt(10))
+
+
+def test_runs_are_paired_over_the_examples_that_both_have(tmp_path):
+    """One scored examples 0 ... 11, the other 4 ... 19, with a solve that failed: there are seven in common."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(2.0, 0.3, 12), rng.normal(2.1, 0.3, 16)
+    second[1] = np.nan  # example 5
+    a, b = made(tmp_path / "a", step_8=first), made(tmp_path / "b", step_8=second)
+    keep(b / "eval" / "8", second, first=4)
+    (pair,), notes = pairs(opened(a, b))
+    both = np.array([4, 6, 7, 8, 9, 10, 11])
+    wanted = mean_estimate(second[both - 4] - first[both])
+    assert (pair.run, pair.other, pair.examples, notes) == (1, 0, 7, [])
+    assert (pair.difference, pair.stderr) == pytest.approx(tuple(wanted))
+
+
+@pytest.mark.parametrize("case", ["digest", "content", "other rows", "not kept"])
+def test_runs_on_other_data_are_not_paired(tmp_path, case):
+    """One line says why; without the digest, as of data that are drawn from a density, the content of examples does."""
+    bits, digest = np.linspace(1, 2, 9), None if case == "content" else "d0"
+    a = made(tmp_path / "a", step_8=bits, digest=digest)
+    b = made(tmp_path / "b", step_8=bits, digest="d1" if case == "digest" else digest)
+    if case in ("content", "other rows"):
+        keep(b / "eval" / "8", bits, first=100 if case == "other rows" else 0, seed=case == "content")
+    if case == "not kept":
+        (b / "eval" / "8" / "examples.npz").unlink()
+    runs = opened(a, b)
+    paired_runs, notes = pairs(runs)
+    words = {
+        "digest": ["a and b are not paired: their data differ (digests d0 and d1)"],
+        "content": ["a and b are not paired: their test examples differ"],
+        "other rows": ["a and b are not paired: they have scored no test example in common"],
+        "not kept": [],
+    }
+    assert paired_runs == [] and notes == words[case]
+    if case == "not kept":
+        (gap, *_) = compared(runs).gaps
+        assert gap[0].startswith("b has not kept densities by example") and gap[1].endswith(f"{b} --mode=eval")
+
+
+def test_what_is_best_counts_the_error_of_the_pair(tmp_path):
+    """Means 2.0 and 2.1 with errors of 0.1 cannot be told apart, and the same examples tell them apart."""
+    shared = np.linspace(-1, 1, 20)
+    runs = opened(made(tmp_path / "a", step_8=2.0 + shared), made(tmp_path / "b", step_8=2.1 + shared))
+    comparison = compared(runs)
+    row = next(row for row in comparison.rows if row.name == "bits_per_dim")
+    assert tables.best_of(row) == [False, False] and tables.best_of(row, comparison.pairs) == [True, False]
+    assert "a has 0.1" in forms.in_terminal(comparison) and "bits/dim less than b" in forms.in_terminal(comparison)
+
+
+# --- cost and budgets -------------------------------------------------------------------------------------------------
+
+
+def test_seconds_follow_from_the_speed_between_lines(tmp_path):
+    """Ten steps of 16 examples at 32 a second take 5 s, ten more at 16 a second take 10 s."""
+    lines = [{"step": step, "loss": 1.0, "examples_per_second": speed} for step, speed in ((10, 32.0), (20, 16.0))]
+    (run,) = opened(made(tmp_path / "a", lines=lines))
+    assert [measures.seconds(run, step) for step in (0, 10, 15, 20, 21)] == pytest.approx([0.0, 5.0, 10.0, 15.0, None])
+
+
+def budget_runs(tmp_path):
+    """A run of 3 operations and 1 s a step, and one of 1 operation and 2 s, evaluated at steps 50, 100 and 200."""
+    evaluations = {"step_50": (3.0, 9.0), "step_100": (2.5, 5.0), "step_200": (2.2, 4.0)}
+    for name, operations, speed in (("a", 3.0, 16.0), ("b", 1.0, 8.0)):
+        lines = [{"step": s, "loss": 1.0, "validation_loss": 0.1 * s, "examples_per_second": speed} for s in (100, 200)]
+        cost.write(made(tmp_path / name, lines=lines, **evaluations), cost.Cost(10, operations, 2**20))
+    return opened(tmp_path / "a", tmp_path / "b")
+
+
+def test_equal_steps_operations_and_seconds_are_three_tables(tmp_path):
+    """Step 200 costs (600, 200) operations, so the first run counts at step 50; and (200, 400) s, so the second counts
+    at step 100. The validation loss is known at steps 100 and 200 alone."""
+    by_axis = {each.axis: each for each in budgets(budget_runs(tmp_path))}
+    assert {axis: each.budget for axis, each in by_axis.items()} == {"steps": 200, "operations": 200, "seconds": 200}
+    values = lambda axis, name: [v.value for v in measures.of(by_axis[axis].rows, name).values]
+    assert [values(axis, "step_evaluated") for axis in by_axis] == [[200, 200], [50, 200], [200, 100]]
+    assert [values(axis, "bits_per_dim") for axis in by_axis] == [[2.2, 2.2], [3.0, 2.2], [2.2, 2.5]]
+    assert [values(axis, "validation_loss") for axis in by_axis] == [[20.0, 20.0], [None, 20.0], [20.0, 10.0]]
+    assert values("operations", "operations_evaluated") == [150, 200]
+
+
+def test_losses_of_other_objectives_are_not_compared(tmp_path):
+    settings = [{"loss": {"name": name}, "training": {"batch_size": 16}} for name in ("first_order", "high_order")]
+    runs = opened(*(made(tmp_path / str(i), config=config) for i, config in enumerate(settings)))
+    assert losses_differ(runs) == "loss.name differs" and losses_differ(runs[:1]) == ""
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps_per_dispatch": 2}, {"grad_accum": 2}], ids=str)
+def test_operations_of_a_step_are_those_of_its_products(changes):
+    """Of a dense network: two for each parameter and example, twice as many for the gradients; the same for several
+    steps in a dispatch, and for microbatches."""
+    config = tiny.digits(training__log_every=2, model={"width": 256, "depth": 2, "dropout": 0.0})
+    experiment = configure.experiment(config, "tiny")
+    options = configure.train_options(config, experiment)._replace(**changes)
+    state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
+    _, batch = next(train.batches_of(experiment, options, 0))
+    operations = train.Dispatcher(experiment, options).operations(state, batch)
+    parameters = count_params(state.params)
+    assert parameters > 200_000 and operations == pytest.approx(6 * parameters * 16, rel=0.25)
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_training_is_shown_as_it_is(tmp_path):
+    """Without an evaluation, and with a line of the log still in writing, which is no damage."""
+    lines = [{"step": 5, "loss": 2.0, "examples_per_second": 16.0}]
+    a = made(tmp_path / "a", lines=lines, step_8=(2.0, 3.0))
+    b = made(tmp_path / "b", lines=lines)
+    with open(b / "metrics.jsonl", "a") as log, lock.held(b, "training"):
+        log.write('{"step": 6, "lo')
+        log.flush()
+        comparison = compare.compare([a, b], tmp_path / "out")
+    assert [run.training for run in comparison.runs] == [False, True] and comparison.runs[1].step == 5
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "in training, at step 5" in page and "b is still training: numbers are those of now." in page
+    what, command = comparison.gaps[0]
+    assert what == "b has not been evaluated" and command.endswith(f"--workdir={b} --mode=eval")
+
+
+def test_runs_of_older_versions_have_todays_names_and_defaults(tmp_path, capsys):
+    """The old one calls its settings otherwise, lacks some, and has one that this version does not know."""
+    digits = configure.resolve(tiny.digits()).to_dict()
+    a = made(tmp_path / "a", config=digits, step_8=(2.0, 3.0))
+    old = json.loads(json.dumps(digits))
+    old["training"]["accumulate"] = old["training"].pop("grad_accum")
+    old["score"]["kind"] = old["score"].pop("prediction")
+    del old["score"]["energy_power"], old["training"]["skip"]
+    old["training"]["forgotten"] = 7
+    b = made(tmp_path / "b", config=old, step_8=(2.0, 3.0))
+    (b / "eval" / "8" / "eval.json").unlink()
+    comparison = compare.compare([a, b], tmp_path / "out", complete=cli._complete)
+    assert comparison.settings.pop("training.forgotten") == [None, 7]
+    assert {name.partition(".")[0] for name in comparison.settings} <= {"eval"}  # which the old one has not kept
+    assert "WARNING" not in capsys.readouterr().err
+
+
+DAMAGE = {
+    "config.json": '{"config": {"mod',
+    "metrics.jsonl": 'half a line\n{"step": 4, "loss": 1.0}\n',
+    "cost.json": "[1]",
+    "loss_by_log_snr.json": '{"log_snr": [1, 2], "train": [1], "test": [1, 2]}',  # not equally many
+    "eval/8/metrics.json": "\x00",
+    "eval/9/eval.json": "{",
+    "eval/9/examples.npz": "PK",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_one_line(tmp_path, capsys, name):
+    bits = np.linspace(1, 2, 9)
+    folder = made(tmp_path / "a", lines=[{"step": 4, "loss": 1.0}], step_8=bits, step_9=bits)
+    (folder / name).write_text(DAMAGE[name])
+    comparison = compare.compare([folder, made(tmp_path / "b", step_8=bits)], tmp_path / "out", complete=cli._complete)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING: ")]
+    assert len(warnings) == 1 and str(folder / name) in warnings[0], warnings
+    assert warnings[0].removeprefix("WARNING: ") in comparison.notes
+    assert [run.step for run in comparison.runs] == [9, 8]
+
+
+def test_settings_that_cannot_be_completed_are_shown_as_they_are(tmp_path, capsys):
+    a = made(tmp_path / "a", config={"process": {"name": "of the future", "speed": 3}})
+    (run,) = compare.compare([a], tmp_path / "out", complete=cli._complete).runs
+    assert run.settings == {"process.name": "of the future", "process.speed": 3}
+    assert "are shown as they are, without defaults" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("", "--runs is empty"),
+        ("none", "--runs: none is no folder"),
+        ("a/config.json", "is a file; give folders of runs"),
+        ("empty", "--runs: empty is no run and holds none"),
+        ("a,b,./a", "--runs: a is given twice"),
+        ("a,.", "--runs: a is given twice"),
+    ],
+)
+def test_wrong_runs_are_one_line(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("a", "b"):
+        made(tmp_path / name)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read.folders(words)
+
+
+def test_runs_are_named_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
+    paths = [made(tmp_path / name) for name in ("x/a", "y/a", "y/b")]
+    assert read.names(paths) == ["x/a", "y/a", "y/b"] and read.names(paths[1:]) == ["a", "b"]
+    assert read.folders(str(tmp_path / "y")) == paths[1:]
+
+
+def test_a_comparison_is_written_next_to_its_runs_and_over_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    a, b = (made(tmp_path / "runs" / name) for name in "ab")
+    assert [str(compare.place(runs, None)) for runs in ([a, b], [a], [a, b])] == [
+        "runs/compare",
+        "runs/compare-2",
+        "runs/compare",
+    ]
+    given = compare.place([a, b], tmp_path / "mine")
+    compare.compare([a, b], given)
+    assert compare.place([a, b], given) == given and "replacing" not in capsys.readouterr().out
+    compare.place([a], given)
+    assert f"replacing the comparison of a, b in {given}" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "compare.md").write_text("of a person")
+    for path, message in ((a, "holds a run"), (tmp_path / "other", "has a compare.md of another origin")):
+        with pytest.raises(UserError, match=message):
+            compare.place([a, b], path)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """The addresses in a page, and the text of its cells by row."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.rows, self.tags, self.cell = [], [], set(), False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.cell = tag in ("td", "th") or (self.cell and tag in ("span", "button", "code"))
+        self.rows += [[]] if tag == "tr" else []
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "srcset", "data")]
+
+    def handle_endtag(self, tag):
+        self.cell = self.cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.cell:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A comparison of runs with odd names, and its page."""
+    shared = np.linspace(-1, 1, 20)
+    names = ("<b>", '$x$ | _y_ & "z"')
+    folders = [made(tmp_path / name, step_8=2.0 + 0.1 * i + shared) for i, name in enumerate(names)]
+    write_json(folders[0] / "loss_by_log_snr.json", {"log_snr": [3, 0, -3], "train": [1, 0.5, 0], "test": [1, 0.6, 0]})
+    comparison = compare.compare(folders, tmp_path / "out")
+    return comparison, tmp_path / "out", Page((tmp_path / "out" / "compare.html").read_text())
+
+
+def test_the_page_asks_nothing_of_a_network_and_escapes_names(page):
+    _, out, parsed = page
+    text = (out / "compare.html").read_text()
+    assert "//" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)  # no address, with a scheme or without one
+    assert all(address.startswith(("data:", "#")) for address in parsed.addresses)
+    assert "b" not in parsed.tags and "&lt;b&gt;" in text and "<b>" not in text
+    assert not re.search(r"<link|@import|url\((?!#)", text) and 'name="viewport"' in text
+    assert text.count("<svg") == 3  # the loss by log-SNR, bits/dim and Frechet distance: no log and no cost is kept
+
+
+def test_tables_markdown_and_json_have_the_same_numbers(page):
+    comparison, out, parsed = page
+    content = json.loads((out / "compare.json").read_text())
+    names = [run["name"] for run in content["runs"]]
+    assert names == ["<b>", '$x$ | _y_ & "z"']
+    by_title = {title: name for name, title in content["titles"].items()}
+    head, *rows = parsed.rows[: 1 + len(names)]
+    lines = (out / "compare.md").read_text().splitlines()
+    for column, title in enumerate(head[1:], 1):
+        values = [run["values"].get(by_title[title], {}) for run in content["runs"]]
+        wanted = [tables.words(measures.Value(value.get("value"), value.get("stderr"))) for value in values]
+        assert [row[column] for row in rows] == wanted
+        assert f"| {title} | " + " | ".join(wanted) + " |" in [line.replace("**", "") for line in lines], title
+    (pair,) = content["pairs"]
+    assert (pair["run"], pair["other"], pair["examples"]) == (names[1], names[0], 20)
+    assert pair["difference"] == pytest.approx(0.1) and pair["stderr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_printed_tables_fit_a_hundred_columns(tmp_path):
+    """Four runs whose names are longer than their columns; of five, the fifth is below them."""
+    long = ["a_run_with_a_very_long_name_indeed_" + "x" * i for i in range(5)]
+    folders = [made(tmp_path / name, step_8=(2.0 + i, 3.0)) for i, name in enumerate(long)]
+    for count in (4, 5):
+        text = forms.in_terminal(compared(opened(*folders[:count])))
+        numbers = text.partition("Settings that differ")[0]
+        assert max(len(line) for line in numbers.splitlines() if "--workdir=" not in line) <= 100
+        assert numbers.count("bits/dim ") == (1 if count == 4 else 2) and f"{1 + count}.00 +- 0.10" in numbers
+
+
+def test_one_run_is_a_report(tmp_path):
+    comparison = compare.compare([made(tmp_path / "a", step_8=(2.0, 3.0))], tmp_path / "out")
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert comparison.pairs == [] and comparison.budgets == [] and "<h1>The run a</h1>" in text
+    assert "Settings that differ" not in text
+
+
+# --- runs that were trained -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with a run that was trained and evaluated, and a copy of it with another seed, whose bits/dim are higher
+    by 0.01 for every second example; and the experiment."""
+    folder = tmp_path_factory.mktemp("compare") / "runs"
+    with jax.numpy_rank_promotion("allow"):
+        config, experiment = tiny.trained(folder / "first")
+        evaluation = configure.evaluation(config, folder.parent / "cache")
+        only = {key: evaluation.evaluators[key] for key in ("likelihood", "samples")}
+        evaluate.evaluate(experiment, evaluation._replace(evaluators=only), folder / "first")
+    shutil.copytree(folder / "first", folder / "second")
+    content = json.loads((folder / "second" / "config.json").read_text())
+    content["config"]["seed"] = 5
+    write_json(folder / "second" / "config.json", content)
+    path = folder / "second" / "eval" / "8" / "examples.npz"
+    with np.load(path) as kept:
+        arrays = dict(kept)
+    arrays["bits_per_dim"] += 0.01 * (arrays["index"] % 2)
+    np.savez(path, **arrays)
+    return folder, experiment
+
+
+def test_an_evaluation_keeps_what_its_mean_is_of(runs):
+    folder, experiment = runs
+    metrics = json.loads((folder / "first" / "eval" / "8" / "metrics.json").read_text())["likelihood"]["bits_per_dim"]
+    with np.load(folder / "first" / "eval" / "8" / "examples.npz") as kept:
+        bits, index, content = (kept[name] for name in ("bits_per_dim", "index", "fingerprint"))
+    assert metrics["value"] == pytest.approx(bits.mean()) and len(bits) == 12
+    assert metrics["stderr"] == pytest.approx(bits.std(ddof=1) / np.sqrt(12))
+    test = experiment.data.test.x
+    np.testing.assert_array_equal(content, fingerprints(test)[index])
+    assert len(set(fingerprints(test).tolist())) == len(np.unique(test.reshape(len(test), -1), axis=0))
+
+
+def test_training_keeps_what_a_step_costs(runs):
+    """Also where a run of an older version is opened again, which has not kept it: nothing is compiled then."""
+    folder, experiment = runs
+    kept = cost.read(folder / "first")
+    shapes = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
+    assert kept.parameters == count_params(shapes) and kept.memory > 16 * kept.parameters  # averages, two moments
+    cost.path(folder / "first").unlink()
+    config = tiny.digits(training__pictures=False)
+    train.train(experiment, configure.train_options(config, experiment), folder / "first")
+    again = cost.read(folder / "first")
+    assert again.operations == pytest.approx(kept.operations) and again.memory is None
+    cost.write(folder / "first", kept)
+
+
+def test_the_command_compares_runs_from_end_to_end(runs, tmp_path):
+    """The difference over 12 examples is 0.005, with the standard error of six times 0 and six times 0.01."""
+    folder, _ = runs
+    arguments = [sys.executable, str(tiny.ROOT / "main.py"), "--mode=compare", f"--runs={folder}", "--workdir=out"]
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
+    result = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "first has 0.0050 +- 0.0015" in result.stdout and "wrote out/compare.html" in result.stdout
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [run["name"] for run in content["runs"]] == ["first", "second"]
+    (pair,) = content["pairs"]
+    assert (pair["examples"], pair["difference"]) == (12, pytest.approx(0.005))
+    assert pair["stderr"] == pytest.approx(0.005 / np.sqrt(11))
+    assert content["settings"] == {"seed": {"first": 0, "second": 5}}
+    assert {each["axis"] for each in content["budgets"]} == {"steps", "operations", "seconds"}
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "The same place in each picture begins with the same noise" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--mode=compare"], "--runs is missing"),
+        (["--mode=compare", "--runs=a", "--config.seed=1"], "no --config"),
+        (["--runs=a", "--config=vp_digits"], "--runs goes with --mode=compare, not with --mode=train"),
+        (["--mode=compare", "--runs=nowhere"], "--runs: nowhere is no folder"),
+    ],
+)
+def test_wrong_flags_of_a_comparison_end_in_one_line_and_2(tmp_path, arguments, message):
+    command = [sys.executable, str(tiny.ROOT / "main.py"), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 2 and message in line and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_begin_with_the_same_noise_whatever_the_seed(runs):
+    """Twice the same, and the same of the copy of the run that has another seed."""
+    folder, _ = runs
+    paths = folder / "first", folder / "first", folder / "second"
+    first, again, copy = (grids.samples(cli._open(path), path, 8)[1].x for path in paths)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, copy)
+    assert len(np.unique(first.reshape(8, -1), axis=0)) == 8
+
+
+def test_pictures_of_runs_with_the_same_seed_are_taken_as_they_are(tmp_path):
+    """Other seeds begin with other noise, as do other numbers of samples in a picture."""
+    config = {"seed": 0, "terminal": {"name": "prior"}, "sampling": {"num": 9}}
+    a, b, c = (made(tmp_path / name, config=config | {"seed": seed}) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    for folder in (a, b, c):
+        (folder / "samples").mkdir()
+        for step in (2, 10):
+            Image.fromarray(np.full((40, 40 * step, 3), step, np.uint8)).save(folder / "samples" / f"{step}.png")
+    never = lambda folder: pytest.fail("nothing is drawn")
+    shown = grids.side_by_side(opened(a, b), never, pytest.fail)
+    assert shown.about.startswith("Pictures that training wrote.") and all(grid.address for grid in shown.grids)
+    assert [grid.remark for grid in shown.grids] == ["step 10", "step 10"]
+    tried = []
+    shown = grids.side_by_side(opened(a, c), lambda folder: tried.append(folder), lambda message: None)
+    assert tried == [a, c] and all("not from the same noise" in grid.remark for grid in shown.grids)
+
+
+def test_the_loss_by_log_snr_is_compared_where_examples_and_noise_are_the_same(tmp_path):
+    """On other points of the same smooth curves too; with another seed or fewer examples a sentence says why not."""
+    config = {"seed": 0, "training": {"batch_size": 16}}
+    for name, seed, num, points in (("a", 0, 256, 25), ("b", 0, 256, 30), ("c", 1, 256, 25), ("d", 0, 16, 25)):
+        log_snr = np.linspace(13, -9, points)
+        rows = {key: (1 / (1 + np.exp(-log_snr))).tolist() for key in ("train", "test")}
+        folder = made(tmp_path / name, config=config | {"seed": seed})
+        numbers = {"log_snr": log_snr.tolist(), **rows, "examples": {"train": num, "test": num}}
+        write_json(folder / "loss_by_log_snr.json", numbers)
+    for other in "bcd":
+        curve, apart = pictures.loss_by_log_snr(opened(tmp_path / "a", tmp_path / other))
+        assert curve.svg and bool(apart.svg) == (other == "b")
+        assert apart.svg or apart.about.endswith("not of the same examples with the same noise.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+def test_a_browser_sorts_the_page(tmp_path):
+    """A click on the head of a column sorts by its numbers, the next one the other way round; what is missing is last."""
+    values = {"a": 10.0, "b": 9.0, "c": 11.0}
+    folders = [made(tmp_path / name, step_8=(value, 3.0)) for name, value in values.items()] + [made(tmp_path / "d")]
+    compare.compare(folders, tmp_path / "out")
+    page = tmp_path / "out" / "compare.html"
+    script = """<script>
+    const table = document.querySelector("table.sortable"), heads = [...table.tHead.rows[0].cells];
+    const order = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join("");
+    const button = heads.find(head => head.textContent === "bits/dim").querySelector("button");
+    button.click(); const up = order(); button.click();
+    document.title = up + " " + order() + " " + (document.documentElement.scrollWidth <= window.innerWidth);
+    </script>"""
+    page.write_text(page.read_text().replace("</body>", script + "</body>"))
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
+    result = subprocess.run(["chromium", *flags, f"file://{page}"], capture_output=True, text=True, timeout=120)
+    assert "<title>bacd cabd true</title>" in result.stdout
