@@ -373,3 +373,13 @@ def test_words_of_the_command_line_are_read_as_people_mean_them():
     assert [parse("Flag", word) for word in ("1", "True", "0", "false")] == [True, True, False, False]
     assert [parse("Counts", word) for word in ("(10, 50)", "10,50", "[10,50]")] == [(10, 50)] * 3
     assert parse("Count", "1e3") == 1000 and parse("Positive", "2") == 2.0
+
+
+def test_the_settings_that_help_names_are_accepted():
+    """Each line by itself, from the defaults; its values are those that the config then has."""
+    lines = [re.findall(r"--config\.\S+", line) for line in cli.COMMON.splitlines() if line.startswith("    ")]
+    assert len(lines) == 9 and all(lines)
+    for words in lines:
+        _, settings = cli.take_settings(words)
+        resolved = overrides.flatten(configure.resolve(configure.defaults(), settings).to_dict())
+        assert {name: str(resolved[name]) for name in settings} == settings
