@@ -1,4 +1,4 @@
-"""One training step as a pure function, and its compiled form."""
+"""One training step as a pure function, and its compiled form; and the loss on test data."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scoreflow import data
+from scoreflow.experiment import VALIDATE, Experiment
 from scoreflow.objectives.protocols import Objective
 from scoreflow.runs import checkpoint, parallel
 from scoreflow.runs.errors import RunError
@@ -179,3 +181,25 @@ def check_finite(
         kept = f"the checkpoint of step {good} is kept" if good is not None else "no checkpoint had been written"
         raise RunError(f"step {step}: {bad}; {kept}. A lower training.learning_rate or stronger clipping may help")
     return before
+
+
+def validator(experiment: Experiment, batch_size: int) -> Callable[[Params], float]:
+    """ema_params -> the objective on test data, with the same batches, times and noise at every call.
+
+    In whole batches for any `grad_accum`, which may change in a run whose best checkpoint goes by this number. Without
+    a gradient they take less memory than a training step.
+    """
+    objective = parallel.jit(
+        lambda params, key, batch: experiment.objective(params, key, batch, train=False)[0],
+        out_shardings=parallel.replicated(),
+    )
+    n_batches = max(1, min(4, len(experiment.data.test.x) // batch_size))
+
+    def validate(params):
+        losses = []
+        for i in range(n_batches):
+            batch = parallel.shard(data.batch(experiment.data.test, experiment.seed, i, batch_size))
+            losses.append(float(objective(params, jax.random.fold_in(experiment.key(VALIDATE), i), batch)))
+        return float(np.mean(losses))
+
+    return validate

@@ -13,7 +13,7 @@ import optax
 
 from scoreflow import data, draw
 from scoreflow.begin import WarmStart, begin, fit_groups, say_if_stretched
-from scoreflow.experiment import INIT, TRAIN, VALIDATE, Experiment
+from scoreflow.experiment import INIT, TRAIN, Experiment
 from scoreflow.finish import Pictures, end
 from scoreflow.models import LATENT, count_params
 from scoreflow.objectives.protocols import Objective
@@ -31,6 +31,7 @@ from scoreflow.step import (
     init_state,
     make_train_step,
     state_of,
+    validator,
 )
 from scoreflow.types import Check, Count, CountOrZero, Flag, Fraction, Key, Params
 
@@ -288,7 +289,7 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
 
     # --- compiled parts -----------------------------------------------------------------------------------------------
     dispatch = Dispatcher(experiment, options, layout, report.say)
-    validate, measures = validator(experiment, options), _measures(experiment, options)
+    validate, measures = validator(experiment, options.batch_size), _measures(experiment, options)
     best = Best(folder, options.best, start, {k: getattr(m, "depends_on", {}) for k, m in measures.items()})
     log = Log(folder, start)  # whose files are there from the first step on, so that a failed start leaves nothing
     pictures = Pictures(experiment, folder, log, options.sample_batch, options.num_samples)
@@ -372,30 +373,7 @@ def _record_cost(folder: Path, dispatch: Dispatcher, state: TrainState, batch: d
 
 def _measures(experiment: Experiment, options: TrainOptions) -> dict[str, Measure]:
     """Those of which the best checkpoint is kept, by name."""
-    makers = {"validation": lambda experiment: validator(experiment, options), **options.measures}
+    makers = {"validation": lambda experiment: validator(experiment, options.batch_size), **options.measures}
     if missing := set(options.best) - makers.keys():
         raise UserError(f"training.best: there is no measure {', '.join(missing)} among TrainOptions.measures")
     return {name: makers[name](experiment) for name in options.best}
-
-
-def validator(experiment: Experiment, options: TrainOptions) -> Measure:
-    """ema_params -> the objective on test data, with the same batches, times and noise at every call.
-
-    In whole batches for any `grad_accum`, which may change in a run whose best checkpoint goes by this number. Without
-    a gradient they take less memory than a training step.
-    """
-    size = options.batch_size
-    objective = parallel.jit(
-        lambda params, key, batch: experiment.objective(params, key, batch, train=False)[0],
-        out_shardings=parallel.replicated(),
-    )
-    n_batches = max(1, min(4, len(experiment.data.test.x) // size))
-
-    def validate(params):
-        losses = []
-        for i in range(n_batches):
-            batch = parallel.shard(data.batch(experiment.data.test, experiment.seed, i, size))
-            losses.append(float(objective(params, jax.random.fold_in(experiment.key(VALIDATE), i), batch)))
-        return float(np.mean(losses))
-
-    return validate

@@ -154,7 +154,8 @@ def test_the_validation_loss_does_not_depend_on_accumulation():
     config = tiny.digits()
     experiment = configure.experiment(config, "tiny")
     options, params = configure.train_options(config, experiment), experiment.init(jax.random.key(0))
-    losses = [train.validator(experiment, options._replace(grad_accum=count))(params) for count in (1, 2, 4)]
+    measures = [options._replace(grad_accum=count, best=("validation",)) for count in (1, 2, 4)]
+    losses = [train._measures(experiment, each)["validation"](params) for each in measures]
     assert losses[0] == losses[1] == losses[2]
 
 
