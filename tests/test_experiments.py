@@ -16,11 +16,13 @@ from experiments import (
     bridge_on_the_line,
     common,
     conservative_in_the_plane,
+    fashion,
     orders_on_toys,
     perturbed_gaussian,
     processes_on_digits,
     tune_schedule,
 )
+from scoreflow import configure
 from scoreflow.divergence import asymmetry_exact
 from scoreflow.experiment import Model
 from scoreflow.theory import exact
@@ -319,3 +321,28 @@ def test_bridges_on_digits_print_what_they_measured(tmp_path):
     assert line.startswith(f"{measures['mixture']['bits']:.3f} +- {measures['mixture']['bits_error']:.3f}")
     assert measures["mixture, 40 steps"]["sample_nfe"] > 3 * measures["mixture"]["sample_nfe"]
     assert "bits" not in measures["pushforward"] and (tmp_path / "bits_per_dim.png").exists()
+
+
+def test_a_study_adds_the_runs_that_others_begin_with():
+    assert fashion.needed(["joint", "qc_order_2_mixture"]) == ["base", "vae", "joint", "qc_order_2_mixture"]
+    assert fashion.needed([]) == list(fashion.RUNS)
+    assert all(run.begins in ("", *list(fashion.RUNS)[:i]) for i, run in enumerate(fashion.RUNS.values()))
+
+
+@pytest.mark.parametrize("name", fashion.RUNS)
+def test_every_run_of_the_study_is_complete(name, tmp_path):
+    """And so is its tiny one, which begins with the run of its own seed."""
+    for fast in (False, True):
+        config = fashion.config_of(name, **fashion.settings(name, 1, tmp_path, fast=fast))
+        configure.check(config)
+        begins = fashion.RUNS[name].begins
+        assert config.init_from == (str(tmp_path / f"{begins}-seed1") if begins else "")
+
+
+@pytest.mark.slow
+def test_the_study_trains_evaluates_and_compares(tmp_path):
+    printed = run("fashion", tmp_path, "--only", "mixture")
+    assert "base, seed 0: run 1 of 2" in printed and "mixture, seed 0: run 2 of 2" in printed
+    compared = json.loads(next(tmp_path.rglob("compare.json")).read_text())
+    text = json.dumps(compared)
+    assert "base" in text and "mixture" in text
