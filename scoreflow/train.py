@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -109,6 +109,7 @@ def fit(
     grad_accum: int = 1,
     skip: int = 0,
     callback: Callable[[int, dict[str, float]], None] | None = None,
+    progress: bool | int = False,
 ) -> TrainState:
     """Minimizes an objective over batches, in memory: no folder, no config.
 
@@ -122,6 +123,8 @@ def fit(
       grad_accum: microbatches that each batch is cut into.
       skip: steps in a row that may be skipped because they are not finite; 0 stops at the first.
       callback: called with (step, {term: number}) after every step.
+      progress: whether to show a bar, on a terminal or in a notebook; the number of steps, for the time left, where
+        `batches` have no length.
 
     Returns:
       The state after the last batch; `ema_params` are the averaged parameters.
@@ -146,7 +149,7 @@ def fit(
     step = make_train_step(objective, optimizer, key, ema_decay=ema_decay, grad_accum=grad_accum, skip=skip)
     dispatch, skipped = compile_dispatch(step, 1), 0
     state = parallel.replicate(jax.tree.map(jnp.copy, state_of(params, optimizer)))
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(_shown(batches, progress)):
         parallel.check_divides(len(batch["x"]) // grad_accum, "examples of a batch / grad_accum")
         on_device = parallel.shard(jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(batch)), axis=1)
         state, metrics = dispatch(state, on_device)
@@ -155,6 +158,14 @@ def fit(
         if callback is not None:
             callback(i + 1, {name: float(value[0]) for name, value in metrics.items()})
     return state
+
+
+def _shown(batches: Iterable[Batch], progress: bool | int) -> Iterable[Batch]:
+    """Batches behind a bar where one is asked for."""
+    if not progress:
+        return batches
+    total = None if progress is True else int(progress)
+    return report.progress(batches, total=len(batches) if total is None and isinstance(batches, Sized) else total)
 
 
 def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params | None = None) -> Params:

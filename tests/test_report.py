@@ -1,5 +1,6 @@
 import io
 import json
+import types
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,6 +51,24 @@ def test_progress_passes_everything_on_and_ends_at_the_total(monkeypatch):
     monkeypatch.setattr(report.sys, "stderr", out)
     assert list(report.progress(range(5), total=10, initial=5)) == list(range(5))
     assert out.getvalue().startswith("10/10 steps") and out.getvalue().count("\n") == 1
+
+
+def test_progress_in_a_notebook_is_a_bar(monkeypatch):
+    out = io.StringIO()
+    kernel = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=True, config={}))
+    monkeypatch.setattr(report.sys, "stderr", out)
+    monkeypatch.setitem(report.sys.modules, "IPython", kernel)
+    assert list(report.progress(range(5), total=5)) == list(range(5))
+    assert "100%" in out.getvalue() and "5/5" in out.getvalue()
+
+
+def test_progress_without_a_total_counts_and_says_no_time_left(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(report.sys, "stderr", out)
+    monkeypatch.setattr(report, "_PLAIN_SECONDS", 0.0)
+    assert list(report.progress(iter("abc"), total=None)) == list("abc")
+    lines = out.getvalue().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["2 steps", "3 steps"] and "left" not in out.getvalue()
 
 
 def test_tables_align():

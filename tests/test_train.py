@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from scoreflow import configure, data, train
 from scoreflow.experiment import INIT, TRAIN
-from scoreflow.runs import checkpoint, parallel, workdir
+from scoreflow.runs import checkpoint, parallel, report, workdir
 from scoreflow.runs import log as run_log
 from scoreflow.runs.errors import RunError, UserError
 from scoreflow.step import TrainState, check_finite, compile_dispatch, init_state, make_train_step, state_of
@@ -189,6 +189,21 @@ def _linear_objective(params, key, batch, *, train, step=None):
     noise = jax.random.normal(key, ())
     loss = jnp.mean((batch["x"] @ params["w"] + 0.1 * noise) ** 2)
     return loss, {"loss": loss}
+
+
+@pytest.mark.parametrize("progress, shown", [(False, ""), (True, "3/3"), (3, "3/3")])
+def test_fit_shows_a_bar_where_it_is_asked_for(progress, shown, monkeypatch, capsys):
+    """Batches of known number need no total, a generator does; the result is the same."""
+    monkeypatch.setattr(report.sys.stderr, "isatty", lambda: True, raising=False)
+    batches = [{"x": np.full((4, 1), float(i), np.float32)} for i in range(3)]
+    given = batches if progress is True else iter(batches)
+    state = train.fit(
+        _linear_objective, {"w": jnp.zeros(1)}, optax.sgd(0.1), given, key=jax.random.key(0), progress=progress
+    )
+    plain = train.fit(_linear_objective, {"w": jnp.zeros(1)}, optax.sgd(0.1), batches, key=jax.random.key(0))
+    err = capsys.readouterr().err
+    assert shown in err and bool(shown) == bool(err)
+    np.testing.assert_array_equal(state.params["w"], plain.params["w"])
 
 
 def test_accumulation_is_the_mean_gradient_of_the_microbatches():

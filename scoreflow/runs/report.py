@@ -6,6 +6,7 @@ import math
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -31,14 +32,25 @@ def warn(message: str) -> None:
     say(f"WARNING: {message}", file=sys.stderr)
 
 
+def _in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
 def progress(
-    items: Iterable[T], *, total: int, initial: int = 0, unit: str = "step", size: Callable[[T], int] = lambda item: 1
+    items: Iterable[T],
+    *,
+    total: int | None,
+    initial: int = 0,
+    unit: str = "step",
+    size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """Passes items on, showing progress, rate and time left: a bar on a terminal, plain lines on a pipe.
+    """Passes items on, showing progress, rate and time left: a bar on a terminal or in a notebook, else plain lines.
 
     Args:
       items: what to iterate over.
-      total: the count at the end, in `unit`.
+      total: the count at the end, in `unit`; None where it is not known, and then no time left is shown.
       initial: the count at the beginning.
       unit: name of what is counted.
       size: item -> its count.
@@ -46,8 +58,10 @@ def progress(
     if not parallel.is_main():
         yield from items
         return
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+    if sys.stderr.isatty() or _in_notebook():
+        with warnings.catch_warnings():  # without ipywidgets, a notebook has a bar of letters
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
 
         with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True) as bar:
             for item in items:
@@ -62,10 +76,10 @@ def progress(
         now = time.monotonic()
         if start is None:
             start, last, first = now, now, done
-        elif now - last >= _PLAIN_SECONDS or done >= total:
+        elif now - last >= _PLAIN_SECONDS or (total is not None and done >= total):
             last, rate = now, (done - first) / max(now - start, 1e-9)
-            left = (total - done) / rate
-            print(f"{done}/{total} {unit}s, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            of, left = ("", "") if total is None else (f"/{total}", f", {(total - done) / rate:.0f} s left")
+            print(f"{done}{of} {unit}s, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
 
 
 def write_json(path: Path, content: dict) -> None:
