@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from scoreflow.likelihood import gaussian
+from scoreflow import gaussian
 
 D = 5
 RNG = np.random.default_rng(0)

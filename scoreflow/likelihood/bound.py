@@ -78,7 +78,7 @@ def bound(
 
     Examples:
       >>> import jax, jax.numpy as jnp, scoreflow
-      >>> from scoreflow.likelihood import gaussian
+      >>> from scoreflow import gaussian
       >>> process, score = scoreflow.vp_linear(), lambda x, t, cond=None: -x  # of N(0, I)
       >>> key, x = jax.random.key(0), jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
       >>> options = {"t_min": 1e-3, "gaussian": gaussian.standard(2)}  # which leaves no noise for Gaussian data

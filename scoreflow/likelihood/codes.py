@@ -40,7 +40,8 @@ def encode(
 
     Examples:
       >>> import jax.numpy as jnp, scoreflow
-      >>> from scoreflow.likelihood import gaussian, nodes
+      >>> from scoreflow import gaussian
+      >>> from scoreflow.likelihood import nodes
       >>> process, score = scoreflow.vp_linear(), lambda x, t, cond=None: -x  # of N(0, I)
       >>> options = {"gaussian": gaussian.standard(2), "t": nodes.even(process, 1e-3, 1.0, 16)}
       >>> z = scoreflow.encode(process, score, jnp.asarray([[1.0, -2.0]]), **options)
@@ -64,7 +65,8 @@ def decode(
 
     Examples:
       >>> import jax.numpy as jnp, scoreflow
-      >>> from scoreflow.likelihood import gaussian, nodes
+      >>> from scoreflow import gaussian
+      >>> from scoreflow.likelihood import nodes
       >>> process = scoreflow.vp_linear()
       >>> variance = lambda t: 0.25 * process.alpha(t) ** 2 + process.variance(t)
       >>> score = lambda x, t, cond=None: -x / variance(t)[:, None]  # of N(0, 0.25 I)
@@ -114,7 +116,8 @@ def log_prob_and_grad(
 
     Examples:
       >>> import jax, jax.numpy as jnp, scoreflow
-      >>> from scoreflow.likelihood import gaussian, multistep, nodes
+      >>> from scoreflow import gaussian
+      >>> from scoreflow.likelihood import multistep, nodes
       >>> process, score = scoreflow.vp_linear(), lambda x, t, cond=None: -x  # of N(0, I)
       >>> rule = multistep.rule_at(process, nodes.even(process, 1e-3, 1.0, 16), order=3)
       >>> options = {"gaussian": gaussian.standard(2), "rule": rule}
