@@ -42,13 +42,18 @@ def compare(
     runs = [read.read(folder, name, complete, warn) for folder, name in zip(folders, read.names(folders))]
     shown = grids.side_by_side(runs, open_run, warn)
     comparison = compared(runs)
-    report.say(forms.in_terminal(comparison))
+    report.say(_whole(forms.in_terminal(comparison)))
     comparison = comparison._replace(notes=[*comparison.notes, *said])
-    files.write_text(out / "compare.md", forms.in_markdown(comparison))
+    files.write_text(out / "compare.md", _whole(forms.in_markdown(comparison)))
     files.write_text(out / "compare.json", json.dumps(forms.in_json(comparison), indent=2, allow_nan=False) + "\n")
-    files.write_text(out / "compare.html", forms.in_html(comparison, shown))
+    files.write_text(out / "compare.html", _whole(forms.in_html(comparison, shown)))
     report.say(f"\nwrote {out / 'compare.html'}, a page for any browser, and beside it compare.md and compare.json")
     return comparison
+
+
+def _whole(text: str) -> str:
+    """The text without halves of characters, as in names that are not in UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def place(folders: Sequence[Path], given: Path | None) -> Path:

@@ -247,6 +247,38 @@ def test_a_damaged_file_is_one_line(tmp_path, capsys, name):
     assert [run.step for run in comparison.runs] == [9, 8]
 
 
+def leaves(content, path=()):
+    """The paths to everything in nested plain values."""
+    children = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path, *(leaf for key, value in children for leaf in leaves(value, (*path, key)))]
+
+
+def replaced(content, path, value):
+    """A copy with another value at a path."""
+    if not path:
+        return value
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["config.json", "cost.json", "eval/8/metrics.json", "eval/8/eval.json"])
+def test_no_value_of_another_kind_stops_a_comparison(tmp_path, name):
+    """In the place of any one value of a file, whatever JSON can hold."""
+    folder = made(tmp_path / "a", config=tiny.digits().to_dict(), step_8=np.linspace(1, 2, 9))
+    cost.write(folder, cost.Cost(10, 1e6, 2**20))
+    other = opened(made(tmp_path / "b", step_8=np.linspace(1, 2, 9)))
+    content, rng = json.loads((folder / name).read_text()), np.random.default_rng(0)
+    junk = [None, [], {}, "\ud800", float("nan"), float("inf"), -1, True, 10**400, [1, [2]], {"a": {"b": 1}}, 1e300]
+    paths = leaves(content)
+    for path in (paths[i] for i in rng.permutation(len(paths))[:25]):
+        value = junk[rng.integers(len(junk))]
+        (folder / name).write_text(json.dumps(replaced(content, path, value)))
+        comparison = compared([read.read(folder, "a", cli._complete, lambda message: None), *other])
+        assert forms.in_terminal(comparison) and forms.in_markdown(comparison), (path, value)
+        json.dumps(forms.in_json(comparison), allow_nan=False)
+
+
 def test_settings_that_cannot_be_completed_are_shown_as_they_are(tmp_path, capsys):
     a = made(tmp_path / "a", config={"process": {"name": "of the future", "speed": 3}})
     (run,) = compare.compare([a], tmp_path / "out", complete=cli._complete).runs

@@ -3,10 +3,11 @@
 import math
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from scoreflow.comparison.measures import MISSING, Quantity, Value, newest
 from scoreflow.comparison.pairs import Pair, with_examples
-from scoreflow.comparison.read import Run
+from scoreflow.comparison.read import Run, number
 from scoreflow.comparison.tables import SURE, words
 from scoreflow.finish import command
 from scoreflow.runs.cost import UNKNOWN
@@ -68,28 +69,30 @@ def caveats(runs: Sequence[Run]) -> list[str]:
     kinds = {run.about["devices"] for run in runs if run.about["devices"]}
     if len(kinds) > 1:
         out.append(f"The seconds are those of different devices: {', '.join(sorted(kinds))}.")
-    for section, name, text in (
-        ("likelihood", "likelihood_examples", "Densities are means over different numbers of test examples: {}."),
-        (
-            "samples",
-            "samples",
-            "Frechet distances are of different numbers of samples, on which their bias depends: {}.",
-        ),
+    for names, text in (
+        (("likelihood", "likelihood_examples"), "Densities are means over different numbers of test examples"),
+        (("samples", "model", "samples"), "Frechet distances are of different numbers of samples, which biases them"),
     ):
-        counts = {}
-        for run in runs:
-            where = [each.metrics.get(section) for each in newest(run)] if run.evaluations else []
-            where = [each.get("model", each) for each in where if isinstance(each, dict)]
-            if value := next((each[name] for each in where if isinstance(each, dict) and each.get(name)), None):
-                counts[run.name] = value
+        counts = {run.name: count for run in runs if (count := _count(run, *names)) is not None}
         if len(set(counts.values())) > 1:
-            out.append(text.format(", ".join(f"{name} {count:,}" for name, count in counts.items())))
+            out.append(f"{text}: {', '.join(f'{name} {count:,.0f}' for name, count in counts.items())}.")
     kinds = {str(each.settings.get("eval.dequantization")) for run in runs for each in newest_with_settings(run)}
     if len(kinds) > 1:
         out.append(
             f"Test data were dequantized in different ways ({', '.join(sorted(kinds))}), each a bound of its own."
         )
     return out
+
+
+def _count(run: Run, *names: str) -> float | None:
+    """A number in the newest evaluation of the newest step that has it."""
+    for each in newest(run) if run.evaluations else ():
+        value: Any = each.metrics
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        if (count := number(value)[0]) is not None:
+            return count
+    return None
 
 
 def newest_with_settings(run: Run) -> list:

@@ -1,12 +1,11 @@
 """What runs have written, read so that nothing stops it: runs in training, of older versions, and damaged files."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -21,6 +20,7 @@ Warn = Callable[[str], None]
 """Is told of a file that cannot be read, in one line."""
 
 _ABOUT: dict[str, type] = {"name": str, "data": dict, "versions": dict, "devices": str}
+_LARGEST, _LARGEST_STEP = 1e30, 10**15
 _DENSITIES = ("bits_per_dim", "nats", "bound")
 
 
@@ -149,10 +149,12 @@ def read(folder: Path, name: str, complete: Callable[[Json], Json], warn: Warn) 
         if about:
             settings = workdir.stored_settings(folder)
             settings = settings | complete(settings)
-    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (UserError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         warn(f"{folder}: its settings are shown as they are, without defaults: {error}")
     try:
         costs = cost.read(folder)
+        if not all(value is None or (_is_number(value) and value >= 0) for value in costs):
+            raise ValueError("its numbers are none of a step")
     except (OSError, ValueError) as error:
         costs = cost.UNKNOWN
         warn(_damaged(cost.path(folder), error))
@@ -202,8 +204,11 @@ def _lines(path: Path, warn: Warn) -> list[Json]:
     for text in filter(None, texts[:-1] if texts[-1] else texts):
         try:
             line = json.loads(text)
-            out.append({**line, "step": int(line["step"])})
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and _is_step(line.get("step")):
+            out.append(line)
+        else:
             damaged += 1
     if damaged:
         warn(f"{path}: {damaged} line{'s' if damaged > 1 else ''} cannot be read and left out")
@@ -216,11 +221,14 @@ def _curves(path: Path, warn: Warn) -> Curves | None:
         return None
     try:
         rows = [np.array(content[name], np.float64) for name in ("log_snr", "train", "test")]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         warn(_damaged(path, error))
         return None
     if rows[0].ndim != 1 or not rows[0].size or any(row.shape != rows[0].shape for row in rows):
         warn(_damaged(path, "its curves have no points, or not equally many"))
+        return None
+    if not all((np.abs(row) < _LARGEST).all() for row in rows):
+        warn(_damaged(path, "its curves are not finite"))
         return None
     log_snr, train, test = (row[np.argsort(rows[0])] for row in rows)
     return Curves(log_snr, train, test, content.get("examples") or {})
@@ -234,15 +242,15 @@ def _evaluations(folder: Path, warn: Warn) -> tuple[Evaluated, ...]:
         warn(_damaged(folder, error))
         return ()
     for path in paths:
-        number = re.match(r"\d+", path.name)  # others measure samples that were made elsewhere
-        if number is None or not (metrics := json_of(path / "metrics.json", warn)):
+        digits = re.match(r"\d+", path.name)  # others measure samples that were made elsewhere
+        if digits is None or not (metrics := json_of(path / "metrics.json", warn)):
             continue
         step, made = metrics.get("step"), json_of(path / "eval.json", warn)
         settings, data = (made.get(name) for name in ("settings", "data"))
         out.append(
             Evaluated(
                 name=path.name,
-                step=step if isinstance(step, int) else int(number[0]),
+                step=step if _is_step(step) else int(digits[0]),
                 metrics=metrics,
                 settings=flatten(settings) if isinstance(settings, Mapping) else {},
                 data=dict(data) if isinstance(data, Mapping) else {},
@@ -270,6 +278,14 @@ def _examples(path: Path, warn: Warn) -> dict[str, np.ndarray]:
 
 def number(value: Any) -> tuple[float | None, float | None]:
     """A number of `metrics.json` and its standard error; None for what is missing or not finite."""
-    pair = (value.get("value"), value.get("stderr")) if isinstance(value, Mapping) else (value, None)
-    finite = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-    return tuple(v if finite(v) else None for v in pair)  # pyright: ignore[reportReturnType]
+    value, stderr = (value.get("value"), value.get("stderr")) if isinstance(value, Mapping) else (value, None)
+    return (value if _is_number(value) else None, stderr if _is_number(stderr) else None)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that is finite, and that something can have had as a result."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+def _is_step(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST_STEP
