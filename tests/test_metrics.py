@@ -6,7 +6,7 @@ from scipy.linalg import sqrtm
 
 from scoreflow import metrics
 from scoreflow.data import load
-from scoreflow.metrics import baseline, digits, frechet, kernel, neighbors, transport
+from scoreflow.metrics import baseline, classifier, frechet, kernel, neighbors, transport
 
 
 def _distance(first, second):
@@ -121,17 +121,19 @@ def test_the_class_score_of_certain_and_of_uncertain_classifiers():
 
 
 @pytest.mark.slow
-def test_digit_classifier_knows_digits_and_is_cached(tmp_path):
+@pytest.mark.parametrize("kind, steps", [("digits", 1500), ("classifier", 500)])
+def test_a_classifier_knows_digits_and_is_cached(kind, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "_STEPS", steps)
     source = load.digits()
-    extractor = digits.classifier(source.train, source.num_levels, tmp_path)
+    extractor = classifier.classifier(source.train, source.num_levels, tmp_path, kind)
     features = extractor.extract(source.test.x)
     assert (features.probs.argmax(1) == source.test.label).mean() > 0.95
     np.testing.assert_allclose(features.probs.sum(1), 1, rtol=1e-5)
     (path,) = tmp_path.iterdir()
     before = path.stat().st_mtime_ns
-    again = digits.classifier(source.train, source.num_levels, tmp_path).extract(source.test.x)
+    again = classifier.classifier(source.train, source.num_levels, tmp_path, kind).extract(source.test.x)
     np.testing.assert_array_equal(again.pool, features.pool)
     assert path.stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:100])  # a damaged cache is refitted, to the same network
-    refitted = digits.classifier(source.train, source.num_levels, tmp_path).extract(source.test.x)
+    refitted = classifier.classifier(source.train, source.num_levels, tmp_path, kind).extract(source.test.x)
     np.testing.assert_allclose(refitted.probs, features.probs, atol=1e-4)

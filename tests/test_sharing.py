@@ -15,7 +15,7 @@ import pytest
 
 from scoreflow.data import Split, published
 from scoreflow.evaluators import features
-from scoreflow.metrics import Extractor, digits, frechet, pixels
+from scoreflow.metrics import Extractor, classifier, frechet, pixels
 from scoreflow.runs import files, lock, parallel, partial
 from scoreflow.runs.errors import UserError
 from tests import tiny
@@ -152,14 +152,17 @@ def test_statistics_are_those_of_the_data_and_of_the_features(tmp_path):
 
 
 def test_a_classifier_is_that_of_its_labels_and_levels(tmp_path, monkeypatch):
-    monkeypatch.setattr(digits, "_STEPS", 2)
+    monkeypatch.setattr(classifier, "_STEPS", 2)
     rng = np.random.default_rng(0)
     x, label = rng.integers(0, 4, (40, 4, 4, 1), np.uint8), np.arange(40, dtype=np.int32) % 4
-    keys = {digits.classifier(Split(x, label), 4, tmp_path).key, digits.classifier(Split(x, label), 5, tmp_path).key}
-    keys |= {digits.classifier(Split(x, label[::-1].copy()), 4, tmp_path).key}
-    keys |= {digits.classifier(Split(x.reshape(40, 2, 8, 1), label), 4, tmp_path).key}
+    keys = {
+        classifier.classifier(Split(x, label), 4, tmp_path).key,
+        classifier.classifier(Split(x, label), 5, tmp_path).key,
+    }
+    keys |= {classifier.classifier(Split(x, label[::-1].copy()), 4, tmp_path).key}
+    keys |= {classifier.classifier(Split(x.reshape(40, 2, 8, 1), label), 4, tmp_path).key}
     assert len(keys) == len(list(tmp_path.glob("classifier-*.msgpack"))) == 4
-    assert digits.classifier(Split(x, label.astype(np.int64)), 4, tmp_path).key in keys
+    assert classifier.classifier(Split(x, label.astype(np.int64)), 4, tmp_path).key in keys
 
 
 def test_two_processes_that_keep_the_same_statistics_do_not_disturb_each_other(tmp_path, monkeypatch):
