@@ -66,7 +66,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
             for name in CONFIGS  # the others are variants of these, or tested with what they are about
             if not re.search("_(processes|dequantizer|bridge|conservative|orders|velocity|images|vae|latent)$", name)
         ],
-        "vp_digits$",
+        "vp_digits$|^fashion",
     ),
 )
 def test_every_config_works_from_end_to_end(name, tmp_path, request):

@@ -339,7 +339,7 @@ def test_every_run_of_the_study_is_complete(name, tmp_path):
         assert config.init_from == (str(tmp_path / f"{begins}-seed1") if begins else "")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_study_trains_evaluates_and_compares(tmp_path):
     printed = run("fashion", tmp_path, "--only", "mixture")
     assert "base, seed 0: run 1 of 2" in printed and "mixture, seed 0: run 2 of 2" in printed

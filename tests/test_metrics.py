@@ -120,8 +120,10 @@ def test_the_class_score_of_certain_and_of_uncertain_classifiers():
     assert metrics.class_score(pair).value == pytest.approx(2.0 * np.exp(-entropy))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind, steps", [("digits", 1500), ("classifier", 500)])
+@pytest.mark.parametrize(
+    "kind, steps",
+    [pytest.param("digits", 1500, marks=pytest.mark.slow), pytest.param("classifier", 500, marks=pytest.mark.full)],
+)
 def test_a_classifier_knows_digits_and_is_cached(kind, steps, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "_STEPS", steps)
     source = load.digits()
