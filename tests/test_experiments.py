@@ -156,7 +156,7 @@ def test_orders_on_digits_prints_what_it_measured_and_keeps_its_first_model(tmp_
     (line,) = re.findall(r"^2 +(.+)$", printed, re.MULTILINE)
     assert f"{values['bits_per_dim']:.4g}" in line and f"{values['bound']:.4g}" in line
     assert (tmp_path / "first_fast.npz").exists() and (tmp_path / "bits_per_dim.png").exists()
-    assert run("orders_on_digits", tmp_path) == printed
+    assert printed.endswith(run("orders_on_digits", tmp_path))  # what was measured is not measured again
 
 
 # ----------------------------------------------------------------------------------------------------------------------
