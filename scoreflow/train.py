@@ -134,16 +134,13 @@ def fit(
 
     Examples:
       >>> import jax, jax.numpy as jnp, numpy as np, optax, scoreflow
-      >>> from scoreflow import space
-      >>> process = scoreflow.vp_linear()
-      >>> def score_of(params, **options):  # of N(0, exp(params)^2 I)
-      ...     variance = lambda t: process.alpha(t) ** 2 * jnp.exp(2 * params) + process.variance(t)
-      ...     return lambda x, t, cond=None: -x / variance(t)[:, None]
-      >>> objective = scoreflow.score_matching(process, score_of, space.continuous((2,)).encode, t_min=1e-3)
-      >>> x = np.random.default_rng(0).normal(scale=0.5, size=(300, 256, 2)).astype(np.float32)
+      >>> def objective(params, key, batch, *, train, step=None):
+      ...     loss = jnp.mean((batch["x"] - params) ** 2)  # least at the mean of x
+      ...     return loss, {"square": loss}
+      >>> x = np.random.default_rng(0).normal(loc=0.5, size=(300, 256, 2)).astype(np.float32)
       >>> batches = ({"x": each} for each in x)
       >>> state = scoreflow.fit(objective, jnp.zeros(()), optax.adam(0.02), batches, key=jax.random.key(0))
-      >>> round(float(jnp.exp(state.ema_params)), 1)
+      >>> round(float(state.ema_params), 1)
       0.5
     """
     step = make_train_step(objective, optimizer, key, ema_decay=ema_decay, grad_accum=grad_accum, skip=skip)

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from scoreflow import configure, evaluate, likelihood, sample, train
+from scoreflow.configure import checks
 from scoreflow.configure.catalogue import CATALOGUES
 from scoreflow.data import archives
 from scoreflow.experiment import load_params
@@ -276,6 +277,7 @@ BAD = [
     ({"data__name": "rings", "data__conditional": True}, "data.conditional = True, but rings has no labels"),
     ({"data__name": "rings", "data__flip": True}, "data.flip = True needs images"),
     ({"data__name": "rings", "eval__features": "digits"}, "eval.features = digits needs labeled images"),
+    ({"data__name": "rings", "eval__features": "classifier"}, "eval.features = classifier needs labeled images"),
     ({"data__name": "rings", "eval__features": "inception"}, "eval.features = inception needs images of 1 or 3 channels"),
     ({"data__name": "rings", "sampling__inpaint": "right"}, "sampling.inpaint = right needs images"),
 ]  # fmt: skip
@@ -287,6 +289,18 @@ def test_bad_settings_get_one_clear_line(change, words):
         configure.experiment(tiny.digits(**change), "bad")
     message = str(caught.value)
     assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("features, refused", [("digits", False), ("classifier", True)])
+def test_vectors_of_levels_have_features_of_a_perceptron_and_not_of_convolutions(features, refused):
+    config = configure.resolve(tiny.digits(eval__features=features))
+    images = configure.dataset(config)
+    flat = lambda split: split._replace(x=split.x.reshape(len(split.x), -1))
+    data = images._replace(train=flat(images.train), test=flat(images.test))
+    said = [words for bad, words in checks.with_data(config, data) if bad and "eval.features" in words]
+    assert bool(said) == refused and not any(
+        bad and "features" in words for bad, words in checks.with_data(config, images)
+    )
 
 
 def test_a_unet_needs_sides_it_can_halve():

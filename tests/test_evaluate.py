@@ -15,19 +15,20 @@ from scoreflow import configure, divergence, train
 from scoreflow.evaluate import evaluate, measure, prepare
 from scoreflow.evaluators.baseline import baseline_metrics
 from scoreflow.evaluators.bound import bound
+from scoreflow.evaluators.context import EvalOptions
 from scoreflow.evaluators.density import Method
 from scoreflow.evaluators.error_curve import error_curve
 from scoreflow.evaluators.features import distance, extractor, statistics
 from scoreflow.evaluators.latent import _COMPARED, largest_distance
 from scoreflow.evaluators.likelihood import _verdict, likelihood
 from scoreflow.evaluators.mismatch import differences
-from scoreflow.evaluators.samples import sample_metrics
+from scoreflow.evaluators.samples import feature_metrics, sample_metrics, table
 from scoreflow.experiment import Experiment
 from scoreflow.likelihood import LogProb
-from scoreflow.metrics import Estimate, frechet
+from scoreflow.metrics import Estimate, Extractor, Features, frechet
 from scoreflow.metrics.baseline import gaussian_mixture
 from scoreflow.runs import checkpoint, workdir
-from scoreflow.runs.partial import PartialResults
+from scoreflow.runs.partial import NONE, PartialResults
 from tests import tiny
 from tests.normal import ENTROPY, STD, context_of
 from tests.truth import gaussian_score, with_score
@@ -379,3 +380,27 @@ def test_an_evaluation_of_other_data_has_a_folder_of_its_own(tmp_path):
             bits = json.loads(path.read_text())["likelihood"]["bits_per_dim"]
             assert results.setdefault(path.parent.name, bits) == bits
     assert results.keys() == {"8", "8-2"} and results["8"] != results["8-2"]
+
+
+def test_the_accuracy_of_a_classifier_is_the_share_of_test_data_that_it_gets_right(tmp_path):
+    """A rule that is wrong for every fourth example, in words next to the metrics; features of other networks have
+    no classes of the data, and samples no labels."""
+    data = configure.experiment(tiny.digits(), "tiny").data
+    test, label = data.test.x[:120], np.arange(120) % 10
+
+    def extract(x):
+        given = label if len(x) == 120 else np.zeros(len(x), int)
+        guess = np.where(np.arange(len(x)) % 4 == 0, (given + 1) % 10, given)
+        return Features(np.asarray(x, float).reshape(len(x), -1)[:, :3], np.eye(10)[guess])
+
+    def measured(classes):
+        rule = Extractor("rule", extract, key=f"{classes}", classes=classes)
+        sets, labels = {"model": test, "test_data": test}, {"test_data": label}
+        return feature_metrics(rule, sets, data, EvalOptions(), tmp_path, NONE, labels)
+
+    metrics = measured(True)
+    right = metrics["test_data"]["classifier_accuracy"]
+    assert right.value == 0.75 and right.stderr == pytest.approx(np.sqrt(0.75 * 0.25 / 119))
+    assert "classifier_accuracy" not in metrics["model"]
+    assert any("the classifier is right on 0.75" in note for note in table(metrics, "model").notes)
+    assert "classifier_accuracy" not in measured(False)["test_data"]

@@ -151,18 +151,23 @@ def test_statistics_are_those_of_the_data_and_of_the_features(tmp_path):
     np.testing.assert_array_equal(again.total, first.total)
 
 
-def test_a_classifier_is_that_of_its_labels_and_levels(tmp_path, monkeypatch):
+def test_a_classifier_is_that_of_its_labels_levels_and_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "_STEPS", 2)
     rng = np.random.default_rng(0)
     x, label = rng.integers(0, 4, (40, 4, 4, 1), np.uint8), np.arange(40, dtype=np.int32) % 4
+
+    def key(x=x, label=label, num_levels=4, kind="digits"):
+        return classifier.classifier(Split(x, label), num_levels, tmp_path, kind).key
+
     keys = {
-        classifier.classifier(Split(x, label), 4, tmp_path).key,
-        classifier.classifier(Split(x, label), 5, tmp_path).key,
+        key(),
+        key(num_levels=5),
+        key(label=label[::-1].copy()),
+        key(x.reshape(40, 2, 8, 1)),
+        key(kind="classifier"),
     }
-    keys |= {classifier.classifier(Split(x, label[::-1].copy()), 4, tmp_path).key}
-    keys |= {classifier.classifier(Split(x.reshape(40, 2, 8, 1), label), 4, tmp_path).key}
-    assert len(keys) == len(list(tmp_path.glob("classifier-*.msgpack"))) == 4
-    assert classifier.classifier(Split(x, label.astype(np.int64)), 4, tmp_path).key in keys
+    assert len(keys) == len(list(tmp_path.glob("classifier-*.msgpack"))) == 5
+    assert key(label=label.astype(np.int64)) in keys
 
 
 def test_two_processes_that_keep_the_same_statistics_do_not_disturb_each_other(tmp_path, monkeypatch):

@@ -172,8 +172,8 @@ def with_data(config: Config, data: Dataset) -> Rows:
         rule = f"eval.dequantization = {options.dequantization!r}: {words} with eval.likelihood = False"
         yield options.dequantization in ("", "none"), rule
     words = f"needs labeled images of integer levels, unlike {name}: set eval.features=pixels"
-    words = f"eval.features = {options.features} {words}"
-    yield measured and options.features in ("digits", "classifier") and not (image and levels and classes), words
+    for features, fits in (("digits", levels and classes), ("classifier", image and levels and classes)):
+        yield measured and options.features == features and not fits, f"eval.features = {features} {words}"
     colored = image and levels and data.shape[-1] in (1, 3)
     words = f"eval.features = inception needs images of 1 or 3 channels of levels, unlike {name}"
     yield measured and options.features == "inception" and not colored, words
