@@ -62,7 +62,8 @@ def main() -> None:
             after, numbers = float(distance(tuned, k, data)), (f"{float(v):.3g}" for v in jnp.exp(tuned))
             rows.append((str(k), f"{history[0]:.4f}", f"{after:.4f}", f"{history[0] / after:.2f}x", *numbers))
         curves = {name: [float(distance(log, k, data)) for k in plotted] for name, log in schedules.items()}
-    report.plot_steps(args.out / "distance.png", plotted, {"exact W2 of the Gaussian": curves})
+    ylabel = "2-Wasserstein distance, in the units of x"
+    report.plot_steps(args.out / "distance.png", plotted, {"exact W2 of the Gaussian": curves}, ylabel=ylabel)
     head = f"Exact W2 to the Gaussian of the digits (spread {spread:.3f}), exponential integrator, uniform grid"
     common.finish(args.out, [head, "", report.table(rows)])
 

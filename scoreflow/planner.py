@@ -189,7 +189,8 @@ def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[
         panels[f"exact W2 of the Gaussian, {grid} grid"] = {row.name: row.grids[grid].distances for row in rows}
         panels[f"bound on W2, {grid} grid"] = {row.name: row.grids[grid].bounds for row in rows}
     exploding = {name for name, process in compared.items() if isinstance(process, VE)}
-    report.plot_steps(out / "plan.png", options.steps, panels, accuracy, dashed=exploding)
+    ylabel = "2-Wasserstein distance, in the units of x"
+    report.plot_steps(out / "plan.png", options.steps, panels, accuracy, ylabel=ylabel, dashed=exploding)
     report.say(_table(experiment, options, rows, target, accuracy))
     report.say(f"wrote {out / 'plan.json'} and {out / 'plan.png'}")
     return rows

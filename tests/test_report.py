@@ -91,11 +91,15 @@ def test_curves_are_dashed_by_name(tmp_path, monkeypatch):
     assert styles["ve"] == "-"
 
 
-def test_plots_are_written(tmp_path):
+def test_plots_are_written_and_say_what_is_on_their_axes(tmp_path, monkeypatch):
+    figures, save = [], report._save
+    monkeypatch.setattr(report, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
     log_snr, curve = np.linspace(-5, 10, 7), np.linspace(1, 0, 7)
     report.plot_noise_error(tmp_path / "noise.png", log_snr, {"test": curve})
     report.plot_loss(tmp_path / "loss.png", [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 1.0}])
-    assert (tmp_path / "noise.png").exists() and (tmp_path / "loss.png").exists()
+    report.plot_steps(tmp_path / "steps.png", [1, 2], {"a": {"ve": [2.0, 1.0]}, "b": {"ve": [1.0]}}, ylabel="distance")
+    assert len(figures) == 3 and {path.name for path in tmp_path.iterdir()} == {"noise.png", "loss.png", "steps.png"}
+    assert all(axes.get_xlabel() and axes.get_ylabel() for figure in figures for axes in figure.axes)
 
 
 def test_a_full_disk_ends_the_events_in_one_line_and_never_waits(tmp_path, monkeypatch, capsys):

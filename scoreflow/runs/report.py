@@ -192,12 +192,15 @@ def plot_loss(path: Path, records: list[dict]) -> None:
     """Training and validation loss against step."""
 
     def draw(axes):
-        styles: dict[str, dict[str, Any]] = {"loss": {"alpha": 0.7, "linewidth": 1}, "validation_loss": {"marker": "o"}}
+        styles: dict[str, dict[str, Any]] = {
+            "loss": {"alpha": 0.7, "linewidth": 1, "label": "training data, current parameters"},
+            "validation_loss": {"marker": "o", "label": "test data, averaged parameters"},
+        }
         for name, style in styles.items():
             points = [(r["step"], r[name]) for r in records if name in r]
             if points:
-                axes.plot(*zip(*points), label=name.replace("_", " "), **style)
-        axes.set(xlabel="step", ylabel="loss")
+                axes.plot(*zip(*points), **style)
+        axes.set(xlabel="training step", ylabel="training objective, mean over the batch")
         axes.legend(frameon=False)
 
     _figure(path, draw)
@@ -224,6 +227,7 @@ def plot_steps(
     panels: dict[str, dict[str, list[float]]],
     target: float | None = None,
     *,
+    ylabel: str = "",
     dashed: Collection[str] = (),
 ) -> None:
     """Distances against steps, both logarithmic.
@@ -233,6 +237,7 @@ def plot_steps(
       steps: numbers of steps.
       panels: title of each panel -> name of each curve -> its distances; a curve may end early.
       target: distance at which a horizontal line is drawn, or None.
+      ylabel: what the distances are, with their unit.
       dashed: names of the curves that are drawn dashed.
     """
     if not parallel.is_main():
@@ -249,7 +254,7 @@ def plot_steps(
             axes.loglog(steps[: len(values)], values, marker=".", label=name, **style)
         if target is not None:
             axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label="asked for")
-        axes.set(title=title, xlabel="steps")
+        axes.set(title=title, xlabel="steps of the sampler", ylabel=ylabel)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)
 
