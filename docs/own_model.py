@@ -54,4 +54,4 @@ learned, prior = score_of(state.ema_params), terminal.prior(process)  # the aver
 noise, grid = prior.sample(keys[2], (1000, 2)), grids.log_snr(process, 30, t_min=t_min)
 radius = jnp.linalg.norm(sample(rules.HEUN, process, learned, keys[3], noise, grid).x, axis=1)
 logp = likelihood.log_prob(process, learned, prior, keys[4], jnp.asarray(x[3600:]), t_min=t_min).logp
-print(f"radius {radius.mean():.3f} +- {radius.std():.3f}, log-likelihood {logp.mean():.3f} +- {logp.std() / 20:.3f}")
+print(f"radius {radius.mean():.3f} ± {radius.std():.3f}, log-likelihood {logp.mean():.3f} ± {logp.std() / 20:.3f}")

@@ -167,7 +167,7 @@ def rows_of(results: dict[float, dict]) -> list[tuple[str, ...]]:
     rows = [("T", "terminal", "bits/dim", "bound", "NFE", *METRICS, "sample NFE", "fit, s")]
     for t, measures in results.items():
         for name, values in measures.items():
-            cells = [f"{values[k]:.3f} +- {values[k + '_error']:.3f}" if k in values else "-" for k in DENSITIES]
+            cells = [f"{values[k]:.3f} ± {values[k + '_error']:.3f}" if k in values else "-" for k in DENSITIES]
             cells.append(f"{values['nfe']:.0f}" if "nfe" in values else "-")
             cells += [f"{values['frechet']:.2f}", *(f"{values[k]:.3f}" for k in METRICS[1:])]
             rows.append((f"{t:g}", name, *cells, f"{values['sample_nfe']:.0f}", f"{values['fit_seconds']:.0f}"))

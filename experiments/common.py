@@ -74,7 +74,7 @@ def step_cost(experiment: Experiment, options: train.TrainOptions, repeats: int 
 
 def with_error(values: list[float], digits: int = 3) -> str:
     """Mean of a number for each seed in `digits` digits, and its standard error where there is more than one."""
-    error = f" +- {np.std(values, ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
+    error = f" ± {np.std(values, ddof=1) / np.sqrt(len(values)):.1g}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}g}{error}"
 
 

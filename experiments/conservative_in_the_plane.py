@@ -37,15 +37,15 @@ STEPS = {"8-Gaussian": 2000, "spirals": 2000, "checkerboard": 4000}
 MODELS, SEEDS, BATCH, POINTS = ("C", "U", "QC"), (0, 1, 2), 1000, 2000
 # Asym, NAsym, error, NLL with confidence intervals over three runs, as published
 PUBLISHED = {
-    ("8-Gaussian", "C"): ("0", "0", "0.434+-0.006", "5.24+-0.03"),
-    ("8-Gaussian", "U"): ("1.06+-0.16e-2", "1.42+-0.43e-3", "0.414+-0.013", "5.02+-0.03"),
-    ("8-Gaussian", "QC"): ("9.49+-3.07e-3", "1.38+-0.41e-3", "0.420+-0.007", "5.01+-0.09"),
-    ("spirals", "C"): ("0", "0", "1.59+-0.05", "5.61+-0.17"),
-    ("spirals", "U"): ("7.35+-0.41e-1", "8.19+-1.82e-2", "1.50+-0.18", "5.11+-0.11"),
-    ("spirals", "QC"): ("3.18+-0.16e-1", "5.73+-1.64e-2", "1.56+-0.08", "5.04+-0.04"),
-    ("checkerboard", "C"): ("0", "0", "0.765+-0.036", "5.19+-0.08"),
-    ("checkerboard", "U"): ("1.05+-0.18e-1", "2.51+-0.43e-2", "0.679+-0.027", "5.09+-0.02"),
-    ("checkerboard", "QC"): ("7.06+-0.43e-2", "1.70+-0.18e-2", "0.679+-0.026", "5.08+-0.02"),
+    ("8-Gaussian", "C"): ("0", "0", "0.434±0.006", "5.24±0.03"),
+    ("8-Gaussian", "U"): ("1.06±0.16e-2", "1.42±0.43e-3", "0.414±0.013", "5.02±0.03"),
+    ("8-Gaussian", "QC"): ("9.49±3.07e-3", "1.38±0.41e-3", "0.420±0.007", "5.01±0.09"),
+    ("spirals", "C"): ("0", "0", "1.59±0.05", "5.61±0.17"),
+    ("spirals", "U"): ("7.35±0.41e-1", "8.19±1.82e-2", "1.50±0.18", "5.11±0.11"),
+    ("spirals", "QC"): ("3.18±0.16e-1", "5.73±1.64e-2", "1.56±0.08", "5.04±0.04"),
+    ("checkerboard", "C"): ("0", "0", "0.765±0.036", "5.19±0.08"),
+    ("checkerboard", "U"): ("1.05±0.18e-1", "2.51±0.43e-2", "0.679±0.027", "5.09±0.02"),
+    ("checkerboard", "QC"): ("7.06±0.43e-2", "1.70±0.18e-2", "0.679±0.026", "5.08±0.02"),
 }
 
 
@@ -231,7 +231,7 @@ def main() -> None:
     for (name, model), records in results.items():
         cells = [common.with_error([record[field] for record in records]) for field in Measures._fields]
         rows.append((name, model, *cells, *PUBLISHED[name, model]))
-    common.finish(args.out, [f"{len(seeds)} seeds, mean +- standard error", "", report.table(rows)])
+    common.finish(args.out, [f"{len(seeds)} seeds, mean ± standard error", "", report.table(rows)])
 
 
 if __name__ == "__main__":

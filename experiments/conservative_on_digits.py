@@ -125,7 +125,7 @@ def main() -> None:
         for name in ("weighted", "nasym")
     }
     report.plot_times(args.out / "asymmetry.png", np.array(results[recipes[0]][0]["t"]), panels)
-    head = f"{len(seeds)} seeds of fine-tuning one model (C: one run), mean +- standard error over them"
+    head = f"{len(seeds)} seeds of fine-tuning one model (C: one run), mean ± standard error over them"
     lines = [head, "", report.table(rows_of(results, costs))]
     lines += ["", "evaluations of the score by the adaptive sampler", report.table(tolerance_rows(results))]
     common.finish(args.out, lines)

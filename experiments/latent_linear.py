@@ -78,7 +78,7 @@ def bounds(n: int) -> list[tuple[str, ...]]:
         t, inv_density = times.normal_likelihood(process, jax.random.key(1), n, t_min=t_min)
         entropy = cross_entropy.cross_entropy(process, exact, jax.random.key(2), z, t, inv_density, t_min=t_min)
         by_training = np.asarray(rest + entropy.total) + log_p
-        cells = [f"{v.mean():.5f} +- {v.std() / np.sqrt(len(v)):.1g}" for v in (by_ode, by_training)]
+        cells = [f"{v.mean():.5f} ± {v.std() / np.sqrt(len(v)):.1g}" for v in (by_ode, by_training)]
         largest, nfe = f"{np.abs(by_ode).max():.1g}", f"{solution.nfe.mean():.0f}"
         rows.append((f"{t_min:g}", cells[0], largest, nfe, cells[1]))
     return rows

@@ -101,8 +101,8 @@ def params_of(data: str, recipe: str, fast: bool, out: Path) -> Params:
 
 
 def cell(pair: list[float], digits: int = 4) -> str:
-    """value +- standard error."""
-    return f"{pair[0]:.{digits}g} +- {pair[1]:.1g}"
+    """value ± standard error."""
+    return f"{pair[0]:.{digits}g} ± {pair[1]:.1g}"
 
 
 def rows_of(results: dict[str, dict]) -> list[tuple[str, ...]]:

@@ -222,7 +222,7 @@ def main() -> None:
         results[case[:2]].append(common.memo(args.out / "runs.json", key, compute))
     draw(args.out / "densities.png", results)
     paid = ", ".join(f"{cost(d, order):.2f} of order {order} on {d}" for d in data for order in (2, 3))
-    head = f"{steps} steps of order 1, then as said; {len(seeds)} seeds, mean +- standard error. Cost of a step: {paid}"
+    head = f"{steps} steps of order 1, then as said; {len(seeds)} seeds, mean ± standard error. Cost of a step: {paid}"
     common.finish(args.out, [head, "", report.table(rows_of(results))])
 
 

@@ -82,7 +82,7 @@ def main() -> None:
     gaussian = multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(held_out)
     rows = [("model", "log-density of held-out points, nats")]
     for name, values in {"ODE model": log_density(learned, held_out), "Gaussian": gaussian}.items():
-        rows.append((name, f"{np.mean(values):.3f} +- {np.std(values) / len(values) ** 0.5:.3f}"))
+        rows.append((name, f"{np.mean(values):.3f} ± {np.std(values) / len(values) ** 0.5:.3f}"))
     common.finish(args.out, [report.table(rows)])
 
 

@@ -130,7 +130,7 @@ def lines_of(
     mean = {name: values.mean(0) for name, values in distances.items()}
     for name, values in distances.items():
         errors = values.std(0, ddof=1) / np.sqrt(len(values))
-        rows.append((name, *(f"{m:.2f} +- {e:.2f}" for m, e in zip(mean[name], errors))))
+        rows.append((name, *(f"{m:.2f} ± {e:.2f}" for m, e in zip(mean[name], errors))))
         rows.append(("  exact W2, Gaussian", *(f"{w:.3f}" for w in expected[name])))
     lines = ["", report.table(rows), "", "from the best on, as measured and by the theory:"]
     for i, k in enumerate(steps):
@@ -165,7 +165,7 @@ def main() -> None:
 def write(out: Path, training: str, size: str, floor: float, steps: dict, distances: dict, expected: dict) -> None:
     """The report and the picture."""
     lines = [
-        f"Frechet distance to the training digits (classifier features), mean +- standard error; {size}; training: "
+        f"Frechet distance to the training digits (classifier features), mean ± standard error; {size}; training: "
         f"{training}; test digits {floor:.2f}"
     ]
     panels = {}

@@ -102,7 +102,7 @@ def evaluate(experiment: Experiment, evaluation: Evaluation, folder: Path) -> di
             _keep_examples(out / "examples.npz", experiment.data, results.examples)
         report.write_json(out / "metrics.json", plain(metrics))
         partial.forget()
-    _print(f"{experiment.name}, step {step} (mean +- standard error)", results.tables, out)
+    _print(f"{experiment.name}, step {step} (mean ± standard error)", results.tables, out)
     return metrics
 
 
@@ -153,14 +153,15 @@ def evaluate_samples(data: Dataset, evaluation: Evaluation, folder: Path) -> dic
         results = foreign(x, data, extract, options, cache_dir, partial)
         report.write_json(out / "metrics.json", plain(results.metrics))
         partial.forget()
-    _print(f"{options.samples} (mean +- standard error)", results.tables, out)
+    _print(f"{options.samples} (mean ± standard error)", results.tables, out)
     return results.metrics
 
 
 def _print(title: str, tables: Iterable[Table], out: Path) -> None:
-    report.say(title)
+    report.say(report.heading(title))
     for table in tables:
-        report.say("\n".join(["", *([table.title] if table.title else []), report.table(table.rows), *table.notes]))
+        head = [report.heading(table.title)] if table.title else []
+        report.say("\n".join(["", *head, report.table(table.rows), *table.notes]))
     written = sorted(path.name for path in out.glob("*.png"))
     report.say(f"wrote {out / 'metrics.json'}" + (f", and beside it {', '.join(written)}" if written else ""))
 

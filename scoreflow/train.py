@@ -22,7 +22,7 @@ from scoreflow.runs import checkpoint, cost, lock, parallel, report, workdir
 from scoreflow.runs.best import Best
 from scoreflow.runs.errors import UserError
 from scoreflow.runs.log import Log
-from scoreflow.runs.meter import Meter
+from scoreflow.runs.meter import Latest, Meter
 from scoreflow.step import (
     Batch,
     TrainState,
@@ -144,25 +144,27 @@ def fit(
       0.5
     """
     step = make_train_step(objective, optimizer, key, ema_decay=ema_decay, grad_accum=grad_accum, skip=skip)
-    dispatch, skipped = compile_dispatch(step, 1), 0
+    dispatch, skipped, latest = compile_dispatch(step, 1), 0, Latest()
     state = parallel.replicate(jax.tree.map(jnp.copy, state_of(params, optimizer)))
-    for i, batch in enumerate(_shown(batches, progress)):
+    for i, batch in enumerate(_shown(batches, progress, latest.words)):
         parallel.check_divides(len(batch["x"]) // grad_accum, "examples of a batch / grad_accum")
         on_device = parallel.shard(jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(batch)), axis=1)
         state, metrics = dispatch(state, on_device)
         metrics = parallel.gather(metrics)
+        latest.add(metrics["loss"])
         skipped = check_finite(metrics, i, allowed=skip, before=skipped)
         if callback is not None:
             callback(i + 1, {name: float(value[0]) for name, value in metrics.items()})
     return state
 
 
-def _shown(batches: Iterable[Batch], progress: bool | int) -> Iterable[Batch]:
+def _shown(batches: Iterable[Batch], progress: bool | int, note: Callable[[], str]) -> Iterable[Batch]:
     """Batches behind a bar where one is asked for."""
     if not progress:
         return batches
     total = None if progress is True else int(progress)
-    return report.progress(batches, total=len(batches) if total is None and isinstance(batches, Sized) else total)
+    total = len(batches) if total is None and isinstance(batches, Sized) else total
+    return report.progress(batches, total=total, note=note)
 
 
 def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params | None = None) -> Params:
@@ -302,15 +304,17 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
     log = Log(folder, start)  # whose files are there from the first step on, so that a failed start leaves nothing
     pictures = Pictures(experiment, folder, log, options.sample_batch, options.num_samples)
     meter = Meter(log, start, options.batch_size, lines=options.log_every > 0, skip=options.skip > 0)
-    skipped, steps = 0, options.steps  # skipped in a row
+    skipped, steps, latest = 0, options.steps, Latest()  # skipped in a row
 
     # --- loop ---------------------------------------------------------------------------------------------------------
     batches = data.prefetch(batches_of(experiment, options, start))
-    for first, batch in report.progress(batches, total=steps, initial=start, size=lambda item: len(item[1]["x"])):
+    steps_in = lambda item: len(item[1]["x"])
+    for first, batch in report.progress(batches, total=steps, initial=start, size=steps_in, note=latest.words):
         begun = time.monotonic()
         state, metrics = dispatch(state, batch)
         metrics, step = parallel.gather(metrics), first + len(batch["x"])
         meter.add(metrics, time.monotonic() - begun)
+        latest.add(metrics["loss"])
         skipped = check_finite(metrics, first, checkpoints, allowed=options.skip, before=skipped)
         if first == start:
             report.say(f"first step after {time.monotonic() - began:.1f} s")
@@ -319,7 +323,8 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
         if _due(options.log_every, first, step, steps):
             meter.write(step)
         if _due(options.validate_every, first, step, steps):
-            log.scalars(step, validation_loss=validate(state.ema_params))
+            latest.validation = validate(state.ema_params)
+            log.scalars(step, validation_loss=latest.validation)
         if _due(options.checkpoint_every, first, step, steps):
             checkpoint.save(checkpoints, step, state, keep=options.keep)
             for name, measure in measures.items():

@@ -161,7 +161,7 @@ def test_eval_prints_what_it_writes(trained):
     assert result.returncode == 0, result.stderr
     written = json.loads((folder / "run" / "eval" / "8" / "metrics.json").read_text())
     bits = written["likelihood"]["bits_per_dim"]
-    assert f"{bits['value']:.4g} +- {bits['stderr']:.2g}" in result.stdout
+    assert f"{bits['value']:.4g} ± {bits['stderr']:.2g}" in result.stdout
     for words in ("solver error", "likelihood nfe", "pilot nfe", "uniform bits per dim", "frechet", "test data"):
         assert words in result.stdout
     assert written["samples"]["model"]["samples"] == 100 and written["likelihood"]["likelihood_examples"] == 12

@@ -96,7 +96,7 @@ def test_the_printed_tables_fit_a_hundred_columns(tmp_path):
         text = forms.in_terminal(compared(opened(*folders[:count])))
         numbers = text.partition("Settings that differ")[0]
         assert max(len(line) for line in numbers.splitlines() if "--workdir=" not in line) <= 100
-        assert numbers.count("bits/dim ") == (1 if count == 4 else 2) and f"{1 + count}.00 +- 0.10" in numbers
+        assert numbers.count("bits/dim ") == (1 if count == 4 else 2) and f"{1 + count}.00 ± 0.10" in numbers
 
 
 def test_one_run_is_a_report(tmp_path):
@@ -164,7 +164,7 @@ def test_the_command_compares_runs_from_end_to_end(runs, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
     result = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "first has 0.0050 +- 0.0015" in result.stdout and "wrote out/compare.html" in result.stdout
+    assert "first has 0.0050 ± 0.0015" in result.stdout and "wrote out/compare.html" in result.stdout
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [run["name"] for run in content["runs"]] == ["first", "second"]
     (pair,) = content["pairs"]

@@ -82,7 +82,7 @@ def test_the_table_of_processes_has_rank_correlations_and_orderings():
     text = "\n".join(processes_on_digits.lines_of("uniform", (10, 20), distances, expected))
     assert re.findall(r"rank correlation (\S+)", text) == ["+1.00", "-0.50"]  # ranks 3 2 1, then 1 3 2, against 3 2 1
     assert "measured  c b a" in text and "measured  a c b" in text and text.count("theory    c b a") == 2
-    assert "3.10 +- 0.10" in text
+    assert "3.10 ± 0.10" in text
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_processes_on_digits_resumes(tmp_path):
     printed = run("processes_on_digits", tmp_path)
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert len(runs) == 4  # two processes, two seeds
-    means = {float(value) for value in re.findall(r"(\d+\.\d+) \+- ", printed)}
+    means = {float(value) for value in re.findall(r"(\d+\.\d+) ± ", printed)}
     values = [value["uniform"] for value in runs.values()]
     for first, second in zip(values[::2], values[1::2]):
         assert {round((a + b) / 2, 2) for a, b in zip(first, second)} <= means
@@ -238,7 +238,7 @@ def test_the_linear_vae_prints_what_it_measured(tmp_path):
     """The bound is the likelihood; the likelihood weight finds the posterior and weight 1 does not."""
     printed = run("latent_linear", tmp_path)
     for line in re.findall(r"^0\.0\d* +(.+)$", printed, re.MULTILINE):
-        by_ode, error = re.match(r"(-?[\d.]+) \+- ([\de.-]+)", line).groups()
+        by_ode, error = re.match(r"(-?[\d.]+) ± ([\de.-]+)", line).groups()
         assert abs(float(by_ode)) < 5e-3 and float(error) < 5e-3
     kl = dict(re.findall(r"^(likelihood weight|weight 1) .* ([\de.+-]+)$", printed, re.MULTILINE))
     assert float(kl["likelihood weight"]) < 0.05 < 0.15 < float(kl["weight 1"])
@@ -252,8 +252,8 @@ def test_latent_models_of_digits_print_what_they_measured(tmp_path):
     for recipe in ("VAE alone", "1"):
         values = records[f"binary, {recipe}, fast"]
         (line,) = re.findall(rf"^{recipe} +(\d.+)$", printed, re.MULTILINE)
-        assert f"{values['bound'][0]:.4g} +- " in line
-        rest, kl = re.search(r" ([\d.]+) \+- \S+ +(-?[\d.]+) ", line.split("+-", 1)[1]).groups()
+        assert f"{values['bound'][0]:.4g} ± " in line
+        rest, kl = re.search(r" ([\d.]+) ± \S+ +(-?[\d.]+) ", line.split("±", 1)[1]).groups()
         assert float(rest) + float(kl) == pytest.approx(values["bound"][0], abs=0.02)
 
 
@@ -318,7 +318,7 @@ def test_bridges_on_digits_print_what_they_measured(tmp_path):
     measures = records["T = 0.2, fast"]
     assert measures["mixture"]["bits"] < measures["prior"]["bits"]
     (line,) = re.findall(r"^0.2 +mixture  +(.+)$", printed, re.MULTILINE)
-    assert line.startswith(f"{measures['mixture']['bits']:.3f} +- {measures['mixture']['bits_error']:.3f}")
+    assert line.startswith(f"{measures['mixture']['bits']:.3f} ± {measures['mixture']['bits_error']:.3f}")
     assert measures["mixture, 40 steps"]["sample_nfe"] > 3 * measures["mixture"]["sample_nfe"]
     assert "bits" not in measures["pushforward"] and (tmp_path / "bits_per_dim.png").exists()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scoreflow.runs import log as run_log
-from scoreflow.runs.meter import Meter
+from scoreflow.runs.meter import Latest, Meter
 
 
 def add(meter: Meter, first: int, last: int) -> None:
@@ -58,3 +58,16 @@ def test_the_meter_needs_no_more_memory_for_more_steps(tmp_path, lines):
         assert tracemalloc.get_traced_memory()[0] - before < 10_000
     finally:
         tracemalloc.stop()
+
+
+def test_the_loss_that_is_shown_follows_finite_values():
+    """The mean of 1 and 3 is 2; after 48 more of 2, one of 3 counts a fiftieth; what is not finite changes nothing."""
+    latest = Latest()
+    assert latest.words() == ""
+    for losses in ([np.nan], [1.0], [2.0, np.inf, 4.0], [np.nan, np.nan]):
+        latest.add(np.asarray(losses))
+    assert latest.loss == pytest.approx(2.0) and latest.words() == "loss 2"
+    for loss in [2.0] * 48 + [3.0]:
+        latest.add(np.asarray([loss]))
+    latest.validation = 2.5
+    assert latest.loss == pytest.approx(2.02) and latest.words() == "loss 2.02   validation 2.5"

@@ -14,7 +14,7 @@ from experiments import own_process
 from tests import tiny
 
 SOURCE = (tiny.ROOT / "docs" / "own_model.py").read_text()
-NUMBERS = r"^{} +(-?[\d.]+) \+- ([\d.]+)$"
+NUMBERS = r"^{} +(-?[\d.]+) ± ([\d.]+)$"
 
 
 def densities(printed: str) -> list[tuple[float, float]]:
@@ -41,7 +41,7 @@ def test_the_script_of_forty_lines_samples_its_data_and_scores_them(capsys):
     """With a twentieth of the steps: points near the circle, and a log-likelihood not far below the entropy's -0.95."""
     exec(compile(SOURCE.replace("= 3000, 1e-3", "= 150, 1e-3"), "own_model.py", "exec"), {"__name__": "own_model"})
     printed = capsys.readouterr().out
-    radius, logp = (float(re.search(rf"{words} (-?[\d.]+) \+-", printed)[1]) for words in ("radius", "likelihood"))
+    radius, logp = (float(re.search(rf"{words} (-?[\d.]+) ±", printed)[1]) for words in ("radius", "likelihood"))
     assert abs(radius - 1.0) < 0.35 and -3.0 < logp < -0.8
 
 

@@ -68,7 +68,19 @@ def test_progress_without_a_total_counts_and_says_no_time_left(monkeypatch):
     monkeypatch.setattr(report, "_PLAIN_SECONDS", 0.0)
     assert list(report.progress(iter("abc"), total=None)) == list("abc")
     lines = out.getvalue().splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["2 steps", "3 steps"] and "left" not in out.getvalue()
+    assert [line.partition("   ")[0] for line in lines] == ["2 steps", "3 steps"] and "left" not in out.getvalue()
+
+
+def test_lines_of_progress_have_a_note_and_are_aligned(monkeypatch):
+    """The clock stands at 0, 10, 20, ... seconds, one reading for each step: 0.1 steps a second."""
+    out, clock = io.StringIO(), iter(range(0, 1000, 10))
+    monkeypatch.setattr(report.sys, "stderr", out)
+    monkeypatch.setattr(report.time, "monotonic", lambda: float(next(clock)))
+    list(report.progress(range(12), total=12, note=lambda: "loss 0.5"))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == " 2/12 steps   loss 0.5   0.1/s   100 s left"
+    assert lines[-1] == "12/12 steps   loss 0.5   0.1/s   0 s left"
+    assert [report.duration(seconds) for seconds in (119, 120, 7199, 7200)] == ["119 s", "2 min", "120 min", "2.0 h"]
 
 
 def test_tables_align():
@@ -118,3 +130,26 @@ def test_a_full_disk_ends_the_events_in_one_line_and_never_waits(tmp_path, monke
     log.close()
     assert [record["loss"] for record in run_log.read_metrics(tmp_path)] == list(range(1, 201))
     assert capsys.readouterr().err.count("No space left on device") == 1 == len(asked)
+
+
+def test_colors_are_only_on_a_terminal_that_wants_them(monkeypatch):
+    out = io.StringIO()
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert report.styled("words", "1", out) == "words"
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    assert report.styled("words", "1", out) == "\x1b[1mwords\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert report.styled("words", "1", out) == "words"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert report.styled("words", "1", out) == "words"
+
+
+def test_signs_are_spelled_out_where_an_encoding_lacks_them():
+    buffer = io.BytesIO()
+    narrow = io.TextIOWrapper(buffer, encoding="ascii")
+    report.say("0.5 ± 0.1, “quoted”", file=narrow)
+    assert buffer.getvalue() == b"0.5 +- 0.1, ?quoted?\n"
+    assert report.typed("0.5 ± 0.1", "utf-8") == "0.5 ± 0.1"
+    assert report.typed("0.5 ± 0.1", "latin-1") == "0.5 ± 0.1"

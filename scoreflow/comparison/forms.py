@@ -66,7 +66,7 @@ def in_terminal(comparison: Comparison) -> str:
         blocks.append("\n".join(textwrap.fill(remark, _COLUMNS, break_long_words=False) for remark in remarks))
     for sentence, command in comparison.gaps:
         blocks.append(f"{textwrap.fill(sentence, _COLUMNS - 1, break_long_words=False)}:\n  {command}")
-    return tables.typed("\n\n".join(filter(None, blocks)))
+    return "\n\n".join(filter(None, blocks))
 
 
 def in_markdown(comparison: Comparison) -> str:

@@ -178,11 +178,6 @@ def markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
-def typed(text: str) -> str:
-    """Words with signs that every terminal has."""
-    return text.replace("±", "+-").replace("−", "-").replace("…", "...")
-
-
 def plain(table: Table) -> str:
     """The table for a terminal, at most four columns at a time, whose long names and values are wrapped."""
     blocks = []
@@ -193,11 +188,11 @@ def plain(table: Table) -> str:
         rows += [(row.title, *(cell.text for cell in row.cells[i : i + _AT_ONCE])) for row in table.rows]
         lines = [line for row in rows for line in _wrapped(row, (_TITLE, *[room] * (len(row) - 1)))]
         blocks.append(report.table(lines))
-    return "\n".join([table.title, "\n\n".join(blocks)])
+    return "\n".join([report.heading(table.title), "\n\n".join(blocks)])
 
 
 def _wrapped(row: Sequence[str], widths: Sequence[int]) -> list[tuple[str, ...]]:
     """A row as the lines that it takes where its cells are not longer than their columns."""
-    cells = [textwrap.wrap(typed(cell), width) or [""] for cell, width in zip(row, widths)]
+    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths)]
     height = max(map(len, cells))
     return [tuple(cell[k] if k < len(cell) else "" for cell in cells) for k in range(height)]

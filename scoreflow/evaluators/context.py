@@ -242,7 +242,7 @@ def in_words(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, Estimate):
-        return f"{value.value:.4g} +- {value.stderr:.2g}"
+        return f"{value.value:.4g} ± {value.stderr:.2g}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -53,6 +53,34 @@ class Meter:
         self.since = (now, step)
 
 
+class Latest:
+    """The loss that is shown while a run trains: the mean of the first fifty dispatches, and then an average in which
+    the newest one counts a fiftieth.
+
+    Attributes:
+      loss: the average; None before the first dispatch. Values that are not finite do not count.
+      validation: what was measured last, or None.
+    """
+
+    def __init__(self):
+        self.loss: float | None = None
+        self.validation: float | None = None
+        self._count = 0
+
+    def add(self, losses: np.ndarray) -> None:
+        """Takes the losses of a dispatch, [K]."""
+        finite = losses[np.isfinite(losses)]
+        if finite.size:
+            mean, before = float(finite.mean(dtype=np.float64)), self.loss or 0.0
+            self._count = min(self._count + 1, 50)
+            self.loss = before + (mean - before) / self._count
+
+    def words(self) -> str:
+        """Both, as far as they are known."""
+        values = {"loss": self.loss, "validation": self.validation}
+        return "   ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+
+
 def _sum(values: np.ndarray) -> np.ndarray:
     """The sum of the values that are finite, as those of skipped steps are not, and their number."""
     finite = values[np.isfinite(values)]

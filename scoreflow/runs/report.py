@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import textwrap
 import time
@@ -24,12 +25,35 @@ _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 def say(*words: object, file: TextIO | None = None) -> None:
     """Prints a line, from one process only."""
     if parallel.is_main():
-        print(*words, file=file or sys.stdout, flush=True)
+        out = file or sys.stdout
+        print(*(typed(str(word), out.encoding) for word in words), file=out, flush=True)
 
 
 def warn(message: str) -> None:
     """Prints a warning that cannot be overlooked."""
-    say(f"WARNING: {message}", file=sys.stderr)
+    say(styled(f"WARNING: {message}", "33", sys.stderr), file=sys.stderr)
+
+
+def heading(text: str) -> str:
+    """A title of what is printed, bold on a terminal."""
+    return styled(text, "1", sys.stdout)
+
+
+def styled(text: str, code: str, out: TextIO) -> str:
+    """Words in a color or weight by its ANSI code, on a terminal that has them and unless NO_COLOR is set."""
+    plain = not out.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def typed(text: str, encoding: str | None) -> str:
+    """Words with other signs where an encoding lacks theirs."""
+    encoding = encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        known = text.replace("±", "+-").replace("−", "-").replace("…", "...")
+        return known.encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def _in_notebook() -> bool:
@@ -45,6 +69,7 @@ def progress(
     initial: int = 0,
     unit: str = "step",
     size: Callable[[T], int] = lambda item: 1,
+    note: Callable[[], str] = lambda: "",
 ) -> Iterator[T]:
     """Passes items on, showing progress, rate and time left: a bar on a terminal or in a notebook, else plain lines.
 
@@ -54,6 +79,7 @@ def progress(
       initial: the count at the beginning.
       unit: name of what is counted.
       size: item -> its count.
+      note: gives what is printed beside the count, such as the loss.
     """
     if not parallel.is_main():
         yield from items
@@ -66,6 +92,7 @@ def progress(
         with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True) as bar:
             for item in items:
                 yield item
+                bar.set_postfix_str(note(), refresh=False)
                 bar.update(size(item))
         return
     start, last = None, 0.0  # the clock starts after the first item, which compiles
@@ -78,8 +105,17 @@ def progress(
             start, last, first = now, now, done
         elif now - last >= _PLAIN_SECONDS or (total is not None and done >= total):
             last, rate = now, (done - first) / max(now - start, 1e-9)
-            of, left = ("", "") if total is None else (f"/{total}", f", {(total - done) / rate:.0f} s left")
-            print(f"{done}{of} {unit}s, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
+            count = f"{done}" if total is None else f"{done:>{len(str(total))}}/{total}"
+            left = "" if total is None else f"{duration((total - done) / rate)} left"
+            words = [f"{count} {unit}s", note(), f"{rate:.3g}/s", left]
+            print("   ".join(filter(None, words)), file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would choose."""
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"
 
 
 def write_json(path: Path, content: dict) -> None:
