@@ -5,7 +5,8 @@
     python main.py --config=configs/fashion_bridge.py:mixture --mode=eval
 
 The variants are prior (nothing is fitted, to show the cost of a short T), mixture and glow (6 minutes of training). T
-is `--config.process.horizon`, 0.3 here.
+is `--config.process.horizon`, 0.3 here. Each variant followed by `-full` is for a run of `fashion_vp.py:full`, and was
+not run.
 """
 
 from configs import fashion_vp
@@ -19,12 +20,12 @@ VARIANTS = {
 
 def get_config(variant: str = "mixture"):
     """The experiment with one terminal distribution."""
-    if variant not in VARIANTS:
-        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
-    config = fashion_vp.get_config()
+    name, size = fashion_vp.divided(variant)
+    if name not in VARIANTS:
+        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}, which -full may follow")
+    base = fashion_vp.get_config(size)
+    config = fashion_vp.continued(size, 500 if name == "glow" else 0)
     config.process.horizon = 0.3
-    config.terminal.update(VARIANTS[variant])
-    config.init_from = "runs/fashion_vp"
-    steps = 500 if variant == "glow" else 0
-    config.training.update({"learn": "terminal", "steps": steps, "warmup": 0, "ema_decay": 0.99})
+    config.terminal.update(VARIANTS[name])
+    config.training.update({"learn": "terminal", "warmup": 0, "learning_rate": base.training.learning_rate})
     return config

@@ -6,26 +6,31 @@
 
 The variant short has a quasi-conservative penalty, order 2 and T = 0.3 with a fitted mixture. The variant edm is the
 EDM process with order 3; it begins with the run of `fashion_processes.py:edm`. A third composition, latent with a short
-T and a mixture, is `fashion_latent.py:bridge`.
+T and a mixture, is `fashion_latent.py:bridge`. Each variant followed by `-full` has the size for a GPU, and was not
+run.
 """
 
-from configs import fashion_bridge, fashion_processes
+from configs import fashion_bridge, fashion_processes, fashion_vp
 
 VARIANTS = ("short", "edm")
 
 
 def get_config(variant: str = "short"):
     """The experiment with one composition."""
-    if variant not in VARIANTS:
-        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
-    if variant == "short":
-        config = fashion_bridge.get_config("mixture")
-        config.training.learn = "all"
+    name, size = fashion_vp.divided(variant)
+    if name not in VARIANTS:
+        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}, which -full may follow")
+    end = "-full" if size == "full" else ""
+    begins = {"short": "fashion_vp", "edm": "fashion_processes-edm"}[name]
+    continued = fashion_vp.continued(size, 300, begins)
+    if name == "short":
+        config = fashion_bridge.get_config(f"mixture{end}")
         config.penalty.update({"name": "quasi_conservative", "coefficient": 0.1})
-        config.loss.update({"name": "high_order", "order": 2, "ramp": 50})
+        config.loss.update({"name": "high_order", "order": 2})
     else:
-        config = fashion_processes.get_config("edm")
-        config.init_from = "runs/fashion_processes-edm"
-        config.loss.update({"name": "high_order", "order": 3, "ramp": 50})
-    config.training.update({"steps": 300, "learning_rate": 3e-4, "warmup": 50, "ema_decay": 0.99, "skip": 10})
+        config = fashion_processes.get_config(f"edm{end}")
+        config.loss.update({"name": "high_order", "order": 3})
+    config.init_from = continued.init_from
+    config.training.update({**continued.training, "learn": "all", "skip": 10})
+    config.loss.ramp = config.training.warmup
     return config

@@ -5,7 +5,7 @@
     python main.py --config=configs/fashion_conservative.py:qc --mode=eval
 
 The variant c is the gradient of an energy, starts from nothing, and has as many steps as fit into 15 minutes: each
-takes some three times as long.
+takes some three times as long. Each variant followed by `-full` has the size for a GPU, and was not run.
 """
 
 from configs import fashion_vp
@@ -15,16 +15,16 @@ VARIANTS = ("c", "u", "qc")
 
 def get_config(variant: str = "qc"):
     """The experiment with one kind of score."""
-    if variant not in VARIANTS:
-        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}")
-    config = fashion_vp.get_config()
-    if variant == "c":
-        config.training.steps = 600
+    name, size = fashion_vp.divided(variant)
+    if name not in VARIANTS:
+        raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}, which -full may follow")
+    if name == "c":
+        config = fashion_vp.get_config(size)
+        config.training.steps = 600 * (fashion_vp.LONGER if size == "full" else 1)
         config.score.energy_power = 2
     else:
-        config.init_from = "runs/fashion_vp"
-        config.training.update({"steps": 300, "learning_rate": 3e-4, "warmup": 50, "ema_decay": 0.99})
-    if variant == "qc":
+        config = fashion_vp.continued(size, 300)
+    if name == "qc":
         config.penalty.update({"name": "quasi_conservative", "coefficient": 1.0})
     config.eval.update({"symmetry": 60, "symmetry_times": 10})
     return config

@@ -14,10 +14,10 @@ VARIANTS = ("vp_linear", "sub_vp_linear", "ve_geometric", "edm", "straight")
 
 def get_config(variant: str = "edm"):
     """The experiment with a process of `VARIANTS`."""
-    name, _, size = variant.partition("-")
+    name, size = fashion_vp.divided(variant)
     if name not in VARIANTS:
         raise ValueError(f"{variant} must be one of {', '.join(VARIANTS)}, which -full may follow")
-    config = fashion_vp.get_config(size or "small")
+    config = fashion_vp.get_config(size)
     if name == "straight":
         process, t_min, last, prediction = digits_velocity.VARIANTS[name]
         config.score.prediction = prediction

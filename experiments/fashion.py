@@ -8,20 +8,23 @@
 Every run is a config of `configs/fashion_*.py`, trained and evaluated by the commands that a person would give, in the
 folder runs/experiments/fashion/<name>. With `--budget` a run is trained for as many steps as fit into so many minutes
 on this machine, at most those of its config. `--seeds` repeats every run with other seeds; a run begins with the one of
-its own seed. In the end `--mode=compare` writes compare.html, compare.md and compare.json.
+its own seed. `--full` takes the variants for a GPU. Further settings, such as `--config.eval.num_test=500`, go to every
+run. In the end `--mode=compare` writes compare.html, compare.md and compare.json.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments import common
 from scoreflow import configure
-from scoreflow.cli import load_config
+from scoreflow.cli import load_config, take_settings
 from scoreflow.runs import caches, report, workdir
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -78,17 +81,31 @@ def needed(only: list[str]) -> list[str]:
     return [name for name in RUNS if name in names]
 
 
-def settings(name: str, seed: int, out: Path, *, fast: bool) -> dict[str, object]:
+class Size(NamedTuple):
+    """How large the runs of a study are.
+
+    Attributes:
+      full: whether they are those for a GPU.
+      fast: whether they are tiny, and on other data.
+      more: settings of all of them, by dotted name.
+    """
+
+    full: bool = False
+    fast: bool = False
+    more: Mapping[str, str] = MappingProxyType({})
+
+
+def settings(name: str, seed: int, out: Path, size: Size) -> dict[str, object]:
     """What is set on the command line of a run, by name."""
     values: dict[str, object] = {"seed": seed} if seed else {}
     if RUNS[name].begins:
         values["init_from"] = folder_of(RUNS[name].begins, seed, out)
-    if fast:
+    if size.fast:
         config = config_of(name)
         values |= _FAST | ({"training.steps": 0, "training.warmup": 0} if config.training.steps == 0 else {})
         if config.latent.name != "alone":
             values |= {"model.name": "mlp", "model.width": 8, "model.depth": 1}
-    return values
+    return values | dict(size.more)
 
 
 def folder_of(name: str, seed: int, out: Path) -> Path:
@@ -96,16 +113,20 @@ def folder_of(name: str, seed: int, out: Path) -> Path:
     return out / (f"{name}-seed{seed}" if seed else name)
 
 
-def config_of(name: str, **values: object) -> ConfigDict:
-    """The config of a run, with settings by dotted name."""
+def path_of(name: str, full: bool = False) -> str:
+    """The file of a run's config, and its variant."""
     file, _, variant = RUNS[name].config.partition(":")
-    path = f"{_ROOT / 'configs' / file}.py" + (f":{variant}" if variant else "")
-    return configure.resolve(load_config(path), {key: str(value) for key, value in values.items()})
+    variant = "-".join(filter(None, (variant, "full" if full else "")))
+    return f"{_ROOT / 'configs' / file}.py" + (f":{variant}" if variant else "")
 
 
-def affordable(name: str, values: dict[str, object], minutes: float) -> int:
+def config_of(name: str, full: bool = False, **values: object) -> ConfigDict:
+    """The config of a run, with settings by dotted name."""
+    return configure.resolve(load_config(path_of(name, full)), {key: str(value) for key, value in values.items()})
+
+
+def affordable(config: ConfigDict, name: str, minutes: float) -> int:
     """Steps of a run that fit into so many minutes here, at most those of its config."""
-    config = config_of(name, **(values | {"init_from": ""}))
     experiment = configure.experiment(config, name)
     seconds = common.step_cost(experiment, configure.train_options(config, experiment)).seconds
     return max(1, min(config.training.steps, int(60.0 * minutes / seconds)))
@@ -122,19 +143,21 @@ def command(*flags: str) -> None:
         sys.exit(code)
 
 
-def run(name: str, seed: int, out: Path, *, budget: float, fast: bool) -> Path:
+def run(name: str, seed: int, out: Path, size: Size, budget: float) -> Path:
     """Trains and evaluates, or goes on where that was interrupted; returns the folder."""
-    folder, values = folder_of(name, seed, out), settings(name, seed, out, fast=fast)
-    file, _, variant = RUNS[name].config.partition(":")
-    config = f"--config={_ROOT / 'configs' / file}.py" + (f":{variant}" if variant else "")
+    folder, values = folder_of(name, seed, out), settings(name, seed, out, size)
+    config = config_of(name, size.full, **(values | {"init_from": ""}))
     stored = workdir.stored_settings(folder)
     if stored:
         values["training.steps"] = stored["training.steps"]
-    elif budget and config_of(name).training.steps:
-        values["training.steps"] = steps = affordable(name, values, budget)
-        values["training.warmup"] = min(config_of(name).training.warmup, steps // 4)
+    elif budget and config.training.steps:
+        values["training.steps"] = steps = affordable(config, name, budget)
+        values["training.warmup"] = min(config.training.warmup, steps // 4)
+    if stored and (folder / "eval" / str(stored["training.steps"]) / "metrics.json").is_file():
+        report.say(f"{folder} is trained and evaluated already")
+        return folder
     flags = [f"--config.{key}={value}" for key, value in values.items()]
-    command(config, f"--workdir={folder}", "--mode=train", *flags)
+    command(f"--config={path_of(name, size.full)}", f"--workdir={folder}", "--mode=train", *flags)
     command(f"--workdir={folder}", "--mode=eval")
     return folder
 
@@ -146,14 +169,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], choices=tuple(RUNS), metavar="RUN", help=", ".join(RUNS))
     parser.add_argument("--budget", type=float, default=0.0, help="minutes of training for each run; 0 for its steps")
     parser.add_argument("--seeds", type=int, default=1, help="how often each run is repeated")
+    parser.add_argument("--full", action="store_true", help="the size for a GPU")
     parser.add_argument("--fast", action="store_true", help="tiny networks on 8x8 digits, to see that it runs")
-    args = parser.parse_args()
-    out, names = args.out.resolve(), needed(args.only)
+    rest, more = take_settings(sys.argv[1:])
+    args = parser.parse_args(rest)
+    out, names, size = args.out.resolve(), needed(args.only), Size(args.full, args.fast, more)
     cases = [(name, seed) for seed in range(args.seeds) for name in names]
     folders = []
     for number, (name, seed) in enumerate(cases, 1):
         report.say(f"--- {name}, seed {seed}: run {number} of {len(cases)}")
-        folders.append(run(name, seed, out, budget=args.budget, fast=args.fast))
+        folders.append(run(name, seed, out, size, args.budget))
     command("--mode=compare", f"--runs={','.join(map(str, folders))}")
 
 

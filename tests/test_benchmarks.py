@@ -1,5 +1,6 @@
 """Benchmarks start as their commands; that of the image path runs at tiny width and counts operations as layers do."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import images, likelihood
+from benchmarks import images, likelihood, photos
 from scoreflow import gaussian, terminal
 from scoreflow.likelihood import multistep, nodes
 from scoreflow.models import network, plus
@@ -133,3 +134,24 @@ def test_the_network_timed_against_is_the_same_function():
     expected = np.asarray(net.apply(params, x, log_snr))
     tolerances = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
     np.testing.assert_allclose(output.permute(0, 2, 3, 1).numpy(), expected, **tolerances)
+
+
+def test_crops_of_photos_are_slices():
+    image = np.arange(20 * 15 * 3).reshape(20, 15, 3)
+    rows = photos.crops([image, image[:9, :9]], size=8, stride=4)
+    assert len(rows) == 4 * 2 + 1  # at 0, 4, 8 and 12 down, and 0 and 4 across
+    np.testing.assert_array_equal(rows[5], image[8:16, 4:12])
+    np.testing.assert_array_equal(rows[8], image[:8, :8])
+
+
+@pytest.mark.full
+def test_the_study_for_a_gpu_writes_what_each_run_measured(tmp_path):
+    environment = os.environ | {"FAST": "1", "NUM_TEST": "20", "NUM_SAMPLES": "100", "PYTHONPATH": str(tiny.ROOT)}
+    environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    command = [str(tiny.ROOT / "benchmarks" / "gpu_study.sh"), str(tmp_path / "out")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-2000:]
+    content = json.loads((tmp_path / "out" / "gpu_study.json").read_text())
+    assert [run["name"] for run in content["runs"]] == ["base", "order_2", "mixture"]
+    text = json.dumps(content)
+    assert all(name in text for name in ("examples_per_second", "bits_per_dim", "frechet", "memory_mib"))

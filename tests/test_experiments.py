@@ -331,10 +331,12 @@ def test_a_study_adds_the_runs_that_others_begin_with():
 
 @pytest.mark.parametrize("name", fashion.RUNS)
 def test_every_run_of_the_study_is_complete(name, tmp_path):
-    """And so is its tiny one, which begins with the run of its own seed."""
-    for fast in (False, True):
-        config = fashion.config_of(name, **fashion.settings(name, 1, tmp_path, fast=fast))
+    """And so are its tiny one and that for a GPU, which begin with the run of their own seed."""
+    for size in (fashion.Size(), fashion.Size(fast=True), fashion.Size(full=True, more={"eval.num_test": "7"})):
+        config = fashion.config_of(name, size.full, **fashion.settings(name, 1, tmp_path, size))
         configure.check(config)
+        assert (config.eval.num_test == 7) == size.full
+        assert (config.training.batch_size == 128) == size.full
         begins = fashion.RUNS[name].begins
         assert config.init_from == (str(tmp_path / f"{begins}-seed1") if begins else "")
 

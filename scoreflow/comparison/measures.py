@@ -169,6 +169,8 @@ def quantities(runs: Sequence[Run]) -> list[Quantity]:
     for name, title in titles.items():
         spent = (None if step is None else AXES[name](run, step) for run, step in zip(runs, steps))
         out.append(Quantity(f"training_{name}", title, tuple(map(Value, spent))))
+    speeds = tuple(Value(examples_per_second(run)) for run in runs)
+    out.append(Quantity("examples_per_second", "training, examples per second", speeds))
     out.append(Quantity("parameters", "parameters", tuple(Value(run.cost.parameters) for run in runs)))
     mebibytes = (None if run.cost.memory is None else run.cost.memory / 2**20 for run in runs)
     out.append(Quantity("memory_mib", "memory of a step, MiB", tuple(map(Value, mebibytes))))
