@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scoreflow.models import network as network
     from scoreflow.objectives.score_matching import score_matching as score_matching
     from scoreflow.processes.sdes import edm as edm
+    from scoreflow.processes.sdes import linear_sde as linear_sde
     from scoreflow.processes.sdes import straight as straight
     from scoreflow.processes.sdes import sub_vp_linear as sub_vp_linear
     from scoreflow.processes.sdes import ve_geometric as ve_geometric
@@ -41,7 +42,7 @@ _MODULES = {
     "model": ("Model", "load"),
     "models": ("network",),
     "objectives.score_matching": ("score_matching",),
-    "processes.sdes": ("edm", "straight", "sub_vp_linear", "ve_geometric", "vp_cosine", "vp_linear"),
+    "processes.sdes": ("edm", "linear_sde", "straight", "sub_vp_linear", "ve_geometric", "vp_cosine", "vp_linear"),
     "score": ("score_fn",),
     "terminal": ("prior",),
     "train": ("fit",),

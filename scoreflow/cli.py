@@ -295,6 +295,8 @@ def _main(_: list[str]) -> None:
         parallel.initialize()
         name, folder, config = _config(mode)
         watch.begin()
+        if mode == "plan":  # which needs no features, so those of the config need not fit the data
+            config = configure.resolve(config, {"eval.features": "pixels"})
         experiment = configure.experiment(config, name)
         facts = {"defaults": configure.flat_defaults(config), "data": data.describe(experiment.data)}
         workdir.check(folder, experiment.config, resume=mode == "train", **facts)

@@ -1,14 +1,15 @@
-"""From a network to a score function, and conversions between the six things a network may predict.
+"""From a network to a score function, and conversions between the seven things a network may predict.
 
 With x_t = alpha x_0 + sigma noise, each prediction below determines both x_0 and the noise, given x_t. `convert` goes
 through that pair:
 
-    noise   eps                                                                              Ho et al. 2020
-    x0      x_0                                                                              the denoiser
-    v       alpha eps - sigma x_0                                                            Salimans, Ho 2022
-    score   -eps / sigma                                                                     Song et al. 2021
-    flow    (eps - x_0) / sqrt(2), the velocity of the straight path                         Zheng et al. 2023
-    edm     F, with x_0 = c_skip x_t / alpha + c_out F                                       Karras et al. 2022, table 1
+    noise    eps                                                                        Ho et al. 2020
+    x0       x_0                                                                        the denoiser
+    v        alpha eps - sigma x_0                                                      Salimans, Ho 2022
+    score    -eps / sigma                                                               Song et al. 2021
+    velocity eps - x_0, dx_t/dt on the straight path                                    Lipman et al. 2023
+    flow     (eps - x_0) / sqrt(2), the same with unit mean square                      Zheng et al. 2023
+    edm      F, with x_0 = c_skip x_t / alpha + c_out F                                 Karras et al. 2022, table 1
 
 where, with r = sigma / alpha and the data's root mean square s,
 c_skip = s^2 / (r^2 + s^2) and c_out = r s / sqrt(r^2 + s^2).
@@ -83,10 +84,13 @@ def _from_v(v: jax.Array, xt: jax.Array, scales: SignalNoise) -> Clean:
     return Clean((alpha * xt - sigma * v) / square, (sigma * xt + alpha * v) / square)
 
 
-def _from_flow(flow: jax.Array, xt: jax.Array, scales: SignalNoise) -> Clean:
+def _from_velocity(velocity: jax.Array, xt: jax.Array, scales: SignalNoise) -> Clean:
     alpha, sigma, _ = scales
-    apart, total = jnp.sqrt(2.0).astype(xt.dtype) * flow, alpha + sigma
-    return Clean((xt - sigma * apart) / total, (xt + alpha * apart) / total)
+    return Clean((xt - sigma * velocity) / (alpha + sigma), (xt + alpha * velocity) / (alpha + sigma))
+
+
+def _from_flow(flow: jax.Array, xt: jax.Array, scales: SignalNoise) -> Clean:
+    return _from_velocity(jnp.sqrt(2.0).astype(xt.dtype) * flow, xt, scales)
 
 
 def _from_score(score: jax.Array, xt: jax.Array, scales: SignalNoise) -> Clean:
@@ -111,11 +115,12 @@ def _to_edm(clean: Clean, xt: jax.Array, scales: SignalNoise) -> jax.Array:
 NOISE = Prediction(_from_noise, lambda clean, xt, scales: clean.noise)
 X0 = Prediction(_from_x0, lambda clean, xt, scales: clean.x0)
 V = Prediction(_from_v, lambda clean, xt, scales: scales.alpha * clean.noise - scales.sigma * clean.x0)
+VELOCITY = Prediction(_from_velocity, lambda clean, xt, scales: clean.noise - clean.x0)
 FLOW = Prediction(_from_flow, lambda clean, xt, scales: (clean.noise - clean.x0) * 0.5**0.5)
 SCORE = Prediction(_from_score, lambda clean, xt, scales: -clean.noise / scales.sigma)
 EDM = Prediction(_from_edm, _to_edm)
 
-PREDICTIONS = {"noise": NOISE, "x0": X0, "v": V, "flow": FLOW, "score": SCORE, "edm": EDM}
+PREDICTIONS = {"noise": NOISE, "x0": X0, "v": V, "velocity": VELOCITY, "flow": FLOW, "score": SCORE, "edm": EDM}
 PredictionName = Annotated[Prediction, OneOf(PREDICTIONS)]
 """What the network predicts, by its name in a config."""
 

@@ -1,7 +1,8 @@
 """Settings of any function, read from their one source, its signature and docstring; and catalogues of such functions.
 
 A *source* is a function, a Linen module or a NamedTuple. Those of its parameters whose annotation carries a `Check` or
-a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that calls it gives all others.
+a `OneOf` (`scoreflow.types`), or is a `Literal`, are settings; the code that calls it gives all others. A source of the
+user's own (`own`) also has those whose default is a number, a flag or text.
 """
 
 import functools
@@ -11,8 +12,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+from scoreflow import own
 from scoreflow.runs.errors import UserError
-from scoreflow.types import Check, OneOf, one_of
+from scoreflow.types import Check, Flag, Number, OneOf, Text, one_of
+
+_WHOLE = Annotated[int, Check(int, lambda value: True, "a whole number")]
+_NATURAL = {bool: Flag, int: _WHOLE, float: Number, str: Text}
 
 
 class Setting(NamedTuple):
@@ -74,14 +79,30 @@ def _meanings(source: Any) -> dict[str, str]:
     return {name: text[:1].upper() + text[1:].rstrip(".") + "." for name, text in meanings.items()}
 
 
+def _signature(source: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(source, eval_str=True)  # annotations may be text
+    except (NameError, TypeError):
+        return inspect.signature(source)
+
+
 @functools.cache
-def settings(*sources: Any) -> dict[str, Setting]:
-    """The settings that sources state in their signatures, by name."""
+def settings(*sources: Any, natural: bool = False) -> dict[str, Setting]:
+    """The settings that sources state in their signatures, by name; `natural` takes plain defaults for settings, too.
+
+    Raises:
+      UserError: if a setting has no default.
+    """
     out: dict[str, Setting] = {}
     for source in sources:
         meanings = _meanings(source)
-        for name, parameter in inspect.signature(source).parameters.items():
-            annotation, default = parameter.annotation, parameter.default
+        for name, parameter in _signature(source).parameters.items():
+            annotation: Any = parameter.annotation
+            default = parameter.default
+            if natural and get_origin(annotation) not in (Annotated, Literal) and type(default) in _NATURAL:
+                annotation = _NATURAL[float if annotation is float else type(default)]
+            if natural and default is inspect.Parameter.empty and get_origin(annotation) in (Annotated, Literal):
+                raise UserError(f"{source.__name__}: its setting {name} has no default")
             if get_origin(annotation) is Literal:
                 out[name] = Setting(default, one_of(get_args(annotation)), meanings.get(name, ""))
             for mark in annotation.__metadata__ if get_origin(annotation) is Annotated else ():
@@ -103,6 +124,7 @@ class Catalogue(NamedTuple):
       meaning: what is chosen.
       shared: sources whose settings the section has with every row.
       extra: row -> further sources whose settings the section has with that row.
+      needs: settings that a row of the user's own must have.
     """
 
     rows: Mapping[str, Any]
@@ -111,20 +133,43 @@ class Catalogue(NamedTuple):
     meaning: str
     shared: tuple[Any, ...] = ()
     extra: Mapping[str, tuple[Any, ...]] = {}
+    needs: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Check:
+        """What may be chosen: a row, or a function of a file."""
+        known = one_of(tuple(self.rows))
+        words = f"{known.words}, or a function of your own, as my_file.py:name"
+        return Check(str, lambda name: name in self.rows or own.is_own(name), words)
+
+    def row(self, name: str) -> Any:
+        """The source of a name.
+
+        Raises:
+          UserError: if there is no such function in the user's file, or it lacks a setting that it needs.
+        """
+        if name in self.rows or not own.is_own(name):
+            return self.rows[name]
+        row = own.load(name)
+        for missing in set(self.needs) - set(settings(row, natural=True)):
+            raise UserError(f"{name} needs an argument `{missing}` with a default, such as {missing}: float = 1.0")
+        return row
+
+    def _own(self, name: str) -> dict[str, Setting]:
+        row = self.row(name)
+        return settings(row, natural=name not in self.rows) if callable(row) else {}
 
     def settings(self, name: str) -> dict[str, Setting]:
         """The settings of a row, without `name` itself."""
-        row = self.rows[name]
-        own = (row,) if callable(row) else ()
-        return settings(*own, *self.extra.get(name, ()), *self.shared)
+        return self._own(name) | settings(*self.extra.get(name, ()), *self.shared)
 
     def build(self, section: Any, **offered: Any) -> Any:
         """What a section chooses; the row receives those of the `offered` arguments that its signature names."""
-        row = self.rows[section.name]
+        row = self.row(section.name)
         if not callable(row):
             return row
         wanted = {key: value for key, value in offered.items() if key in inspect.signature(row).parameters}
-        arguments = wanted | values(row, section)
+        arguments = wanted | _given(self._own(section.name), section)
         if self.called:
             return row(**arguments)
         return functools.partial(row, **arguments) if arguments else row
@@ -132,4 +177,8 @@ class Catalogue(NamedTuple):
 
 def values(source: Callable, section: Any) -> dict[str, Any]:
     """The settings of a source as it receives them, from a section of the config."""
-    return {name: setting.value(section[name]) for name, setting in settings(source).items()}
+    return _given(settings(source), section)
+
+
+def _given(rows: Mapping[str, Setting], section: Any) -> dict[str, Any]:
+    return {name: setting.value(section[name]) for name, setting in rows.items()}

@@ -357,6 +357,9 @@ def _announce(
     report.say(f"{experiment.name}: {count_params(state.params):,} parameters, {parallel.describe()}")
     for line in experiment.facts():
         report.say(f"data: {line}")
+    process, t_min = experiment.model.process, experiment.model.t_min
+    ends = [f"{float(process.log_snr(t)):.1f} at t = {float(t):.4g}" for t in (t_min, process.horizon)]
+    report.say(f"process: log-SNR from {' to '.join(ends)}, where alpha = {float(process.alpha(process.horizon)):.2g}")
     before = workdir.stored_settings(folder).get("training.steps")
     if 0 < start < options.steps and before is not None:
         say_if_stretched(experiment.config, start, before, options.steps)

@@ -28,6 +28,7 @@ def _meaning(x0, noise, scales):
         "noise": noise,
         "x0": x0,
         "v": alpha * noise - sigma * x0,
+        "velocity": noise - x0,
         "flow": (noise - x0) / np.sqrt(2),
         "score": -noise / sigma,
         "edm": (x0 - c_skip * (alpha * x0 + sigma * noise) / alpha) / c_out,

@@ -92,7 +92,7 @@ SAMPLERS = {
     "adaptive": adaptive.Adaptive,
 }
 CATALOGUES = {
-    "process": Catalogue(PROCESSES, True, "vp_linear", "The forward SDE."),
+    "process": Catalogue(PROCESSES, True, "vp_linear", "The forward SDE.", needs=("horizon",)),
     "model": Catalogue(MODELS, True, "unet", "The score network."),
     "augment": Catalogue({"none": None, "edm": augment.edm}, True, "none", "Augmentation of the training images."),
     "terminal": Catalogue(TERMINALS, True, "prior", "The distribution assumed at the horizon."),

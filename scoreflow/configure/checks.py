@@ -6,6 +6,7 @@ from typing import Any
 
 from scoreflow.configure.overrides import Config
 from scoreflow.data import Dataset, facts
+from scoreflow.processes import linear
 from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
 from scoreflow.theory.known import LOG_DENSITIES
@@ -51,6 +52,10 @@ def _times(config: Config) -> Rows:
 def with_process(config: Config, process: Process) -> Rows:
     """Times at which float32 has no signal left, or no noise yet."""
     horizon, name = config.process.horizon, config.process.name
+    try:
+        linear.check(process)
+    except ValueError as error:
+        yield True, f"process.name = {name}: {error}"
     last = float(process.log_snr(horizon))
     words = f"leaves {name} no signal: its log-SNR there is {last}; stop earlier"
     yield not math.isfinite(last), f"process.horizon = {horizon} {words}"

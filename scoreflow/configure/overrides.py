@@ -6,18 +6,18 @@ from typing import Any
 
 import ml_collections
 
+from scoreflow import own
 from scoreflow.configure.catalogue import CATALOGUES, SECTIONS
 from scoreflow.runs import workdir
 from scoreflow.runs.errors import UserError, nearest
 from scoreflow.runs.renamed import renamed_section, translate
 from scoreflow.runs.workdir import flatten
 from scoreflow.settings import Setting, settings
-from scoreflow.types import one_of
 
 Config = Any
 """A complete config: a locked ConfigDict, whose attributes have no types."""
 
-_NAMED = {name: Setting(row.default, one_of(tuple(row.rows)), row.meaning) for name, row in CATALOGUES.items()}
+_NAMED = {name: Setting(row.default, row.names, row.meaning) for name, row in CATALOGUES.items()}
 
 
 class Plain(ml_collections.ConfigDict):
@@ -39,7 +39,7 @@ class Section(Plain):
     def __setitem__(self, key: str, value: Any) -> None:
         section = object.__getattribute__(self, "_section")
         catalogue = CATALOGUES[section]
-        if key == "name" and value in catalogue.rows:
+        if key == "name" and catalogue.names.allows(value):
             if value != self.get("name"):
                 with self.unlocked():
                     for old in list(self):
@@ -74,7 +74,7 @@ class Defaults(Plain):
     def __getattr__(self, attribute: str) -> Any:
         name = renamed_section(attribute)
         if not attribute.startswith("_") and name not in self:
-            sections = [other for other in self if isinstance(super().__getitem__(other), ml_collections.ConfigDict)]
+            sections = [other for other, value in self.items() if isinstance(value, ml_collections.ConfigDict)]
             raise UserError(f"{attribute} is no section; the nearest are {', '.join(nearest(name, sections))}")
         return super().__getattr__(name)
 
@@ -214,5 +214,6 @@ def resolve(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | No
             with contextlib.suppress(ValueError):  # what cannot be read is refused as it is
                 value = row.check.parse(value)
         section, _, key = name.rpartition(".")
+        value = own.absolute(value) if own.is_own(value) and key == "name" else value
         (tree.setdefault(section, {}) if section else tree)[key] = row.checked(name, value)
     return ml_collections.ConfigDict(tree, type_safe=False).lock()

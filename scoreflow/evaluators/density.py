@@ -12,8 +12,7 @@ from scoreflow.data import UNREADABLE
 from scoreflow.divergence import Divergence, hutchinson
 from scoreflow.evaluators.context import Context, EvalOptions, Examples
 from scoreflow.gaussian import Gaussian
-from scoreflow.likelihood import LogProb, multistep, nodes, ode
-from scoreflow.metrics import Estimate, mean_estimate
+from scoreflow.likelihood import LogProb, multistep, nodes, ode, pilot
 from scoreflow.runs import files, parallel, report
 from scoreflow.types import Key
 
@@ -23,7 +22,6 @@ _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _AT_A_TIME = 500
 _MEASURED = 4  # times as many examples as the pilot has are measured at most
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
-_GRADIENT = 3  # evaluations in whose time one is done with its gradient: a reverse pass is twice the forward one
 _VERSION = 3  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples
 
@@ -197,31 +195,20 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
         path = multistep.follow(process, score, gaussian, rule, x, cond, probe=probe, keep=True)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
 
-    inputs = context.params, gaussian, multistep.rule_at(process, t, multistep.ORDER)
-    met = context.in_batches(follow, _PILOTED)("pilot", inputs, few.keys, few.x, few.cond)
-    finite = np.isfinite(met.rate).all(1)
-    met = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1)[:, finite], met)
+    def met(rule: multistep.Rule) -> multistep.Nodes:
+        inputs = context.params, gaussian, rule
+        out = context.in_batches(follow, _PILOTED)("pilot", inputs, few.keys, few.x, few.cond)
+        return jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), out)
 
-    def solve(name: str, q: np.ndarray, order: int) -> np.ndarray:
-        rule = multistep.padded(multistep.rule_at(process, nodes.between(process, q, t[0], t[-1]), order))
-        result = run(name, (context.params, gaussian, rule), many.keys, many.x, many.cond)
-        return np.asarray(result.logp, np.float64)
+    def solve(name: str, rule: multistep.Rule) -> np.ndarray:
+        return run(f"pilot-{name}", (context.params, gaussian, rule), many.keys, many.x, many.cond).logp
 
-    q = multistep.q_at(process, t)
-    reference = solve("pilot-reference", nodes.halved(q), multistep.ORDER)
-    asked = options.error * float(np.nanstd(reference)) / np.sqrt(context.num_test)
-
-    def measure(q: np.ndarray, order: int) -> Estimate:
-        difference = solve(f"pilot-{len(q)}-{order}", q, order) - reference
-        return mean_estimate(difference[np.isfinite(difference)])
-
-    choice = nodes.choose(q, met, measure, asked)
-    if np.isnan(choice.error.value):
+    asked = lambda logp: options.error * float(np.nanstd(logp)) / np.sqrt(context.num_test)
+    chosen = pilot.choose(process, t, met, solve, asked)
+    if np.isnan(chosen.error.value):
         said = f"no {max(nodes.COUNTS)} nodes were good enough on {len(many.x)} training examples, so {len(t)} are used"
         report.warn(f"{said}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
-    evaluations = _GRADIENT * len(q) * len(few.x) + (len(nodes.halved(q)) + sum(choice.tried)) * len(many.x)
-    chosen = nodes.between(process, choice.q, t[0], t[-1])
-    return Chosen(chosen, np.asarray(choice.order), np.asarray(evaluations))
+    return Chosen(chosen.t, np.asarray(chosen.order), np.asarray(chosen.evaluations))
 
 
 def pilot_examples(context: Context, least: int = 0) -> Examples:

@@ -12,6 +12,7 @@ from scoreflow.objectives.dsm import dsm
 from scoreflow.objectives.protocols import Loss, Objective, Penalty
 from scoreflow.objectives.times import TimeSampler, importance
 from scoreflow.objectives.weights import Weight, likelihood_weight
+from scoreflow.processes import linear
 from scoreflow.processes.sdes import Process
 from scoreflow.score import Score
 from scoreflow.types import Cond, Conditioning, Fraction, Key, Params
@@ -94,6 +95,7 @@ def score_matching(
       >>> right < wrong
       True
     """
+    linear.check(process)
 
     def objective(params, key, batch, *, train, step=None):
         key_x, key_t, key_noise, key_label, key_network = jax.random.split(key, 5)

@@ -32,10 +32,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from scoreflow.processes.rates import Rate, Scalar, bisect, pytree, quadrature
 from scoreflow.types import Key
+
+_CHECKED = 1000  # times
 
 
 def expand(coefficient: jax.Array, x: jax.Array) -> jax.Array:
@@ -74,7 +78,7 @@ class Process(abc.ABC):
     """
 
     horizon: Scalar
-    initial_variance: Scalar
+    initial_variance: Scalar = 0.0
 
     @abc.abstractmethod
     def log_alpha(self, t: ArrayLike) -> jax.Array:
@@ -133,6 +137,40 @@ class Process(abc.ABC):
         noise = jax.random.normal(key, x0.shape, x0.dtype)
         sigma = self.sigma(t)
         return Perturbed(expand(self.alpha(t), x0) * x0 + expand(sigma, x0) * noise, noise, sigma)
+
+
+def check(process: Process) -> None:
+    """Refuses a process that is none, by its values at a thousand times; one that is traced passes.
+
+    Raises:
+      ValueError: if g^2 is negative somewhere, alpha or sigma is not finite, log-SNR does not fall, or its inverse is
+        wrong; it names the first such time and the value there.
+    """
+    leaves = jax.tree.leaves(process)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return
+    name, horizon = type(process).__name__, float(process.horizon)
+    if not 0.0 < horizon < float("inf"):
+        raise ValueError(f"{name} has the horizon {horizon}; it must be above 0 and finite")
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        t = np.linspace(0.0, horizon, _CHECKED + 1)[1:]
+        g2, alpha, variance = (np.asarray(f(t)) for f in (process.diffusion_sq, process.alpha, process.variance))
+        log_snr = np.asarray(process.log_snr(t))
+        again = np.asarray(process.inverse_log_snr(log_snr))
+    for values, wrong, words in (
+        (g2, ~(g2 >= 0), "g^2(t) = {}: it must not be negative, so the rate must be positive"),
+        (alpha, ~((alpha > 0) & np.isfinite(alpha)), "alpha(t) = {}: it must be above 0 and finite; end earlier"),
+        (variance, ~((variance > 0) & np.isfinite(variance)), "sigma(t)^2 = {}: it must be above 0 and finite"),
+        (log_snr, np.diff(log_snr, prepend=np.inf) >= 0, "log_snr(t) = {}: it must fall, from data to noise"),
+        (
+            again,
+            ~np.isclose(again, t, rtol=1e-2, atol=1e-3 * horizon),
+            "inverse_log_snr(log_snr(t)) = {}: it must be t",
+        ),
+    ):
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ValueError(f"{name} at t = {t[i]:.4g}: {words.format(f'{values[i]:.4g}')}")
 
 
 def _added(log_snr: ArrayLike, initial_variance: Scalar) -> jax.Array:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+_FARTHEST = 2.0**20
 _BISECTIONS = 60  # halves [0, T] below the float32 spacing of any t in it
 
 Scalar = float | jax.Array
@@ -258,12 +259,13 @@ class NumericalRate:
     Attributes:
       function: (parameters, t of any shape) -> the same shape. It must be smooth, since 32 nodes serve any interval.
       parameters: the pytree that the rate depends on; gradients reach it.
-      upto: the largest t that `inverse` looks for.
+      upto: the largest t that `inverse` looks for, where the function has no meaning beyond; None looks as far as it
+        takes, up to t = 2^20.
     """
 
     function: Callable[[Any, jax.Array], jax.Array]
     parameters: Any
-    upto: Scalar = 1.0
+    upto: Scalar | None = None
 
     def __call__(self, t: ArrayLike) -> jax.Array:
         return self.function(self.parameters, jnp.asarray(t))
@@ -273,4 +275,11 @@ class NumericalRate:
 
     def inverse(self, area: ArrayLike) -> jax.Array:
         area = jnp.asarray(area, float)
-        return bisect(lambda t: self.integral(0.0, t) > area, jnp.zeros_like(area), jnp.full_like(area, self.upto))
+        high = self._beyond(area) if self.upto is None else self.upto
+        return bisect(lambda t: self.integral(0.0, t) > area, jnp.zeros_like(area), jnp.full_like(area, high))
+
+    def _beyond(self, area: jax.Array) -> jax.Array:
+        """A power of two up to which the integral exceeds all areas, as far as it grows; 1 at least."""
+        most, held = jax.lax.stop_gradient((jnp.max(area, initial=0.0), self))
+        goes_on = lambda t: (held.integral(0.0, t) < most) & (t < _FARTHEST)
+        return jax.lax.while_loop(goes_on, lambda t: 2.0 * t, jnp.ones((), area.dtype))

@@ -21,9 +21,18 @@ from scoreflow.processes.linear import (
     ReverseIntegrals,
     Straight,
     SubVP,
+    check,
     expand,
 )
-from scoreflow.processes.rates import CosineRate, ExponentialRate, GeometricVarianceRate, LinearRate, PowerRate, Scalar
+from scoreflow.processes.rates import (
+    CosineRate,
+    ExponentialRate,
+    GeometricVarianceRate,
+    LinearRate,
+    NumericalRate,
+    PowerRate,
+    Scalar,
+)
 from scoreflow.runs.errors import UserError
 from scoreflow.types import Check, Inside, Positive
 
@@ -38,6 +47,7 @@ __all__ = [
     "SubVP",
     "edm",
     "expand",
+    "linear_sde",
     "straight",
     "sub_vp_linear",
     "ve_constant",
@@ -265,6 +275,40 @@ def edm(horizon: Positive = 80.0) -> VE:
       (2.0, 1.0, 80.0)
     """
     return VE(LinearRate(0.0, 2.0), horizon)
+
+
+def linear_sde(
+    drift: Callable[[jax.Array], jax.Array] | float,
+    diffusion: Callable[[jax.Array], jax.Array] | float,
+    horizon: Scalar = 1.0,
+    initial_variance: Scalar = 0.0,
+) -> LinearSDE:
+    """dx = f(t) x dt + g(t) dw for any f and g; alpha and sigma are computed by quadrature.
+
+    Args:
+      drift: f, a number or a JAX function of t of any shape, smooth on [0, T]. Where the signal shrinks it is negative.
+      diffusion: g, the same.
+      horizon: time T at which the path ends.
+      initial_variance: of the noise at t = 0.
+
+    Raises:
+      ValueError: if that is no process, see `linear.check`.
+
+    Examples:
+      >>> import jax.numpy as jnp, scoreflow
+      >>> process = scoreflow.linear_sde(-1.0, lambda t: jnp.sqrt(2.0) * (1 + t), horizon=3.0)
+      >>> t = 1.5  # sigma^2 = 2 int exp(-2 (t - u)) (1 + u)^2 du = t^2 + t + 0.5 (1 - exp(-2 t))
+      >>> round(float(process.alpha(t) / jnp.exp(-t)), 4), round(float(process.variance(t)), 4)
+      (1.0, 4.2251)
+    """
+
+    def rate(function: Callable | float, change: Callable) -> NumericalRate:
+        value = function if callable(function) else lambda t: function
+        return NumericalRate(lambda _, t: change(jnp.broadcast_to(jnp.asarray(value(t), float), jnp.shape(t))), None)
+
+    process = LinearSDE(rate(drift, jnp.negative), rate(diffusion, jnp.square), horizon, initial_variance)
+    check(process)
+    return process
 
 
 NAMED: dict[str, Callable[..., Process]] = {

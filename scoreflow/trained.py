@@ -1,0 +1,168 @@
+"""A process, a score and a terminal distribution, with plain arrays in and out: the score, a denoiser and samples.
+
+Everything is compiled at the first call of its kind, and runs in batches over all devices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from scoreflow import score as scores
+from scoreflow import space as spaces
+from scoreflow.likelihood.prepared import Prepared
+from scoreflow.processes.sdes import Process
+from scoreflow.runs import parallel
+from scoreflow.samplers import grids, rules, sample
+from scoreflow.samplers.loop import Rule
+from scoreflow.score import Score
+from scoreflow.types import Key, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A process, a score and a terminal distribution.
+
+    Attributes:
+      process: the forward SDE.
+      shape: of one x.
+      score_of: params -> the score function.
+      params: parameters of the score and of the terminal distribution; None where a function has them inside.
+      t_min: the time at which the data are, for densities and at the end of sampling; above 0.
+      terminal_of: params -> the distribution at the horizon, with `sample` and `log_prob`.
+      space: from data as stored to x and back.
+      num_classes: of labels; 0 where there are none.
+      needs_labels: whether nothing can be computed without them.
+      prepared: what `with_data` has found for densities, or None.
+    """
+
+    process: Process
+    shape: tuple[int, ...]
+    score_of: Callable[[Params], Score]
+    params: Params
+    t_min: float
+    terminal_of: Callable[[Params], Any]
+    space: spaces.Space
+    num_classes: int = 0
+    needs_labels: bool = False
+    prepared: Prepared | None = None
+    _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
+
+    def score(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
+        """The score of x_t for x [B, ...] at t, a number or [B].
+
+        Examples:
+          >>> import scoreflow
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))
+          >>> model.score([[2.0, -1.0]], 0.3).tolist()
+          [[-2.0, 1.0]]
+        """
+        return self._at(lambda score, x, t, cond: score(x, t, cond), "score", x, t, cond)
+
+    def denoise(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
+        """E[x_0 | x_t = x] for x [B, ...] at t, a number or [B].
+
+        Examples:
+          >>> import scoreflow
+          >>> process = scoreflow.vp_linear()
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, process, (2,))
+          >>> bool(abs(model.denoise([[1.0, 0.0]], 0.3)[0, 0] - process.alpha(0.3)) < 1e-5)
+          True
+        """
+        run = lambda score, x, t, cond: scores.denoised(self.process, score, x, t, cond)
+        return self._at(run, "denoise", x, t, cond)
+
+    def _at(self, fn: Callable, name: str, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None) -> np.ndarray:
+        x = self._examples(x)
+        t = np.broadcast_to(np.asarray(t, np.float32), len(x))
+        run = lambda params, x, t, cond: fn(self.score_of(params), x, t, cond)
+        return self._batched(name, run, len(x), x, t, self._labels(cond, len(x)))
+
+    def sample(
+        self,
+        key: Key | int,
+        num: int,
+        cond: ArrayLike | None = None,
+        *,
+        rule: Rule = rules.DPM_SOLVER_PP_2M,
+        steps: int = 40,
+        batch_size: int = 100,
+    ) -> np.ndarray:
+        """Samples [num, ...], of which each depends on the key and its own number alone.
+
+        Args:
+          key: PRNG key, or its seed.
+          num: how many.
+          cond: a label for each, or one for all; None where there are none.
+          rule: of `samplers.rules`, for each step of a grid that is even in log-SNR.
+          steps: of the grid.
+          batch_size: samples at a time.
+
+        Returns:
+          uint8 where the data are images of integers, else float32.
+
+        Examples:
+          >>> import jax, scoreflow
+          >>> from scoreflow.samplers import rules
+          >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))
+          >>> few, many = (model.sample(jax.random.key(0), num, rule=rules.HEUN, steps=10) for num in (2, 4))
+          >>> bool(abs(few - many[:2]).max() < 1e-5)  # a sample depends on its key and number alone
+          True
+        """
+        first = as_key(key)
+        keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(num))
+        grid = grids.log_snr(self.process, steps, t_min=self.t_min)
+
+        def run(params, keys, cond):
+            keys_init, keys, keys_decode = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+            begin = jax.vmap(lambda key: self.terminal_of(params).sample(key, (1, *self.shape))[0])(keys_init)
+            x = sample(rule, self.process, self.score_of(params), keys, begin, grid, cond).x
+            return jax.vmap(lambda key, x: self.space.decode(params, key, x[None])[0])(keys_decode, x)
+
+        return self._batched(("sample", rule, steps), run, batch_size, keys, self._labels(cond, num))
+
+    def _examples(self, x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x, np.float32)
+        if x.shape[1:] != self.shape or not len(x):
+            raise ValueError(f"x has the shape {x.shape}; it must be [B, {', '.join(map(str, self.shape))}], B > 0")
+        return x
+
+    def _labels(self, cond: ArrayLike | None, count: int) -> np.ndarray | None:
+        if cond is None:
+            if self.needs_labels:
+                raise ValueError(f"labels are missing: the function takes one of {self.num_classes} for each example")
+            return None
+        if not self.num_classes:
+            raise ValueError("labels are given, and this model knows none: it was made without num_classes")
+        labels = np.asarray(cond)
+        fits = labels.shape in ((), (count,)) and np.issubdtype(labels.dtype, np.integer)
+        if not fits or labels.min() < 0 or labels.max() >= self.num_classes:
+            held = f"these are {list(labels.shape)} {labels.dtype}"
+            raise ValueError(f"labels must be [{count}] integers from 0 to {self.num_classes - 1}; {held}")
+        return np.broadcast_to(labels.astype(np.int32), count)
+
+    def _batched(
+        self, name: Any, fn: Callable, size: int, *inputs: Any, given: Any = None, looped: bool = False
+    ) -> np.ndarray:
+        """fn(given or params, *inputs) in batches over all devices; `looped` where its steps depend on the data."""
+        count = len(jax.tree.leaves(inputs)[0])
+        size = parallel.rounded_up(min(size, count))
+        if name not in self._compiled:
+            self._compiled[name] = parallel.map_devices(fn, broadcast=(0,)) if looped else parallel.jit(fn)
+        first = self.params if given is None else given
+        first = None if first is None else parallel.replicate(first)
+        results = []
+        for i in range(0, count, size):
+            rows = np.arange(i, i + size) % count
+            batch = parallel.shard(jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs))
+            results.append(parallel.gather(self._compiled[name](first, *batch)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)
+
+
+def as_key(key: Key | int) -> Key:
+    """A PRNG key, also from its seed."""
+    return jax.random.key(key) if isinstance(key, int | np.integer) else key
