@@ -9,10 +9,13 @@ Every run is a config of `configs/fashion_*.py`, trained and evaluated by the co
 folder runs/experiments/fashion/<name>. With `--budget` a run is trained for as many steps as fit into so many minutes
 on this machine, at most those of its config. `--seeds` repeats every run with other seeds; a run begins with the one of
 its own seed. `--full` takes the variants for a GPU. Further settings, such as `--config.eval.num_test=500`, go to every
-run. In the end `--mode=compare` writes compare.html, compare.md and compare.json.
+run. In the end `--mode=compare` writes compare.html, compare.md and compare.json. `--keep=FOLDER` copies what that mode
+reads of each run, without checkpoints and pictures: docs/results/fashion was made so, and can be compared with runs of
+your own.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -59,6 +62,9 @@ RUNS = {
     "latent_mixture": Run("fashion_latent:bridge", "vae"),
     "edm_order_3": Run("fashion_compositions:edm", "edm"),
 }
+_KEPT = ("config.json", "cost.json", "metrics.jsonl", "loss_by_log_snr.json") + tuple(
+    f"eval/*/{name}" for name in ("metrics.json", "eval.json", "examples.npz")
+)
 _FAST = {
     "data.name": "digits",
     "training.steps": 4,
@@ -162,6 +168,19 @@ def run(name: str, seed: int, out: Path, size: Size, budget: float) -> Path:
     return folder
 
 
+def keep(folders: list[Path], out: Path, target: Path) -> None:
+    """Copies what a comparison reads of runs in the folder `out`; paths of this machine are left out."""
+    for folder in folders:
+        for path in sorted(each for pattern in _KEPT for each in folder.glob(pattern)):
+            copy = target / folder.name / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".npz":
+                shutil.copyfile(path, copy)
+            else:
+                copy.write_text(path.read_text().replace(f"{out}/", "").replace(f"{_ROOT}/", ""))
+    report.say(f"wrote {target}")
+
+
 def main() -> None:
     caches.enable_compilation_cache()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,6 +188,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], choices=tuple(RUNS), metavar="RUN", help=", ".join(RUNS))
     parser.add_argument("--budget", type=float, default=0.0, help="minutes of training for each run; 0 for its steps")
     parser.add_argument("--seeds", type=int, default=1, help="how often each run is repeated")
+    parser.add_argument("--keep", type=Path, help="a folder for the results of the runs")
     parser.add_argument("--full", action="store_true", help="the size for a GPU")
     parser.add_argument("--fast", action="store_true", help="tiny networks on 8x8 digits, to see that it runs")
     rest, more = take_settings(sys.argv[1:])
@@ -179,6 +199,8 @@ def main() -> None:
     for number, (name, seed) in enumerate(cases, 1):
         report.say(f"--- {name}, seed {seed}: run {number} of {len(cases)}")
         folders.append(run(name, seed, out, size, args.budget))
+    if args.keep:
+        keep(folders, out, args.keep)
     command("--mode=compare", f"--runs={','.join(map(str, folders))}")
 
 

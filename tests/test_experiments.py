@@ -23,10 +23,12 @@ from experiments import (
     tune_schedule,
 )
 from scoreflow import configure
+from scoreflow.comparison import pairs, read
 from scoreflow.divergence import asymmetry_exact
 from scoreflow.experiment import Model
 from scoreflow.theory import exact
 from tests import tiny
+from tests.test_compare import made
 
 
 def run(name: str, out, *flags: str) -> str:
@@ -339,6 +341,24 @@ def test_every_run_of_the_study_is_complete(name, tmp_path):
         assert (config.training.batch_size == 128) == size.full
         begins = fashion.RUNS[name].begins
         assert config.init_from == (str(tmp_path / f"{begins}-seed1") if begins else "")
+
+
+def test_what_is_kept_of_a_run_compares_like_the_run(tmp_path):
+    """Of two runs, with the numbers of the originals; no path of the folder is in what is kept."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    config = {"training": {"batch_size": 16}, "data": {"name": "digits"}, "init_from": str(out / "a")}
+    folders = [
+        made(out / name, config=config, step_8=2.0 + shift + np.linspace(-1, 1, 20))
+        for name, shift in (("a", 0.0), ("b", 0.1))
+    ]
+    (folders[1] / "checkpoints").mkdir()
+    fashion.keep(folders, out, kept)
+    assert sorted(path.name for path in kept.iterdir()) == ["a", "b"] and not (kept / "b" / "checkpoints").exists()
+    assert not any(str(tmp_path) in path.read_text() for path in kept.rglob("*.json*"))
+    runs = [[read.read(each / name, name, lambda s: s, print) for name in "ab"] for each in (out, kept)]
+    (one, _), (two, _) = (pairs.pairs(each) for each in runs)
+    assert one == two and one[0].difference == pytest.approx(0.1)
+    assert json.loads((kept / "b" / "config.json").read_text())["config"]["init_from"] == "a"
 
 
 @pytest.mark.full
