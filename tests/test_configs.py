@@ -80,7 +80,10 @@ def test_every_config_works_from_end_to_end(name, tmp_path, request):
 
 @pytest.mark.parametrize(
     "name",
-    marked([name for name in VARIANTS if not re.match(".*_bridge|.*_(images|vae|latent):", name)], "^fashion"),
+    marked(
+        [name for name in VARIANTS if not re.match(".*_bridge|.*_(images|vae|latent):", name)],
+        "^fashion|^cifar10.*:(?!vp_linear)",
+    ),
 )
 def test_every_process_gives_a_loss_a_sample_and_a_density(name, request):
     """All finite, as configured, with an MLP, since the network is the same for all; CIFAR-10 from an archive."""
@@ -335,14 +338,13 @@ OTHERS = {
     "max_steps": 100, "denoise": False, "gamma": 4.0, "bias": 0.5, "mean": 0.0, "std": 1.0, "sigma_data": 0.8, "cells": 256,
     "clock": "log_snr", "order": 3, "corrector": True, "center": 1.0, "width": 2.0, "floor": 0.5,
 }  # fmt: skip
-BUILT = [
-    (section, row)
+BUILT = [  # those of the theory are the same classes with other letters
+    pytest.param(section, row, marks=pytest.mark.full if row.startswith("theory_") else pytest.mark.slow)
     for section in ("process", "weight", "sample_times", "grid", "sampler")
     for row in CATALOGUES[section].rows
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("section, row", BUILT)
 def test_every_choice_gives_a_loss_and_samples(section, row):
     """By its name alone, with the defaults; and with another value of each of its settings."""

@@ -65,7 +65,7 @@ def _archive(config: ConfigDict, request) -> None:
     "name",
     marked(
         [name for name in VARIANTS if re.match("published_images:.*(vp|ve|edm|pp)$", name)],
-        "celeba64_(sub_vp|edm_ncsnpp)",
+        "cifar100|svhn|imagenet32_(sub_vp|ve|edm)|celeba64_(sub_vp|vp|ve|edm_ncsnpp)",
     ),
 )
 def test_every_published_image_model_trains_samples_and_is_scored(name, request):
