@@ -34,10 +34,10 @@ def load(name: str) -> Callable:
     path, function = _split(name)
     if not path.is_file():
         raise UserError(f"{name}: there is no file {path}")
-    found = getattr(_module(path.resolve(), path.stat().st_mtime_ns), function, None)
-    if not callable(found):
+    part = getattr(_module(path.resolve(), path.stat().st_mtime_ns), function, None)
+    if not callable(part):
         raise UserError(f"{name}: {path.name} has no function {function}")
-    return found
+    return part
 
 
 def _split(name: str) -> tuple[Path, str]:

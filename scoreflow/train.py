@@ -151,7 +151,7 @@ def fit(
         on_device = parallel.shard(jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(batch)), axis=1)
         state, metrics = dispatch(state, on_device)
         metrics = parallel.gather(metrics)
-        latest.add(metrics["loss"])
+        latest.add(metrics.get("loss", np.empty(0)))
         skipped = check_finite(metrics, i, allowed=skip, before=skipped)
         if callback is not None:
             callback(i + 1, {name: float(value[0]) for name, value in metrics.items()})
@@ -269,6 +269,11 @@ def _due(interval: int, first: int, step: int, last: int) -> bool:
     return step == last or (interval > 0 and step // interval > first // interval)
 
 
+def _size(item: tuple[int, dict]) -> int:
+    """Steps in one dispatch."""
+    return len(item[1]["x"])
+
+
 def train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainState:
     """Trains to `options.steps`, going on from the newest whole checkpoint in `folder` if there is one.
 
@@ -304,17 +309,15 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
     log = Log(folder, start)  # whose files are there from the first step on, so that a failed start leaves nothing
     pictures = Pictures(experiment, folder, log, options.sample_batch, options.num_samples)
     meter = Meter(log, start, options.batch_size, lines=options.log_every > 0, skip=options.skip > 0)
-    skipped, steps, latest = 0, options.steps, Latest()  # skipped in a row
+    skipped, steps = 0, options.steps  # skipped in a row
 
     # --- loop ---------------------------------------------------------------------------------------------------------
     batches = data.prefetch(batches_of(experiment, options, start))
-    steps_in = lambda item: len(item[1]["x"])
-    for first, batch in report.progress(batches, total=steps, initial=start, size=steps_in, note=latest.words):
+    for first, batch in report.progress(batches, total=steps, initial=start, size=_size, note=meter.latest.words):
         begun = time.monotonic()
         state, metrics = dispatch(state, batch)
         metrics, step = parallel.gather(metrics), first + len(batch["x"])
         meter.add(metrics, time.monotonic() - begun)
-        latest.add(metrics["loss"])
         skipped = check_finite(metrics, first, checkpoints, allowed=options.skip, before=skipped)
         if first == start:
             report.say(f"first step after {time.monotonic() - began:.1f} s")
@@ -323,8 +326,7 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
         if _due(options.log_every, first, step, steps):
             meter.write(step)
         if _due(options.validate_every, first, step, steps):
-            latest.validation = validate(state.ema_params)
-            log.scalars(step, validation_loss=latest.validation)
+            meter.validated(step, validate(state.ema_params))
         if _due(options.checkpoint_every, first, step, steps):
             checkpoint.save(checkpoints, step, state, keep=options.keep)
             for name, measure in measures.items():

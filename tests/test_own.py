@@ -152,3 +152,8 @@ def test_processes_that_are_none_are_refused(process, words):
 @pytest.mark.parametrize("name", sdes.NAMED)
 def test_every_named_process_passes(name):
     linear.check(sdes.NAMED[name]())
+
+
+def test_the_page_shows_the_file_that_its_commands_use():
+    code = (tiny.ROOT / "docs" / "my_sde.py").read_text().partition('extending.md."""\n\n')[2]
+    assert code and f"```python\n{code}```" in (tiny.ROOT / "docs" / "extending.md").read_text()

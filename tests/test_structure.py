@@ -20,6 +20,7 @@ PACKAGE = Path(scoreflow.__file__).parent
 LAYERS = [
     {"types"},
     {"runs"},
+    {"own"},
     {"settings"},
     {"data"},
     {"metrics"},
@@ -31,6 +32,8 @@ LAYERS = [
     {"objectives", "samplers"},
     {"optimizers"},
     {"likelihood"},
+    {"adapt", "trained"},
+    {"densities"},
     {"experiment"},
     {"fits", "draw", "step"},
     {"evaluators"},

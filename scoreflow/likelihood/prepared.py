@@ -82,9 +82,9 @@ def prepare(
         return model._by_nodes(held, *chosen(_MEASURED * pilot), whole=False, batch_size=batch_size)
 
     asked = lambda logp: error * float(np.nanstd(logp)) / np.sqrt(num)
-    found = pilots.choose(process, nodes.even(process, t_min, float(process.horizon)), follow, solve, asked)
-    if np.isnan(found.error.value):
+    choice = pilots.choose(process, nodes.even(process, t_min, float(process.horizon)), follow, solve, asked)
+    if np.isnan(choice.error.value):
         words = "no number of nodes reached the error that was asked for; use log_prob with a tolerance, or raise error"
         warnings.warn(words, stacklevel=3)
-    rule = multistep.padded(multistep.rule_at(process, found.t, found.order))
-    return Prepared(gaussian, rule, found.error, len(found.t), found.evaluations)
+    rule = multistep.padded(multistep.rule_at(process, choice.t, choice.order))
+    return Prepared(gaussian, rule, choice.error, len(choice.t), choice.evaluations)

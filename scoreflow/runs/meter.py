@@ -26,6 +26,7 @@ class Meter:
 
     def __init__(self, log: Log, start: int, batch_size: int, *, lines: bool = True, skip: bool = False):
         self.log, self.batch_size, self.lines, self.skip = log, batch_size, lines, skip
+        self.latest = Latest()
         self.recent: deque[_Sums] = deque(maxlen=_RECENT)
         self.since = (time.monotonic(), start)
         self.compiled = False
@@ -37,9 +38,15 @@ class Meter:
         if self.lines and self.recent:
             sums = _together((self.recent.pop(), sums))
         self.recent.append(sums)
+        self.latest.add(metrics["loss"])
         if self.compiled:
             self.pace = min(seconds / len(metrics["loss"]), self.pace or float("inf"))
         self.compiled = True
+
+    def validated(self, step: int, loss: float) -> None:
+        """Writes the loss on test data."""
+        self.latest.validation = loss
+        self.log.scalars(step, validation_loss=loss)
 
     def write(self, step: int) -> None:
         """Writes a line and begins anew."""
