@@ -26,5 +26,5 @@ def get_config(variant: str = "qc"):
         config = fashion_vp.continued(size, 300)
     if name == "qc":
         config.penalty.update({"name": "quasi_conservative", "coefficient": 1.0})
-    config.eval.update({"symmetry": 60, "symmetry_times": 10})
+    config.eval.update({"symmetry": 20, "symmetry_times": 5, "symmetry_probes": 8})
     return config

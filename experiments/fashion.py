@@ -163,8 +163,9 @@ def run(name: str, seed: int, out: Path, size: Size, budget: float) -> Path:
         report.say(f"{folder} is trained and evaluated already")
         return folder
     flags = [f"--config.{key}={value}" for key, value in values.items()]
-    command(f"--config={path_of(name, size.full)}", f"--workdir={folder}", "--mode=train", *flags)
-    command(f"--workdir={folder}", "--mode=eval")
+    where = f"--config={path_of(name, size.full)}", f"--workdir={folder}"
+    command(*where, "--mode=train", *flags)
+    command(*where, "--mode=eval", *(flag for flag in flags if flag.startswith(("--config.eval.", "--config.sampl"))))
     return folder
 
 
