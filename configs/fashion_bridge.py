@@ -1,10 +1,10 @@
 """A trained `fashion_vp` is sampled and scored from a shorter T, with a terminal distribution fitted to the data's x_T.
 
     python main.py --config=configs/fashion_vp.py --mode=train
-    python main.py --config=configs/fashion_bridge.py:mixture --mode=train       # a minute; the score is used as it is
+    python main.py --config=configs/fashion_bridge.py:mixture --mode=train       # the score is used as it is
     python main.py --config=configs/fashion_bridge.py:mixture --mode=eval
 
-The variants are prior (nothing is fitted, to show the cost of a short T), mixture and glow (6 minutes of training). T
+The variants are prior (nothing is fitted, to show the cost of a short T), mixture and glow (500 steps). T
 is `--config.process.horizon`, 0.3 here. Each variant followed by `-full` is for a run of `fashion_vp.py:full`, and was
 not run.
 """

@@ -1,7 +1,7 @@
 """Compositions of the lines of work that no paper has, on Fashion-MNIST; each continues a run for 300 steps.
 
     python main.py --config=configs/fashion_vp.py --mode=train
-    python main.py --config=configs/fashion_compositions.py:short --mode=train       # 8 minutes on 2 CPU cores
+    python main.py --config=configs/fashion_compositions.py:short --mode=train
     python main.py --config=configs/fashion_compositions.py:short --mode=eval
 
 The variant short has a quasi-conservative penalty, order 2 and T = 0.3 with a fitted mixture. The variant edm is the

@@ -1,7 +1,7 @@
 """A trained `fashion_vp` fine-tuned without (u) or with (qc) a penalty on the antisymmetry, or a constrained score (c).
 
     python main.py --config=configs/fashion_vp.py --mode=train
-    python main.py --config=configs/fashion_conservative.py:qc --mode=train       # 5 to 8 minutes on 2 CPU cores
+    python main.py --config=configs/fashion_conservative.py:qc --mode=train       # 10 minutes on one CPU core; u: 2
     python main.py --config=configs/fashion_conservative.py:qc --mode=eval
 
 The variant c is the gradient of an energy, starts from nothing, and has as many steps as fit into 15 minutes: each

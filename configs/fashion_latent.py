@@ -1,7 +1,7 @@
 """A score model in the latent space of Fashion-MNIST's VAE, which starts from the result of `configs/fashion_vae.py`.
 
     python main.py --config=configs/fashion_vae.py --mode=train
-    python main.py --config=configs/fashion_latent.py:joint --mode=train      # 10 minutes on 2 CPU cores
+    python main.py --config=configs/fashion_latent.py:joint --mode=train
     python main.py --config=configs/fashion_latent.py:joint --mode=eval
 
 In the variant frozen only the prior is trained, in joint everything by the published algorithm 3. The variant bridge is

@@ -1,7 +1,7 @@
 """A trained `fashion_vp` fine-tuned by order 1, 2 or 3 of score matching, at equal compute: 600, 300 or 150 steps.
 
     python main.py --config=configs/fashion_vp.py --mode=train
-    python main.py --config=configs/fashion_orders.py:2 --mode=train       # 4 to 6 minutes on 2 CPU cores
+    python main.py --config=configs/fashion_orders.py:2 --mode=train       # 4 minutes on one CPU core; 1: 3, 3: 7
     python main.py --config=configs/fashion_orders.py:2 --mode=eval
 
 The variants are 1, 2 and 3; 2-steps and 3-steps take as many steps as order 1 does, and so more time. Each of them

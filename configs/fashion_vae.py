@@ -1,6 +1,6 @@
 """A small convolutional VAE of Fashion-MNIST under the prior N(0, I): stage one of a score model in latent space.
 
-    python main.py --config=configs/fashion_vae.py --mode=train      # 10 minutes on 2 CPU cores
+    python main.py --config=configs/fashion_vae.py --mode=train
     python main.py --config=configs/fashion_vae.py --mode=eval
 
 The latents have 7x7 pixels of 4 channels. The decoder is a mixture of discretized logistics of the 256 gray levels.

@@ -1,7 +1,7 @@
 """All five lines of work on Fashion-MNIST, and compositions of them: trained, evaluated and compared on one page.
 
     apt-get install dataset-fashion-mnist
-    python -m experiments.fashion                            # a day on 2 CPU cores; the same command goes on
+    python -m experiments.fashion                            # hours on a CPU; the same command goes on
     python -m experiments.fashion --only base mixture qc     # some of the runs, and those that they begin with
     python -m experiments.fashion --budget=15 --seeds=3
 

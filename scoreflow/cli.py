@@ -49,15 +49,21 @@ The settings that are changed most often, each with an example:
     --config.eval.num_test=100 --config.eval.num_samples=0                                 a quick likelihood
     --config.eval.features=classifier                the features of the Frechet distance, precision and recall
 """
-_SMALLER = "a smaller batch, more training.grad_accum or a smaller model may fit"
+_SMALLER = "smaller images, a smaller batch, more training.grad_accum or a smaller model may fit"
+
+_INTERRUPTED = 130  # the exit code
 
 _overrides: dict[str, str] = {}
 
 
 def _fail(message: object, code: int) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    if any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate()):
-        sys.stdout.flush()  # threads of a save that failed wait for ten minutes for what will not come
+    saving = any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate())
+    if (
+        saving or code == _INTERRUPTED
+    ):  # a failed save waits for minutes, and a computation may crash where it is cut off
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -280,7 +286,7 @@ def _main(_: list[str]) -> None:
     import jax
 
     from scoreflow import configure, data, evaluate, planner, sample, train
-    from scoreflow.runs import caches, parallel, watch, workdir
+    from scoreflow.runs import caches, files, parallel, watch, workdir
     from scoreflow.runs.errors import RunError, UserError
 
     caches.enable_compilation_cache()
@@ -297,6 +303,8 @@ def _main(_: list[str]) -> None:
         watch.begin()
         if mode == "plan":  # which needs no features, so those of the config need not fit the data
             config = configure.resolve(config, {"eval.features": "pixels"})
+        if mode == "train" and config.data.name == "folder":
+            files.apart(folder, config.data.path)
         experiment = configure.experiment(config, name)
         facts = {"defaults": configure.flat_defaults(config), "data": data.describe(experiment.data)}
         workdir.check(folder, experiment.config, resume=mode == "train", **facts)
@@ -325,7 +333,7 @@ def _main(_: list[str]) -> None:
             raise
         _fail(f"out of memory ({str(error).splitlines()[0]}); {_SMALLER}", 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; {_way_on(mode, folder)}", 130)
+        _fail(f"interrupted; {_way_on(mode, folder)}", _INTERRUPTED)
 
 
 def run(doc: str | None = None) -> None:

@@ -23,7 +23,7 @@ from scoreflow.score import Score
 from scoreflow.types import Key, Params
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
     """A process, a score and a terminal distribution.
 
@@ -51,6 +51,14 @@ class Trained:
     needs_labels: bool = False
     prepared: Prepared | None = None
     _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        """The parts by name, and the number of parameters."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        words = [type(self.process).__name__, f"shape={self.shape}", f"t_min={self.t_min:g}", f"{count:,} parameters"]
+        words += [f"{self.num_classes} classes"] * bool(self.num_classes)
+        words += [f"densities in {self.prepared.evaluations} evaluations"] if self.prepared else []
+        return f"{type(self).__name__}({', '.join(words)})"
 
     def score(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
         """The score of x_t for x [B, ...] at t, a number or [B].

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from scoreflow import cli, compare, configure, evaluate, train
-from scoreflow.comparison import forms, grids, measures, pictures, tables
+from scoreflow.comparison import forms, grids, measures, pairs, pictures, read, tables
 from scoreflow.comparison.contents import compared
 from scoreflow.data import fingerprints
 from scoreflow.models import count_params
@@ -255,3 +255,33 @@ def test_a_browser_sorts_the_page(tmp_path):
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
     result = subprocess.run(["chromium", *flags, f"file://{page}"], capture_output=True, text=True, timeout=120)
     assert "<title>bacd cabd true</title>" in result.stdout
+
+
+# --- what is kept of the study ----------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_the_results_page_are_those_of_the_runs_that_are_kept():
+    """Every row of its table, and every paired difference in its prose."""
+    page = (tiny.ROOT / "docs" / "results.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", page, re.MULTILINE)
+    kept = {
+        name: read.read(tiny.ROOT / "docs" / "results" / "fashion" / name, name, lambda s: s, pytest.fail)
+        for name, _ in rows
+    }
+    every = list(kept.values())
+    names = ("step", "training_operations", "bits_per_dim", "frechet_image_classifier")
+    values = {row.name: dict(zip(kept, row.values)) for row in measures.quantities(every)}
+    differences = {(every[p.run].name, every[p.other].name): p for p in pairs.pairs(every)[0]}
+    assert len(rows) == len(list((tiny.ROOT / "docs" / "results" / "fashion").iterdir()))
+    for name, cells in rows:
+        _, steps, operations, bits, apart, distance, *_ = (cell.strip() for cell in cells.split("|"))
+        step, spent, density, frechet = (values[each][name] for each in names)
+        assert steps == f"{step.value:,}" and operations == f"{spent.value / 1e12:.1f}e12"
+        assert bits == f"{density.value:.3f} ± {density.stderr:.3f}"
+        assert distance == f"{frechet.value:.1f} ± {frechet.stderr:.1f}"
+        if name != "base":
+            pair = differences[name, "base"]
+            assert apart == f"{pair.difference:.4f} ± {pair.stderr:.4f}"
+    said = {(number, error) for number, error in re.findall(r"(0\.\d{4}) ± (0\.\d{4})", page)}
+    true = {(f"{abs(p.difference):.4f}", f"{p.stderr:.4f}") for p in differences.values()}
+    assert said - {("0.896", "0.003")} <= true

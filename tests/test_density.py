@@ -12,7 +12,7 @@ from scoreflow import configure, divergence
 from scoreflow import gaussian as gaussians
 from scoreflow.evaluators import density
 from scoreflow.evaluators.likelihood import likelihood
-from scoreflow.likelihood import nodes
+from scoreflow.likelihood import nodes, pilot
 from scoreflow.metrics import Estimate
 from scoreflow.processes import sdes
 from scoreflow.runs import parallel
@@ -61,11 +61,11 @@ def test_chosen_nodes_are_kept_and_chosen_again_where_they_are_damaged(gaussian,
 def test_where_no_nodes_are_good_enough_it_is_said(gaussian, capfd, monkeypatch):
     experiment, evaluation = gaussian
     monkeypatch.setattr(nodes, "COUNTS", (8, 12))
-    monkeypatch.setattr(density, "mean_estimate", lambda values: Estimate(9.0, 9.0))
+    monkeypatch.setattr(pilot, "mean_estimate", lambda values: Estimate(9.0, 9.0))
     context = context_of(experiment, evaluation, solver="multistep", num_test=100)
     x, keys = np.asarray(experiment.data.test.x[:8]), jax.random.split(jax.random.key(0), 8)
     assert set(density.make_log_prob(context).solve("any", keys, x).nfe.tolist()) == {nodes.PILOT}
-    assert "no 12 nodes were good enough on 128 training examples, so 49 are used" in "".join(capfd.readouterr())
+    assert "12 nodes miss the error asked for, on 128 training examples; 49 are used" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -402,5 +402,5 @@ def test_the_accuracy_of_a_classifier_is_the_share_of_test_data_that_it_gets_rig
     right = metrics["test_data"]["classifier_accuracy"]
     assert right.value == 0.75 and right.stderr == pytest.approx(np.sqrt(0.75 * 0.25 / 119))
     assert "classifier_accuracy" not in metrics["model"]
-    assert any("the classifier is right on 0.75" in note for note in table(metrics, "model").notes)
+    assert any("the classifier's accuracy on them is 0.75" in note for note in table(metrics, "model").notes)
     assert "classifier_accuracy" not in measured(False)["test_data"]

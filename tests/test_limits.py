@@ -123,3 +123,19 @@ def test_a_workdir_that_is_not_in_utf_8_is_one_line(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "checkpoints need a path in UTF-8" in result.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_does_not_lie_in_the_folder_of_its_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for inside in ("photos", "photos/run", "photos/../photos/a/b"):
+        with pytest.raises(UserError, match="its pictures would become training images"):
+            files.apart(tmp_path / inside, str(tmp_path / "photos"))
+    files.apart(tmp_path / "run", str(tmp_path / "photos"))
+    files.apart(tmp_path / "photos2", str(tmp_path / "photos"))
+
+
+def test_a_path_that_the_data_set_does_not_read_is_refused():
+    with pytest.raises(
+        UserError, match=r"data.path = photos is not read by data.name = digits; set data.name = folder"
+    ):
+        configure.check(configure.resolve(tiny.digits(), {"data.path": "photos"}))

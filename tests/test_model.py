@@ -282,3 +282,8 @@ def test_the_page_on_models_in_python_runs(run):
     np.testing.assert_allclose(names["logp"], np.log(density), atol=0.02)
     nearest = np.linalg.norm(points[:, None] - centers, axis=-1).argmin(1)
     assert abs(nearest.mean() - 0.5) < 4 * 0.5 / np.sqrt(500)
+
+
+def test_a_model_is_shown_in_one_line():
+    model = functions(PROCESSES["vp"])["score"]
+    assert repr(model) == "Model(VP, shape=(2,), t_min=0.001, 0 parameters)"

@@ -153,3 +153,13 @@ def test_signs_are_spelled_out_where_an_encoding_lacks_them():
     assert buffer.getvalue() == b"0.5 +- 0.1, ?quoted?\n"
     assert report.typed("0.5 ± 0.1", "utf-8") == "0.5 ± 0.1"
     assert report.typed("0.5 ± 0.1", "latin-1") == "0.5 ± 0.1"
+
+
+def test_what_is_said_while_a_bar_is_shown_has_a_line_of_its_own(monkeypatch, capsys):
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr(report.sys, "stderr", out)
+    for i in report.progress(range(3), total=3):
+        if i == 1:
+            report.say("in between")
+    assert capsys.readouterr().out == "in between\n" and not report._bars

@@ -27,6 +27,8 @@ def together(config: Config) -> Rows:
     data, guidance = config.data, f"sampling.guidance = {config.sampling.guidance} needs"
     missing = data.name in ("arrays", "folder") and not data.path
     yield missing, f"data.path is empty: data.name = {data.name} needs the file or folder to read"
+    unread = data.path and data.name not in ("arrays", "folder")
+    yield unread, f"data.path = {data.path} is not read by data.name = {data.name}; set data.name = folder or arrays"
     alone = config.init_parts == "vae" and not (config.init_from and config.latent.name != "none")
     yield alone, "init_parts = vae goes with init_from and a VAE: choose latent.name"
     for rows in (_times, _training, _terminal, _latent, _evaluation):

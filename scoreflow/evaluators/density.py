@@ -187,6 +187,7 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     process = model.process
     most = min(options.batch_size, _MEASURED * options.pilot)  # a batch takes the same time with fewer
     few, many = pilot_examples(context), pilot_examples(context, most)
+    report.say(f"choosing the solver's steps on {len(few.x)} training examples; as a rule this takes about a minute")
     t = nodes.even(process, context.start, float(process.horizon))
 
     def follow(inputs, keys, x, cond):
@@ -206,7 +207,9 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     asked = lambda logp: options.error * float(np.nanstd(logp)) / np.sqrt(context.num_test)
     chosen = pilot.choose(process, t, met, solve, asked)
     if np.isnan(chosen.error.value):
-        said = f"no {max(nodes.COUNTS)} nodes were good enough on {len(many.x)} training examples, so {len(t)} are used"
+        said = (
+            f"{max(nodes.COUNTS)} nodes miss the error asked for, on {len(many.x)} training examples; {len(t)} are used"
+        )
         report.warn(f"{said}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
     return Chosen(chosen.t, np.asarray(chosen.order), np.asarray(chosen.evaluations))
 

@@ -48,7 +48,7 @@ def table(metrics: dict[str, Any], name: str) -> Table:
         left_out = "kernel distance, precision and recall need the examples behind it and are left out"
         note = f"the Frechet distance is to {reference}; {left_out}"
     if "classifier_accuracy" in real:
-        note += f"; the classifier is right on {in_words(real['classifier_accuracy'])} of them"
+        note += f"; the classifier's accuracy on them is {in_words(real['classifier_accuracy'])}"
     few = None in [*measured.values(), *real.values()]
     return Table("", rows, (note, "- where there are too few examples") if few else (note,))
 

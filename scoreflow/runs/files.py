@@ -34,6 +34,17 @@ def local(path: str | os.PathLike[str], name: str) -> Path:
         raise UserError(f"{name} = {str(path)!r}: no home folder of that user is known; give the whole path") from error
 
 
+def apart(folder: Path, images: str) -> None:
+    """Refuses a run's folder in the folder of its images, whose pictures would become training data.
+
+    Raises:
+      UserError: naming both.
+    """
+    place = local(images, "data.path")
+    if place.is_dir() and folder.resolve().is_relative_to(place.resolve()):
+        raise UserError(f"--workdir={folder} lies in data.path = {images}: its pictures would become training images")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a new path beside `path`; what is written there takes the place of `path` when the block ends.

@@ -19,6 +19,7 @@ from scoreflow.runs import files, parallel
 T = TypeVar("T")
 
 _LINE = 13  # pixels of a line of words in a grid
+_bars: list[Any] = []  # that are on the terminal now
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -26,7 +27,11 @@ def say(*words: object, file: TextIO | None = None) -> None:
     """Prints a line, from one process only."""
     if parallel.is_main():
         out = file or sys.stdout
-        print(*(typed(str(word), out.encoding) for word in words), file=out, flush=True)
+        text = typed(" ".join(map(str, words)), out.encoding)
+        if _bars:
+            _bars[-1].write(text, file=out)  # above the bar
+        else:
+            print(text, file=out, flush=True)
 
 
 def warn(message: str) -> None:
@@ -90,10 +95,14 @@ def progress(
             from tqdm.auto import tqdm
 
         with tqdm(total=total, initial=initial, unit=unit, dynamic_ncols=True) as bar:
-            for item in items:
-                yield item
-                bar.set_postfix_str(note(), refresh=False)
-                bar.update(size(item))
+            _bars.append(bar)
+            try:
+                for item in items:
+                    yield item
+                    bar.set_postfix_str(note(), refresh=False)
+                    bar.update(size(item))
+            finally:
+                _bars.remove(bar)
         return
     start, last = None, 0.0  # the clock starts after the first item, which compiles
     done = first = initial

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoreflow.runs import report
 from scoreflow.runs.errors import UserError
 from scoreflow.types import Key
 
@@ -170,6 +171,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
+_LARGE = 256
 _EMPTY = 1.5  # a component with fewer examples than this is moved
 
 
@@ -188,14 +190,16 @@ def fit(
     The fit starts from k-means. A component that has lost its examples is moved to the example with the lowest density.
 
     Args:
-      x: data [N, ...] float.
+      x: data [N, ...] float. Covariances with directions of their own, in more than 256 dimensions, are fitted to the
+        first 20,000.
       components: number of components K.
       covariance: the form of their covariances.
       floor: lower bound of the eigenvalues of the covariances. For draws of x_T it should be sigma(T)^2, since no
         covariance of x_T has a smaller eigenvalue. For clean data it keeps components from shrinking onto an example.
       seed: seed of k-means.
       max_iter: the largest number of iterations.
-      tol: the fit stops where an iteration gains less than this, in nats per example.
+      tol: the fit stops where an iteration gains less than this, in nats per example; in more than 64 dimensions, times
+        d / 64.
 
     Raises:
       UserError: if there are fewer examples than components.
@@ -203,6 +207,8 @@ def fit(
     from sklearn.cluster import KMeans
 
     x = np.asarray(x).reshape(len(x), -1)
+    if covariance.rank and x.shape[1] > _LARGE:  # each iteration takes N d^2 operations for each component
+        x = x[:_MANY]
     if len(x) < components:
         raise UserError(f"terminal.components = {components} must not exceed the {len(x)} examples they are fitted to")
     if components == 1:
@@ -221,20 +227,21 @@ def fit(
     def maximize(shares: jax.Array) -> Mixture:
         return _maximize(data, shares, covariance, floor)
 
+    least = tol * max(1.0, x.shape[1] / 64)
     whole = maximize(jnp.ones((len(x), 1), data.dtype))
     mixture, history = maximize(jax.nn.one_hot(start, components, dtype=data.dtype)), []
-    for _ in range(max_iter):
+    for _ in report.progress(range(max_iter), total=None, unit="iteration"):
         shares, total = expect(mixture)
         history.append(float(total.mean()))
         lost = np.flatnonzero(np.asarray(shares.sum(0)) < _EMPTY)
-        if components == 1 or (len(history) > 1 and not len(lost) and history[-1] - history[-2] < tol):
+        if components == 1 or (len(history) > 1 and not len(lost) and history[-1] - history[-2] < least):
             return Fit(mixture, history, True)
         worst = data[np.argsort(total)[: len(lost)]]
         mixture = _moved(mixture, lost, worst, whole) if len(lost) else maximize(shares)
     return Fit(mixture, history, False)
 
 
-_DIRICHLET = 20_000
+_MANY = 20_000  # examples of a fit that costs minutes with more
 
 
 def fit_dirichlet(x: np.ndarray, *, components: int = 20, seed: int = 0, max_iter: int = 500) -> Mixture:
@@ -245,7 +252,7 @@ def fit_dirichlet(x: np.ndarray, *, components: int = 20, seed: int = 0, max_ite
     """
     from sklearn.mixture import BayesianGaussianMixture
 
-    x = np.asarray(x[:_DIRICHLET], np.float64).reshape(len(x[:_DIRICHLET]), -1)
+    x = np.asarray(x[:_MANY], np.float64).reshape(len(x[:_MANY]), -1)
     estimate = BayesianGaussianMixture(
         n_components=components,
         covariance_type="full",
