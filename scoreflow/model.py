@@ -176,6 +176,8 @@ class Model(Densities):
         if not callable(getattr(process, "alpha", None)):
             raise TypeError(f"process is {process!r}; it must be a process, such as scoreflow.vp_linear()")
         linear.check(process)
+        if num_levels and not 2 <= num_levels <= 256:
+            raise ValueError(f"num_levels = {num_levels} must be from 2 to 256, or 0 for continuous data")
         if not 0 <= t_min < float(process.horizon) or float(process.sigma(t_min)) <= 0:
             raise ValueError(f"t_min = {t_min} must have noise and be below the horizon {float(process.horizon):g}")
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -213,7 +215,7 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
     config, _ = configure.of_run(stored)
     experiment = configure.experiment(config, str(path))
     loaded = load_newest(experiment, path, "" if checkpoint == "newest" else checkpoint)
-    source = experiment.model
+    source = experiment.model.in_float32()  # bfloat16 would cost densities their accuracy
     return Model(
         process=source.process,
         shape=experiment.space.shape,

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +54,14 @@ def _module(path: Path, changed: int) -> Any:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for it there
+    sys.path.insert(0, str(path.parent))  # files of its folder can be imported
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a file of the user's raises
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
         where = f" (line {lines[-1]})" if lines else ""
         raise UserError(f"{path}{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
     return module

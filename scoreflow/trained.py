@@ -22,6 +22,8 @@ from scoreflow.samplers.loop import Rule
 from scoreflow.score import Score
 from scoreflow.types import Key, Params
 
+_AT_A_TIME = 100  # examples of a score
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
@@ -50,7 +52,7 @@ class Trained:
     num_classes: int = 0
     needs_labels: bool = False
     prepared: Prepared | None = None
-    _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
+    _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
         """The parts by name, and the number of parameters."""
@@ -88,7 +90,7 @@ class Trained:
         x = self._examples(x)
         t = np.broadcast_to(np.asarray(t, np.float32), len(x))
         run = lambda params, x, t, cond: fn(self.score_of(params), x, t, cond)
-        return self._batched(name, run, len(x), x, t, self._labels(cond, len(x)))
+        return self._batched(name, run, _AT_A_TIME, x, t, self._labels(cond, len(x)))
 
     def sample(
         self,
@@ -121,6 +123,8 @@ class Trained:
           >>> bool(abs(few - many[:2]).max() < 1e-5)  # a sample depends on its key and number alone
           True
         """
+        if num < 1 or steps < 1 or batch_size < 1:
+            raise ValueError(f"num = {num}, steps = {steps} and batch_size = {batch_size} must be 1 or more")
         first = as_key(key)
         keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(num))
         grid = grids.log_snr(self.process, steps, t_min=self.t_min)
@@ -134,7 +138,10 @@ class Trained:
         return self._batched(("sample", rule, steps), run, batch_size, keys, self._labels(cond, num))
 
     def _examples(self, x: ArrayLike) -> np.ndarray:
-        x = np.asarray(x, np.float32)
+        x = np.asarray(x)
+        if self.space.bins is not None and np.issubdtype(x.dtype, np.integer):
+            raise TypeError(f"x is {x.dtype}; it must be float, in the units of x_0 (images of integers: bits_per_dim)")
+        x = x.astype(np.float32)
         if x.shape[1:] != self.shape or not len(x):
             raise ValueError(f"x has the shape {x.shape}; it must be [B, {', '.join(map(str, self.shape))}], B > 0")
         return x
@@ -173,4 +180,6 @@ class Trained:
 
 def as_key(key: Key | int) -> Key:
     """A PRNG key, also from its seed."""
-    return jax.random.key(key) if isinstance(key, int | np.integer) else key
+    if isinstance(key, int | np.integer):
+        return jax.random.key(key)
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

@@ -50,6 +50,10 @@ class Check(NamedTuple):
     words: str
     instead: str = ""
 
+    def __repr__(self) -> str:
+        """What `help` shows in a signature."""
+        return f"Check({self.words!r})"
+
     def allows(self, value: Any) -> bool:
         """Whether a value has the type and meets the condition; an integer will do for a finite float."""
         if self.instead and value == self.instead:

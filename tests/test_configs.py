@@ -237,7 +237,7 @@ BAD = [
     ({"process": {"name": "ve_geometric", "sigma_min": 2.0, "sigma_max": 1.0, "horizon": 1.0}},
      "process.sigma_max = 1.0 must be above sigma_min = 2.0"),
     ({"process": 3}, "process = 3: process is a section; set process.name"),
-    ({"score__prediction": "epsilon"}, "score.prediction = 'epsilon' must be one of noise, x0, v, flow, score, edm"),
+    ({"score__prediction": "epsilon"}, "score.prediction = 'epsilon' must be one of noise, x0, v, velocity, flow, score, edm"),
     ({"model__name": "transformer"}, "model.name = 'transformer' must be one of mlp, unet"),
     ({"model__width": 0}, "model.width = 0 must be a whole number, 1 or above"),
     ({"model__dropout": 1.0}, "model.dropout = 1.0 must be a number from 0 to below 1"),

@@ -218,7 +218,7 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
         context = evaluation.context(experiment, experiment.init(jax.random.key(0)), tmp_path)
         metrics = measure(context, evaluation.evaluators, only=("samples",)).metrics["samples"]
     assert metrics["features"] == "none" and metrics["model"]["samples"] == 100 and "frechet" not in metrics["model"]
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "samples, " not in line]  # apart from progress
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "samples   " not in line]  # apart from progress
     assert f"put it at {tmp_path / 'downloads' / 'pt_inception-2015-12-05-6726825d.pth'}" in said
     assert (tmp_path / "samples.png").exists()
 

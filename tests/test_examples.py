@@ -14,8 +14,8 @@ METHODS = [
     f"{name}.{method}"
     for name in NAMES
     if inspect.isclass(getattr(scoreflow, name))
-    for method, value in vars(getattr(scoreflow, name)).items()
-    if not method.startswith("_") and (inspect.isfunction(value) or isinstance(value, classmethod))
+    for method, value in inspect.getmembers(getattr(scoreflow, name))
+    if not method.startswith("_") and (inspect.isfunction(value) or inspect.ismethod(value))
 ]
 
 

@@ -116,7 +116,7 @@ def test_digits_are_filled_in_and_decoded_from_their_codes(tmp_path):
     assert abs(np.mean(result["normal"]) - 2.97) < 0.1  # with all test digits and two draws
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_simulations_agree_with_the_plan_and_bounds_are_above_the_entropy(tmp_path):
     instead = {
         "train_steps = 2000": "train_steps = 300",

@@ -91,6 +91,31 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path):
         own.load(f"{path}:f")
 
 
+def test_a_file_may_have_classes_and_import_from_its_folder(tmp_path):
+    (tmp_path / "helper_of_ours.py").write_text("WIDTH = 3\n")
+    source = """
+from __future__ import annotations
+import flax.linen as nn
+from helper_of_ours import WIDTH
+class Net(nn.Module):
+    width: int = WIDTH
+    @nn.compact
+    def __call__(self, x, log_snr, cond, train):
+        return nn.Dense(x.shape[-1])(nn.Dense(self.width)(x))
+"""
+    (tmp_path / "net.py").write_text(source)
+    words = {"model.name": f"{tmp_path / 'net.py'}:Net", "model.width": "5"}
+    config = configure.resolve(tiny.digits(), words)
+    experiment = configure.experiment(config, "run")
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(experiment.init(jax.random.key(0))))
+    assert shapes == [(1,), (1, 5), (5,), (5, 1)]
+
+
+def test_a_process_whose_values_are_traced_is_not_checked():
+    value = jax.jit(lambda a: scoreflow.linear_sde(lambda t: -a * (1 + 0 * t), 1.0).alpha(0.5))(2.0)
+    assert float(value) == pytest.approx(np.exp(-1.0), rel=1e-5)
+
+
 @pytest.mark.slow
 def test_the_command_line_trains_and_evaluates_with_a_process_of_a_file(file, tmp_path):
     def command(*flags, folder=tmp_path):
@@ -104,6 +129,8 @@ def test_the_command_line_trains_and_evaluates_with_a_process_of_a_file(file, tm
     command(f"--config={tiny.ROOT}/configs/vp_digits.py", "--config.process.name=my_sde.py:cubic", *flags)
     (tmp_path / "elsewhere").mkdir()
     assert "bits per dim" in command("--mode=eval", folder=tmp_path / "elsewhere")
+    moved = file.rename(tmp_path / "moved.py")
+    command("--mode=sample", "--config.sampling.num=2", f"--config.process.name={moved}:cubic")
 
 
 # --- from f and g, and what is no process -----------------------------------------------------------------------------

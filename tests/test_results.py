@@ -179,9 +179,9 @@ def test_sampling_shows_its_progress(classes, capsys, monkeypatch):
     experiment = configure.experiment(classes[1], "tiny")
     params = experiment.init(jax.random.key(0))
     draws.make_draw(experiment, 4)(params, jax.random.key(0), 10)
-    assert "10/10 samples, " in capsys.readouterr().err
+    assert "10/10 samples   " in capsys.readouterr().err
     sample.fill_in(experiment, params, sample.SampleOptions(10, 4, inpaint="right"), jax.random.key(0))
-    assert "10/10 images, " in capsys.readouterr().err
+    assert "10/10 images   " in capsys.readouterr().err
 
 
 def test_failed_samples_are_named_and_left_out(classes, capsys):

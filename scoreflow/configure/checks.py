@@ -54,13 +54,13 @@ def _times(config: Config) -> Rows:
 def with_process(config: Config, process: Process) -> Rows:
     """Times at which float32 has no signal left, or no noise yet."""
     horizon, name = config.process.horizon, config.process.name
+    last = float(process.log_snr(horizon))
+    words = f"leaves {name} no signal: its log-SNR there is {last}; stop earlier"
+    yield not math.isfinite(last), f"process.horizon = {horizon} {words}"
     try:
         linear.check(process)
     except ValueError as error:
         yield True, f"process.name = {name}: {error}"
-    last = float(process.log_snr(horizon))
-    words = f"leaves {name} no signal: its log-SNR there is {last}; stop earlier"
-    yield not math.isfinite(last), f"process.horizon = {horizon} {words}"
     times = {"t_min": config.t_min, "sampling.t_min": config.sampling.t_min, "eval.t_min": config.eval.t_min}
     for setting, t in times.items():
         early = (t > 0 or setting != "eval.t_min") and not math.isfinite(float(process.log_snr(t)))

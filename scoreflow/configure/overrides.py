@@ -164,6 +164,8 @@ def of_run(
     Raises:
       UserError: as `resolve`.
     """
+    moved = {name: own.absolute(word) for name, word in (overrides or {}).items() if own.is_own(word)}
+    stored = {**stored, **moved}  # where the file of a part lies now
     rows = known(_chosen(stored, {}))
     said = flatten(resolve(file).to_dict()) if file is not None else {}
     use = {name: value for name, value in said.items() if name.startswith(workdir.USE)}

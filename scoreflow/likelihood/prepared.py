@@ -51,6 +51,8 @@ def prepare(
 
     A warning says so where no number of nodes reaches the error.
     """
+    if cond is not None and len(missing := set(range(model.num_classes)) - set(cond.tolist())):
+        raise ValueError(f"the data have no example of the classes {sorted(missing)}; densities need all of them")
     process, t_min, d = model.process, model.t_min, int(np.prod(model.shape))
 
     def rows():

@@ -33,7 +33,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from scoreflow.processes.rates import Rate, Scalar, bisect, pytree, quadrature
@@ -146,9 +145,13 @@ def check(process: Process) -> None:
       ValueError: if g^2 is negative somewhere, alpha or sigma is not finite, log-SNR does not fall, or its inverse is
         wrong; it names the first such time and the value there.
     """
-    leaves = jax.tree.leaves(process)
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return
+    try:
+        _check(process)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return  # traced
+
+
+def _check(process: Process) -> None:
     name, horizon = type(process).__name__, float(process.horizon)
     if not 0.0 < horizon < float("inf"):
         raise ValueError(f"{name} has the horizon {horizon}; it must be above 0 and finite")

@@ -30,6 +30,7 @@ def say(*words: object, file: TextIO | None = None) -> None:
         text = typed(" ".join(map(str, words)), out.encoding)
         if _bars:
             _bars[-1].write(text, file=out)  # above the bar
+            out.flush()
         else:
             print(text, file=out, flush=True)
 
@@ -112,7 +113,7 @@ def progress(
         now = time.monotonic()
         if start is None:
             start, last, first = now, now, done
-        elif now - last >= _PLAIN_SECONDS or (total is not None and done >= total):
+        elif now - last >= _PLAIN_SECONDS or done == total:
             last, rate = now, (done - first) / max(now - start, 1e-9)
             count = f"{done}" if total is None else f"{done:>{len(str(total))}}/{total}"
             left = "" if total is None else f"{duration((total - done) / rate)} left"

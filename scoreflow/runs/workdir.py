@@ -224,6 +224,14 @@ def check(
     report.warn(message)
 
 
+def _apart(before: Any, now: Any) -> bool:
+    """Whether two values differ; the file of a part of one's own, as in /here/my_sde.py:cubic, may have moved."""
+    words = [str(value) for value in (before, now)]
+    if all(".py:" in each for each in words):
+        return words[0].rpartition(":")[2] != words[1].rpartition(":")[2]
+    return before != now
+
+
 def _refuse_changes(
     workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None, *, resume: bool, moved: bool = False
 ) -> None:
@@ -233,7 +241,7 @@ def _refuse_changes(
     for name, before, now in _compare(workdir, config, defaults):
         if name in unknown and resume and not name.startswith(free):
             raise _other_version(workdir, name, before, f"go on with that version, or {_anew(workdir)}")
-        if name not in unknown and not name.startswith(free) and before != now:
+        if name not in unknown and not name.startswith(free) and _apart(before, now):
             before, now = (tuple(value) if isinstance(value, list) else value for value in (before, now))
             raise UserError(
                 f"{workdir} holds a run with {name} = {before!r}, not {now!r}; choose another --workdir, or set it back"
