@@ -110,8 +110,22 @@ def test_plots_are_written_and_say_what_is_on_their_axes(tmp_path, monkeypatch):
     report.plot_noise_error(tmp_path / "noise.png", log_snr, {"test": curve})
     report.plot_loss(tmp_path / "loss.png", [{"step": 1, "loss": 2.0}, {"step": 1, "validation_loss": 1.0}])
     report.plot_steps(tmp_path / "steps.png", [1, 2], {"a": {"ve": [2.0, 1.0]}, "b": {"ve": [1.0]}}, ylabel="distance")
-    assert len(figures) == 3 and {path.name for path in tmp_path.iterdir()} == {"noise.png", "loss.png", "steps.png"}
+    assert (
+        len(figures) == 3
+        and all(each.axes for each in figures)
+        and {path.name for path in tmp_path.iterdir()} == {"noise.png", "loss.png", "steps.png"}
+    )
     assert all(axes.get_xlabel() and axes.get_ylabel() for figure in figures for axes in figure.axes)
+
+
+def test_panels_say_what_is_on_their_axes(tmp_path, monkeypatch):
+    figures, save = [], report._save
+    monkeypatch.setattr(report, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    report.plot_times(tmp_path / "times.png", np.linspace(0, 1, 4), {"weighted": {"": np.ones(4)}})
+    report.plot_points(tmp_path / "points.png", {"samples": np.zeros((3, 2))}, 1.0)
+    report.plot_signed(tmp_path / "signed.png", {"t = 0.1": np.ones((4, 4))}, 1.0)
+    shown = [axes for figure in figures for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert len(shown) == 3 and all(axes.get_xlabel() and axes.get_ylabel() for axes in shown)
 
 
 def test_a_full_disk_ends_the_events_in_one_line_and_never_waits(tmp_path, monkeypatch, capsys):

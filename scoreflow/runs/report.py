@@ -299,7 +299,7 @@ def plot_steps(
             style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if name in dashed else "-"}
             axes.loglog(steps[: len(values)], values, marker=".", label=name, **style)
         if target is not None:
-            axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label="asked for")
+            axes.axhline(target, color="black", linewidth=0.8, linestyle=":", label="accuracy requested")
         axes.set(title=title, xlabel="steps of the sampler", ylabel=ylabel)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)
@@ -322,7 +322,7 @@ def plot_times(path: Path, t: np.ndarray, panels: dict[str, dict[str, np.ndarray
         for axes, (title, curves) in zip(row, panels.items()):
             for name, values in curves.items():
                 axes.semilogy(t, np.where(np.asarray(values) > 0, values, np.nan), label=name)
-            axes.set(title=title, xlabel="t")
+            axes.set(xlabel="time t", ylabel=title)
             if len(curves) > 1:
                 axes.legend(frameon=False)
 
@@ -333,6 +333,7 @@ def plot_points(path: Path, panels: dict[str, np.ndarray], extent: float) -> Non
         for axes, (name, points) in zip(row, panels.items()):
             axes.plot(points[:, 0], points[:, 1], ".", color="#08519c", markersize=3, alpha=0.6, markeredgewidth=0)
             axes.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+            axes.set(xlabel="first coordinate", ylabel="second coordinate")
             axes.locator_params(nbins=4)
 
 
@@ -356,4 +357,4 @@ def plot_signed(path: Path, panels: dict[str, np.ndarray], extent: float) -> Non
             largest = float(np.quantile(np.abs(values), 0.995)) or 1.0
             shown = axes.imshow(values, origin="lower", extent=side, cmap="RdBu", vmin=-largest, vmax=largest)
             axes.figure.colorbar(shown, ax=axes, shrink=0.8)
-            axes.set(title=name, xticks=[], yticks=[])
+            axes.set(title=name, xlabel="first coordinate", ylabel="second coordinate")
