@@ -13,6 +13,8 @@ k-diffusion   its `log_likelihood`, the same network with equal weights in PyTor
 flow_matching its `ODESolver.compute_likelihood`, the same
 
 With `--bound` it prints the noise of the SDE model's bound instead, with and without control variates and chosen times.
+With `--model` it prints instead how `Model.log_prob` does with and without the training data: seconds for `--num` test
+images, and the standard deviation over random probes of log p of one image in nats, with its standard error.
 With `--gaussian` it prints instead what all directions of a Gaussian of CIFAR-10's size cost, and what 256 of them do.
 
 Each method is run at the tolerance that it has by default, and at the loosest one whose error is below a tenth of the
@@ -34,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+import scoreflow
 from benchmarks.host import HostField
 from benchmarks.timing import median_seconds
 from scoreflow import configure, likelihood
@@ -218,6 +221,24 @@ def compare_bounds(context: Context, num: int, times_each: int = 10, draws: int 
         print(f"{name:36s} noise {noise:.4f} bits/dim ({first / noise:.2f}x less)  mean {mean.value:.4f}", flush=True)
 
 
+def compare_models(folder: Path, num: int, probes: int = 6) -> None:
+    """Prints seconds, evaluations and the noise of the probes of `Model.log_prob`, as it is and after `with_data`."""
+    model = scoreflow.load(folder)
+    config, _ = configure.of_run(workdir.stored_settings(folder))
+    data = configure.dataset(config)
+    began = time.perf_counter()
+    prepared = model.with_data(data.train.x)
+    print(f"with_data took {time.perf_counter() - began:.0f} s, with compilation")
+    x = np.asarray(model.space.encode(model.params, jax.random.key(0), jnp.asarray(data.test.x[:num])))
+    for name, each in (("adaptive", model), ("with_data", prepared)):
+        seconds = median_seconds(lambda each=each: each.log_prob(x), 3)
+        values = np.stack([each.log_prob(x, key=k) for k in range(probes)])
+        variance = mean_estimate(values.var(0, ddof=1))
+        noise = np.sqrt(variance.value)
+        print(f"{name:10s} {seconds:6.2f} s  one probe {noise:.2f} ± {variance.stderr / (2 * noise):.2f} nats")
+    print(f"{prepared.prepared.evaluations} evaluations after with_data")
+
+
 def compare_gaussians(d: int = 3072, count: int = 5000) -> None:
     """Prints the seconds of a fit to `count` rows of photo-like data, and of one product in a batch of 128."""
     rng = np.random.default_rng(0)
@@ -241,11 +262,15 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/vp_digits"), help="a trained run")
     parser.add_argument("--bound", action="store_true", help="the noise of the bound instead")
     parser.add_argument("--gaussian", action="store_true", help="the cost of the Gaussian alone")
+    parser.add_argument("--model", action="store_true", help="Model.log_prob with and without the data")
     parser.add_argument("--num", type=int, default=120, help="test images")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.gaussian:
         compare_gaussians()
+        return
+    if arguments.model:
+        compare_models(arguments.workdir, arguments.num)
         return
     stored = workdir.stored_settings(arguments.workdir)
     config, _ = configure.of_run(

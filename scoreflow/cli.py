@@ -59,9 +59,8 @@ _overrides: dict[str, str] = {}
 def _fail(message: object, code: int) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     saving = any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate())
-    if (
-        saving or code == _INTERRUPTED
-    ):  # a failed save waits for minutes, and a computation may crash where it is cut off
+    # A failed save would wait for minutes, and a computation may crash where it is cut off.
+    if saving or code == _INTERRUPTED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

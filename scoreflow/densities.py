@@ -10,13 +10,17 @@ from jax.typing import ArrayLike
 
 from scoreflow import dequantise, likelihood
 from scoreflow.divergence import exact, hutchinson
+from scoreflow.gaussian import Gaussian
 from scoreflow.likelihood import multistep
-from scoreflow.likelihood.prepared import Prepared, prepare
+from scoreflow.likelihood import pilot as pilots
+from scoreflow.likelihood.prepared import fit_gaussian, prepare
 from scoreflow.trained import Trained, as_key
 from scoreflow.types import Key
 
 _EXACT = 16  # dimensions up to which the divergence is exact by default
 _TOLERANCE = 1e-4
+_PILOTED = 16  # examples of the pilot at a time, each with a gradient
+_MEASURED = 4  # times as many examples as the pilot has are measured
 
 
 class Densities(Trained):
@@ -57,9 +61,24 @@ class Densities(Trained):
         """
         rows = self._examples(self._continuous(np.asarray(x), jax.random.key(2**20))[0])
         labels = self._labels(cond, len(rows))
-        options = {"error": error, "num": num, "pilot": pilot, "batch_size": batch_size}
-        model = dataclasses.replace(self, prepared=None)
-        return dataclasses.replace(model, prepared=prepare(model, rows, labels, **options))
+        gaussian = fit_gaussian(self.process, self.t_min, rows, labels, num_classes=self.num_classes)
+        model, met = dataclasses.replace(self, prepared=None), pilots.follower(self.process, self.score_of)
+
+        def examples(count: int) -> tuple:
+            at = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+            keys = jax.random.split(jax.random.key(2**20 - 1), len(at))
+            return keys, rows[at], None if labels is None else labels[at]
+
+        def follow(rule: multistep.Rule) -> multistep.Nodes:
+            given = self.params, gaussian, rule
+            nodes: Any = model._batched("pilot", met, _PILOTED, *examples(pilot), given=given)
+            return pilots.nodes_first(nodes)
+
+        def solve(rule: multistep.Rule) -> np.ndarray:
+            return model._by_nodes(gaussian, rule, *examples(_MEASURED * pilot), whole=False, batch_size=batch_size)
+
+        prepared = prepare(self.process, self.t_min, gaussian, follow, solve, error=error, num=num)
+        return dataclasses.replace(model, prepared=prepared)
 
     def log_prob(
         self,
@@ -110,19 +129,22 @@ class Densities(Trained):
         for k in range(probes := 1 if whole else probes):
             keys = jax.random.split(jax.random.fold_in(start, k) if k else start, len(x))
             if self.prepared is not None and tolerance is None:
-                total += self._by_nodes(self.prepared, keys, x, cond, whole=whole, batch_size=batch_size)
+                known = self.prepared.gaussian, self.prepared.rule
+                total += self._by_nodes(*known, keys, x, cond, whole=whole, batch_size=batch_size)
             else:
                 total += self._adaptive(keys, x, cond, tolerance or _TOLERANCE, whole=whole, batch_size=batch_size)
         return total / probes
 
-    def _by_nodes(self, prepared: Prepared, keys: Any, x: Any, cond: Any, *, whole: bool, batch_size: int) -> Any:
+    def _by_nodes(
+        self, gaussian: Gaussian, rule: multistep.Rule, keys: Any, x: Any, cond: Any, *, whole: bool, batch_size: int
+    ) -> Any:
         def run(given, keys, x, cond):
             params, gaussian, rule = given
             known = {"gaussian": gaussian, "rule": rule, "divergence": exact if whole else hutchinson}
             score, end = self.score_of(params), self.terminal_of(params)
             return multistep.log_prob(self.process, score, end, keys, x, cond, **known).logp
 
-        given = self.params, prepared.gaussian, prepared.rule
+        given = self.params, gaussian, rule
         return self._batched(("nodes", whole), run, batch_size, keys, x, cond, given=given)
 
     def _adaptive(self, keys: Any, x: Any, cond: Any, tolerance: float, *, whole: bool, batch_size: int) -> Any:

@@ -27,20 +27,7 @@ _AT_A_TIME = 100  # examples of a score
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
-    """A process, a score and a terminal distribution.
-
-    Attributes:
-      process: the forward SDE.
-      shape: of one x.
-      score_of: params -> the score function.
-      params: parameters of the score and of the terminal distribution; None where a function has them inside.
-      t_min: the time at which the data are, for densities and at the end of sampling; above 0.
-      terminal_of: params -> the distribution at the horizon, with `sample` and `log_prob`.
-      space: from data as stored to x and back.
-      num_classes: of labels; 0 where there are none.
-      needs_labels: whether nothing can be computed without them.
-      prepared: what `with_data` has found for densities, or None.
-    """
+    """What `model.Model` is made of, and what can be evaluated at once; its fields are described there."""
 
     process: Process
     shape: tuple[int, ...]

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import scoreflow
 from scoreflow import configure, own
+from scoreflow.configure import catalogue
 from scoreflow.processes import linear, rates, sdes
 from scoreflow.runs.errors import UserError
 from scoreflow.samplers import grids
@@ -157,6 +158,20 @@ def test_a_rate_without_an_end_is_inverted_beyond_one(x64):
     assert np.isfinite(jax.grad(lambda a: rates.NumericalRate(lambda a, t: a + t, a).inverse(jnp.asarray(5.0)))(1.0))
 
 
+@rates.pytree
+class Flipped(sdes.VP):
+    """VP with the sign of its drift wrong."""
+
+    drift_coeff = lambda self, t: 0.5 * self.beta(t)
+
+
+@rates.pytree
+class Tripled(sdes.VP):
+    """VP with three times its g^2."""
+
+    diffusion_sq = lambda self, t: 3.0 * self.beta(t)
+
+
 @pytest.mark.parametrize(
     "process, words",
     [
@@ -164,6 +179,9 @@ def test_a_rate_without_an_end_is_inverted_beyond_one(x64):
         (sdes.vp_linear(horizon=-1.0), "has the horizon -1.0"),
         (sdes.LinearSDE(rates.LinearRate(800.0, 0.0), rates.LinearRate(1.0, 0.0)), r"alpha\(t\) = 0: .*end earlier"),
         (sdes.VP(rates.NumericalRate(lambda p, t: 1 + 0 * t, None, upto=1.0), horizon=2.0), "inverse_log_snr"),
+        (sdes.VP(rates.NumericalRate(lambda p, t: jnp.where(t < 0.53, 1.0, 20.0), None)), "too rough"),
+        (Flipped(rates.LinearRate(0.1, 20.0)), r"f\(t\) = 0.*not d log alpha / dt"),
+        (Tripled(rates.LinearRate(0.1, 20.0)), r"g\^2\(t\) = .*not -sigma\^2 d log_snr / dt"),
     ],
 )
 def test_processes_that_are_none_are_refused(process, words):
@@ -176,9 +194,9 @@ def test_processes_that_are_none_are_refused(process, words):
             use()
 
 
-@pytest.mark.parametrize("name", sdes.NAMED)
+@pytest.mark.parametrize("name", catalogue.PROCESSES)
 def test_every_named_process_passes(name):
-    linear.check(sdes.NAMED[name]())
+    linear.check(catalogue.PROCESSES[name]())
 
 
 def test_the_page_shows_the_file_that_its_commands_use():

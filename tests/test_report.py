@@ -170,10 +170,13 @@ def test_signs_are_spelled_out_where_an_encoding_lacks_them():
 
 
 def test_what_is_said_while_a_bar_is_shown_has_a_line_of_its_own(monkeypatch, capsys):
+    """The bar is cleared before the line: what is on the terminal then ends at the beginning of an empty line."""
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
     monkeypatch.setattr(report.sys, "stderr", out)
     for i in report.progress(range(3), total=3):
         if i == 1:
+            before = len(out.getvalue())
             report.say("in between")
+            assert out.getvalue()[before:].startswith("\r ")  # over the bar
     assert capsys.readouterr().out == "in between\n" and not report._bars

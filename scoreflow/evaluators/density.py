@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -190,16 +189,9 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     report.say(f"choosing the solver's steps on {len(few.x)} training examples; as a rule this takes about a minute")
     t = nodes.even(process, context.start, float(process.horizon))
 
-    def follow(inputs, keys, x, cond):
-        params, gaussian, rule = inputs
-        score, probe = model.score(params), ode.probes(keys, x)
-        path = multistep.follow(process, score, gaussian, rule, x, cond, probe=probe, keep=True)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
-
     def met(rule: multistep.Rule) -> multistep.Nodes:
-        inputs = context.params, gaussian, rule
-        out = context.in_batches(follow, _PILOTED)("pilot", inputs, few.keys, few.x, few.cond)
-        return jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), out)
+        follow = context.in_batches(pilot.follower(process, model.score), _PILOTED)
+        return pilot.nodes_first(follow("pilot", (context.params, gaussian, rule), few.keys, few.x, few.cond))
 
     def solve(name: str, rule: multistep.Rule) -> np.ndarray:
         return run(f"pilot-{name}", (context.params, gaussian, rule), many.keys, many.x, many.cond).logp

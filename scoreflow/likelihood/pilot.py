@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.likelihood import multistep, nodes
+from scoreflow.likelihood import multistep, nodes, ode
 from scoreflow.likelihood.multistep import Nodes, Rule
 from scoreflow.metrics import Estimate, mean_estimate
 from scoreflow.processes.sdes import Process
+from scoreflow.score import Score
+from scoreflow.types import Params
 
 GRADIENT = 3
 """Evaluations in whose time one is done with its gradient: a reverse pass is twice the forward one."""
@@ -29,6 +32,26 @@ class Piloted(NamedTuple):
     order: int
     error: Estimate
     evaluations: int
+
+
+def follower(process: Process, score_of: Callable[[Params], Score]) -> Callable[..., Nodes]:
+    """((params, gaussian, rule), keys, x, cond) -> what x meets at the rule's nodes, with the examples first.
+
+    So it can run in batches; `choose` wants the nodes first, see `nodes_first`.
+    """
+
+    def follow(given, keys, x, cond):
+        params, gaussian, rule = given
+        options = {"probe": ode.probes(keys, x), "keep": True}
+        path = multistep.follow(process, score_of(params), gaussian, rule, x, cond, **options)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
+
+    return follow
+
+
+def nodes_first(met: Nodes) -> Nodes:
+    """Arrays of `follower` with the nodes first, on the host."""
+    return jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), met)
 
 
 def choose(

@@ -1,22 +1,20 @@
 """What makes densities of a model cheap: a Gaussian of its data, and the nodes of a rule that a pilot has chosen."""
 
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import gaussian as gaussians
 from scoreflow.gaussian import Gaussian
-from scoreflow.likelihood import multistep, nodes, ode
-from scoreflow.likelihood import pilot as pilots
+from scoreflow.likelihood import multistep, nodes, pilot
 from scoreflow.likelihood.multistep import Nodes, Rule
 from scoreflow.metrics import Estimate
+from scoreflow.processes.sdes import Process
 
 _AT_A_TIME = 500  # rows of the Gaussian's fit
-_PILOTED = 16  # examples of the pilot at a time, each with a gradient
-_MEASURED = 4  # times as many examples as the pilot has are measured
 
 
 class Prepared(NamedTuple):
@@ -37,54 +35,51 @@ class Prepared(NamedTuple):
     pilot: int
 
 
-def prepare(
-    model: Any,
-    x: np.ndarray,
-    cond: np.ndarray | None = None,
-    *,
-    error: float = 0.1,
-    num: int = 1000,
-    pilot: int = 32,
-    batch_size: int = 100,
-) -> Prepared:
-    """Fits the Gaussian to continuous x [N, ...] with labels [N], and chooses nodes; see `Model.with_data`.
+def fit_gaussian(
+    process: Process, t_min: float, x: np.ndarray, cond: np.ndarray | None = None, *, num_classes: int = 0
+) -> Gaussian:
+    """The Gaussian of x_0 from continuous data x [N, ...] at t_min, one for each class where there are labels [N].
 
-    A warning says so where no number of nodes reaches the error.
+    Raises:
+      ValueError: if a class has no example.
     """
-    if cond is not None and len(missing := set(range(model.num_classes)) - set(cond.tolist())):
+    if cond is not None and (missing := set(range(num_classes)) - set(cond.tolist())):
         raise ValueError(f"the data have no example of the classes {sorted(missing)}; densities need all of them")
-    process, t_min, d = model.process, model.t_min, int(np.prod(model.shape))
 
     def rows():
         for i in range(0, len(x), _AT_A_TIME):
-            part = slice(i, i + _AT_A_TIME)
-            yield x[part].reshape(-1, d), None if cond is None else cond[part]
+            rows = slice(i, i + _AT_A_TIME)
+            yield x[rows].reshape(len(x[rows]), -1), None if cond is None else cond[rows]
 
-    fitted = gaussians.fit(rows, d, classes=model.num_classes if cond is not None else 1)
+    fitted = gaussians.fit(rows, int(np.prod(x.shape[1:])), classes=num_classes if cond is not None else 1)
     fitted = gaussians.undiffused(fitted, process.alpha(t_min), process.sigma(t_min))
-    gaussian = Gaussian(*map(jnp.asarray, fitted))
+    return Gaussian(*map(jnp.asarray, fitted))
 
-    def chosen(count: int) -> tuple:
-        at = np.linspace(0, len(x) - 1, min(count, len(x))).astype(int)
-        return jax.random.split(jax.random.key(2**20 - 1), len(at)), x[at], None if cond is None else cond[at]
 
-    def along(given, keys, x, cond):
-        params, gaussian, rule = given
-        score, probe = model.score_of(params), ode.probes(keys, x)
-        path = multistep.follow(process, score, gaussian, rule, x, cond, probe=probe, keep=True)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), path.nodes)
+def prepare(
+    process: Process,
+    t_min: float,
+    gaussian: Gaussian,
+    follow: Callable[[Rule], Nodes],
+    solve: Callable[[Rule], np.ndarray],
+    *,
+    error: float,
+    num: int,
+) -> Prepared:
+    """Chooses nodes, see `pilot.choose`; a warning says so where no number of them reaches the error.
 
-    def follow(rule: Rule) -> Nodes:
-        given = model.params, gaussian, rule
-        met = model._batched("pilot", along, _PILOTED, *chosen(pilot), given=given)
-        return jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), met)
-
-    def solve(name: str, rule: Rule) -> np.ndarray:
-        held = Prepared(gaussian, rule, Estimate(0.0, 0.0), 0, 0)
-        return model._by_nodes(held, *chosen(_MEASURED * pilot), whole=False, batch_size=batch_size)
-
+    Args:
+      process: the forward SDE.
+      t_min: the time at which the data are.
+      gaussian: of x_0.
+      follow: what examples meet at the nodes of a rule, the nodes first.
+      solve: log p of other examples by a rule, [N].
+      error: of the mean of log p over `num` examples, in its standard errors.
+      num: examples whose mean should be as exact as that.
+    """
     asked = lambda logp: error * float(np.nanstd(logp)) / np.sqrt(num)
-    choice = pilots.choose(process, nodes.even(process, t_min, float(process.horizon)), follow, solve, asked)
+    t = nodes.even(process, t_min, float(process.horizon))
+    choice = pilot.choose(process, t, follow, lambda name, rule: solve(rule), asked)
     if np.isnan(choice.error.value):
         words = "no number of nodes reached the error that was asked for; use log_prob with a tolerance, or raise error"
         warnings.warn(words, stacklevel=3)

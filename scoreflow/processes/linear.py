@@ -142,8 +142,9 @@ def check(process: Process) -> None:
     """Refuses a process that is none, by its values at a thousand times; one that is traced passes.
 
     Raises:
-      ValueError: if g^2 is negative somewhere, alpha or sigma is not finite, log-SNR does not fall, or its inverse is
-        wrong; it names the first such time and the value there.
+      ValueError: if g^2 is negative somewhere, alpha or sigma is not finite, log-SNR does not fall or its inverse is
+        wrong, or f or g^2 is not what the derivatives of log alpha and log-SNR are by (2) and (3), as with rates that
+        are too rough for the quadrature; it names the first such time and the value there.
     """
     try:
         _check(process)
@@ -160,6 +161,13 @@ def _check(process: Process) -> None:
         g2, alpha, variance = (np.asarray(f(t)) for f in (process.diffusion_sq, process.alpha, process.variance))
         log_snr = np.asarray(process.log_snr(t))
         again = np.asarray(process.inverse_log_snr(log_snr))
+        slope = lambda f: np.nan_to_num(jax.jvp(f, (jnp.asarray(t),), (jnp.ones_like(t),))[1])
+        drift, f, g2_again = (
+            np.asarray(process.drift_coeff(t)),
+            slope(process.log_alpha),
+            -variance * slope(process.log_snr),
+        )
+    differs = lambda a, b: ~np.isclose(a, b, rtol=0.03, atol=3e-3 * np.max(np.abs(b), initial=1e-30))
     for values, wrong, words in (
         (g2, ~(g2 >= 0), "g^2(t) = {}: it must not be negative, so the rate must be positive"),
         (alpha, ~((alpha > 0) & np.isfinite(alpha)), "alpha(t) = {}: it must be above 0 and finite; end earlier"),
@@ -170,6 +178,8 @@ def _check(process: Process) -> None:
             ~np.isclose(again, t, rtol=1e-2, atol=1e-3 * horizon),
             "inverse_log_snr(log_snr(t)) = {}: it must be t",
         ),
+        (drift, differs(drift, f), "f(t) = {}, which is not d log alpha / dt; is it too rough for the quadrature?"),
+        (g2, differs(g2, g2_again), "g^2(t) = {}, which is not -sigma^2 d log_snr / dt; is it too rough?"),
     ):
         if wrong.any():
             i = int(wrong.argmax())
