@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scoreflow import likelihood, score, space, terminal, train
+from scoreflow import data, likelihood, score, space, terminal, train
 from scoreflow.models import network
 from scoreflow.objectives.score_matching import score_matching
 from scoreflow.processes import linear, rates
@@ -48,7 +48,7 @@ x = (circle + 0.1 * rng.standard_normal((4000, 2))).astype(np.float32)
 process = Wide(rates.NumericalRate(lambda peak, t: 0.1 + peak * jnp.sin(0.5 * jnp.pi * t) ** 2, 16.0))
 score_of = lambda params, **_: score.score_fn(process, net.apply, params, score.NOISE)
 objective = score_matching(process, score_of, space.continuous((2,)).encode, t_min=t_min)
-batches = ({"x": x[rng.integers(3600, size=256)]} for _ in range(steps))
+batches = data.batches(x[:3600], size=256, steps=steps)
 state = train.fit(objective, net.init(keys[0], (1, 2)), optax.adam(2e-3), batches, key=keys[1])
 learned, prior = score_of(state.ema_params), terminal.prior(process)  # the averaged parameters; N(0, sigma(T)^2 I)
 noise, grid = prior.sample(keys[2], (1000, 2)), grids.log_snr(process, 30, t_min=t_min)

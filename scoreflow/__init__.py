@@ -14,6 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scoreflow.data import batches as batches
+    from scoreflow.judge import plan as plan
+    from scoreflow.judge import sample_quality as sample_quality
     from scoreflow.likelihood import bound as bound
     from scoreflow.likelihood import decode as decode
     from scoreflow.likelihood import encode as encode
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "data": ("batches",),
+    "judge": ("plan", "sample_quality"),
     "likelihood": ("bound", "decode", "encode", "interpolate", "log_prob", "log_prob_and_grad"),
     "model": ("Model", "load"),
     "models": ("network",),

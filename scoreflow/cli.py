@@ -253,7 +253,7 @@ def _open(folder: Path) -> Any:
     from scoreflow.runs import workdir
 
     config, _ = configure.of_run(workdir.stored_settings(folder))
-    return configure.experiment(config, workdir.stored_name(folder))
+    return configure.experiment(config, workdir.stored_name(folder), workdir.stored_data(folder))
 
 
 def _compare() -> None:
@@ -304,7 +304,8 @@ def _main(_: list[str]) -> None:
             config = configure.resolve(config, {"eval.features": "pixels"})
         if mode == "train" and config.data.name == "folder":
             files.apart(folder, config.data.path)
-        experiment = configure.experiment(config, name)
+        alone = mode == "sample" and config.sampling.inpaint == "none"  # then the data may be elsewhere
+        experiment = configure.experiment(config, name, workdir.stored_data(folder) if alone else {})
         facts = {"defaults": configure.flat_defaults(config), "data": data.describe(experiment.data)}
         workdir.check(folder, experiment.config, resume=mode == "train", **facts)
         if mode == "train":

@@ -127,7 +127,8 @@ def write_picture(
         report.save_png(path, pixels)
     elif x.ndim == 2 and x.shape[1] == 2:
         test = experiment.data.test.x[: len(x)]
-        report.plot_points(path, {"test data": test, "samples": x}, float(np.abs(test).max() * 1.15))
+        panels = ({"test data": test} if len(test) else {}) | {"samples": x}
+        report.plot_points(path, panels, float(np.abs(next(iter(panels.values()))).max() * 1.15))
     else:
         return False
     return True

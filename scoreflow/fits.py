@@ -68,10 +68,15 @@ def gaussian(space: Space, data: Dataset, conditional: bool) -> Gaussian:
       space: how data as stored are encoded, dequantized with fixed noise.
       data: of whose training split the first 50,000 examples are used.
       conditional: whether the network is given labels.
+
+    Raises:
+      UserError: where there are no examples.
     """
     rows, size = data.train.x[:MOST_EXAMPLES], int(np.prod(space.shape))
     if space.latent is not None:
         return gaussians.standard(size)
+    if not len(rows):
+        raise UserError("sampler.name = gaussian_multistep needs the training data; without them, choose another")
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for i in range(0, len(rows), 500):

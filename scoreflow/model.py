@@ -36,6 +36,7 @@ class Model(Densities):
       num_classes: of labels; 0 where there are none.
       needs_labels: whether nothing can be computed without them.
       prepared: what `with_data` has found for densities, or None.
+      sampler: that of the run, or None.
 
     Examples:
       >>> import jax, scoreflow
@@ -213,7 +214,7 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
     if not stored:
         raise UserError(f"{path} holds no run of scoreflow")
     config, _ = configure.of_run(stored)
-    experiment = configure.experiment(config, str(path))
+    experiment = configure.experiment(config, str(path), workdir.stored_data(path))
     loaded = load_newest(experiment, path, "" if checkpoint == "newest" else checkpoint)
     source = experiment.model.in_float32()  # bfloat16 would cost densities their accuracy
     return Model(
@@ -225,4 +226,5 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
         terminal_of=source.terminal,
         space=experiment.space,
         num_classes=experiment.data.num_classes if source.conditional else 0,
+        sampler=experiment.sampler,
     )

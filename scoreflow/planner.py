@@ -90,12 +90,21 @@ def fit_gaussian(experiment: Experiment, params: Params, num: int) -> exact.Gaus
       UserError: where the data are a constant.
     """
     rows = jnp.asarray(experiment.data.train.x[:num])
-    x = np.asarray(experiment.space.encode(params, experiment.key(EVALUATE), rows))
+    return gaussian_of(np.asarray(experiment.space.encode(params, experiment.key(EVALUATE), rows)))
+
+
+def gaussian_of(x: np.ndarray) -> exact.Gaussian:
+    """Mean and variance of continuous x [N, ...] in the principal axes of their covariance, float64, [d] each.
+
+    Raises:
+      UserError: where the data are a constant.
+    """
     x = x.reshape(len(x), -1).astype(np.float64)
     if not x.std(0).any():
-        raise UserError(f"--mode=plan: all {len(x)} training examples are the same: there is nothing to plan for")
+        raise UserError(f"planning: all {len(x)} training examples are the same: there is nothing to plan for")
     values, axes = np.linalg.eigh(np.cov(x.T).reshape(x.shape[1], -1))
-    return exact.Gaussian(jnp.asarray(axes.T @ x.mean(0)), jnp.asarray(np.maximum(values, 0.0)))
+    moments: Any = axes.T @ x.mean(0), np.maximum(values, 0.0)
+    return exact.Gaussian(*moments)
 
 
 def target_of(data: exact.Gaussian) -> wasserstein.Target:
@@ -153,47 +162,88 @@ def others_of(options: PlannerOptions) -> dict[str, Process]:
     return named if options.others is None else dict(options.others)
 
 
+def compared_with(process: Process, options: PlannerOptions) -> dict[str, Process]:
+    """The others, and the configured process last."""
+    return {**others_of(options), options.configured: process}
+
+
+class Plan(NamedTuple):
+    """What a process and others need for some data; in print, the table and the recommendation.
+
+    Attributes:
+      name: of the data.
+      options: how it was planned.
+      target: what the bound assumes of the data.
+      accuracy: the distance that is reached, in the units of x.
+      rows: one for each process.
+    """
+
+    name: str
+    options: PlannerOptions
+    target: wasserstein.Target
+    accuracy: float
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def compare(name: str, data: exact.Gaussian, process: Process, options: PlannerOptions) -> Plan:
+    """Plans a process and those that it is compared with.
+
+    Args:
+      name: of the data.
+      data: their Gaussian, float64.
+      process: the configured one.
+      options: how.
+    """
+    compared = compared_with(process, options)
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, data)
+        accuracy = options.accuracy * math.sqrt(float(data.variance.sum()))
+        end, target = float(process.log_snr(options.t_min)), target_of(data)
+        names = report.progress(compared, total=len(compared), unit="row")
+        rows = [examine(each, compared[each], options, data, target, accuracy, end) for each in names]
+    return Plan(name, options, target, accuracy, rows)
+
+
 def plan(experiment: Experiment, options: PlannerOptions, folder: Path) -> list[Row]:
     """`--mode=plan`: prints a table and a recommendation; writes `plan/plan.json` and `plan/plan.png`.
 
     Where that folder has another plan, `plan-2` and so on are made; `made.json` there says how.
     """
-    options = options._replace(steps=tuple(sorted(options.steps)))
-    compared = {**others_of(options), options.configured: experiment.model.process}
+    options, process = options._replace(steps=tuple(sorted(options.steps))), experiment.model.process
     params = None if experiment.space.latent is None else load_params(experiment, folder, workdir.newest(folder))
     with jax.enable_x64(True):
-        data = jax.tree.map(jnp.asarray, fit_gaussian(experiment, params, options.num))
-        accuracy = options.accuracy * math.sqrt(float(data.variance.sum()))
-        end = float(experiment.model.process.log_snr(options.t_min))
-        target = target_of(data)
-        names = report.progress(compared, total=len(compared), unit="row")
-        rows = [examine(name, compared[name], options, data, target, accuracy, end) for name in names]
+        data = fit_gaussian(experiment, params, options.num)
+    report.say(f"planning for {len(compared_with(process, options))} processes")
+    made = compare(experiment.data.name, data, process, options)
     content = {
-        "data": experiment.data.name,
-        "dimensions": int(target.d),
-        "accuracy": accuracy,
-        "m0": target.m0,
-        "L0": target.L0 if math.isfinite(target.L0) else None,
-        "x0_l2": target.x0_l2,
+        "data": made.name,
+        "dimensions": int(made.target.d),
+        "accuracy": made.accuracy,
+        "m0": made.target.m0,
+        "L0": made.target.L0 if math.isfinite(made.target.L0) else None,
+        "x0_l2": made.target.x0_l2,
         "rule": options.rule.__name__,
         "steps": options.steps,
         "processes": [
-            row._asdict() | {"grids": {name: grid._asdict() for name, grid in row.grids.items()}} for row in rows
+            row._asdict() | {"grids": {name: grid._asdict() for name, grid in row.grids.items()}} for row in made.rows
         ],
     }
-    made = {"settings": workdir.usage(experiment.config, ("plan.",)), "result": workdir.digest_of(content)}
-    out = workdir.numbered(made, folder, "plan", "made.json")
+    key = {"settings": workdir.usage(experiment.config, ("plan.",)), "result": workdir.digest_of(content)}
+    out = workdir.numbered(key, folder, "plan", "made.json")
     report.write_json(out / "plan.json", content)
     panels = {}
     for grid in options.grids:
-        panels[f"exact W2 of the Gaussian, {grid} grid"] = {row.name: row.grids[grid].distances for row in rows}
-        panels[f"bound on W2, {grid} grid"] = {row.name: row.grids[grid].bounds for row in rows}
-    exploding = {name for name, process in compared.items() if isinstance(process, VE)}
+        panels[f"exact W2 of the Gaussian, {grid} grid"] = {row.name: row.grids[grid].distances for row in made.rows}
+        panels[f"bound on W2, {grid} grid"] = {row.name: row.grids[grid].bounds for row in made.rows}
+    exploding = {name for name, each in compared_with(process, options).items() if isinstance(each, VE)}
     ylabel = "2-Wasserstein distance, in the units of x"
-    report.plot_steps(out / "plan.png", options.steps, panels, accuracy, ylabel=ylabel, dashed=exploding)
-    report.say(_table(experiment, options, rows, target, accuracy))
+    report.plot_steps(out / "plan.png", options.steps, panels, made.accuracy, ylabel=ylabel, dashed=exploding)
+    report.say(str(made))
     report.say(f"wrote {out / 'plan.json'} and {out / 'plan.png'}")
-    return rows
+    return made.rows
 
 
 def _steps(value: int | None) -> str:
@@ -205,9 +255,8 @@ def planned(options: PlannerOptions) -> tuple[str, ...]:
     return ("", *(name for name, rule in transitions.TRANSITIONS.items() if rule is options.rule))
 
 
-def _table(
-    experiment: Experiment, options: PlannerOptions, rows: list[Row], target: wasserstein.Target, accuracy: float
-) -> str:
+def _table(plan: Plan) -> str:
+    name, options, target, accuracy, rows = plan
     head = ["process", "horizon", "log-SNR"]
     for grid in options.grids:
         head += [f"{grid}: exact", "bound"]
@@ -224,7 +273,7 @@ def _table(
     words = _OTHER_SAMPLER.format(options.sampler, options.rule.__name__)
     other = [] if options.sampler in planned(options) else [words]
     lines = [
-        f"{experiment.data.name} as a Gaussian in {target.d:.0f} dimensions, standard deviations "
+        f"{name} as a Gaussian in {target.d:.0f} dimensions, standard deviations "
         f"{target.L0**-0.5:.3g} to {target.m0**-0.5:.3g}",
         f"steps of {options.rule.__name__} to W2 = {accuracy:.3g}, {options.accuracy:.3g} of the data's spread "
         "(* configured)",

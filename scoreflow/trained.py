@@ -17,8 +17,11 @@ from scoreflow import space as spaces
 from scoreflow.likelihood.prepared import Prepared
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import parallel
-from scoreflow.samplers import grids, rules, sample
-from scoreflow.samplers.loop import Rule
+from scoreflow.samplers import grids, rules
+from scoreflow.samplers.gaussian_multistep import GaussianMultistep
+from scoreflow.samplers.grids import TimeGrid
+from scoreflow.samplers.loop import Rule, Sample
+from scoreflow.samplers.sampler import Sampler, sampler
 from scoreflow.score import Score
 from scoreflow.types import Key, Params
 
@@ -39,6 +42,7 @@ class Trained:
     num_classes: int = 0
     needs_labels: bool = False
     prepared: Prepared | None = None
+    sampler: Sampler | None = None
     _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
@@ -85,44 +89,70 @@ class Trained:
         num: int,
         cond: ArrayLike | None = None,
         *,
-        rule: Rule = rules.DPM_SOLVER_PP_2M,
-        steps: int = 40,
+        rule: Rule | Sample | GaussianMultistep | None = None,
+        grid: TimeGrid | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
         batch_size: int = 100,
     ) -> np.ndarray:
         """Samples [num, ...], of which each depends on the key and its own number alone.
+
+        What is not given is that of the run that was loaded; for a function of one's own it is DPM-Solver++(2M) in 40
+        steps of a grid that is even in log-SNR.
 
         Args:
           key: PRNG key, or its seed.
           num: how many.
           cond: a label for each, or one for all; None where there are none.
-          rule: of `samplers.rules`, for each step of a grid that is even in log-SNR.
+          rule: of `samplers.rules`, `samplers.Adaptive`, or `samplers.GaussianMultistep` after `with_data`.
+          grid: of `samplers.grids`.
           steps: of the grid.
+          guidance: strength of classifier-free guidance, for a run that was trained for it: 1 follows the labels.
           batch_size: samples at a time.
 
         Returns:
-          uint8 where the data are images of integers, else float32.
+          uint8 where the data are images of integers, else float32; NaN where an adaptive solve failed.
+
+        Raises:
+          ValueError: for numbers below 1, for guidance without labels, or a rule that needs data and has none.
 
         Examples:
           >>> import jax, scoreflow
-          >>> from scoreflow.samplers import rules
+          >>> from scoreflow.samplers import Adaptive, rules
           >>> model = scoreflow.Model.from_score(lambda x, t: -x, scoreflow.vp_linear(), (2,))
           >>> few, many = (model.sample(jax.random.key(0), num, rule=rules.HEUN, steps=10) for num in (2, 4))
           >>> bool(abs(few - many[:2]).max() < 1e-5)  # a sample depends on its key and number alone
           True
+          >>> exact = model.sample(0, 2, rule=Adaptive(rtol=1e-5, atol=1e-5))
         """
-        if num < 1 or steps < 1 or batch_size < 1:
+        if num < 1 or (steps is not None and steps < 1) or batch_size < 1:
             raise ValueError(f"num = {num}, steps = {steps} and batch_size = {batch_size} must be 1 or more")
+        if guidance is not None and (cond is None or self.needs_labels):
+            raise ValueError("guidance needs labels, and a model that also works without them")
+        choices = {"method": rule, "make_grid": grid, "steps": steps, "guidance": guidance}
+        drawn_by = self._sampler({name: value for name, value in choices.items() if value is not None})
         first = as_key(key)
         keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(num))
-        grid = grids.log_snr(self.process, steps, t_min=self.t_min)
 
         def run(params, keys, cond):
             keys_init, keys, keys_decode = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
             begin = jax.vmap(lambda key: self.terminal_of(params).sample(key, (1, *self.shape))[0])(keys_init)
-            x = sample(rule, self.process, self.score_of(params), keys, begin, grid, cond).x
+            x = drawn_by.draw(self.score_of(params), keys, begin, cond).x
             return jax.vmap(lambda key, x: self.space.decode(params, key, x[None])[0])(keys_decode, x)
 
-        return self._batched(("sample", rule, steps), run, batch_size, keys, self._labels(cond, num))
+        inputs, looped = (keys, self._labels(cond, num)), drawn_by.data_dependent
+        return self._batched(("sample", rule, grid, steps, guidance), run, batch_size, *inputs, looped=looped)
+
+    def _sampler(self, choices: dict[str, Any]) -> Sampler:
+        """The model's own sampler, with other options where there are choices."""
+        gaussian = None if (prepared := self.prepared) is None else lambda: prepared.gaussian
+        choices = choices | ({"scale_steps": False} if "steps" in choices else {})
+        if self.sampler is None:
+            usual = {"method": rules.DPM_SOLVER_PP_2M, "make_grid": grids.log_snr}
+            return sampler(process=self.process, gaussian=gaussian, t_min=self.t_min, **usual | choices)
+        if gaussian is not None:
+            choices = choices | {"gaussian": gaussian}
+        return self.sampler.changed(**choices) if choices and self.sampler.changed else self.sampler
 
     def _examples(self, x: ArrayLike) -> np.ndarray:
         x = np.asarray(x)

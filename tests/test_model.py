@@ -9,11 +9,13 @@ import pytest
 from scipy.stats import norm
 
 import scoreflow
+from scoreflow import draw, terminal
+from scoreflow import samplers as samplers_of
 from scoreflow import score as scores
-from scoreflow import terminal
 from scoreflow.likelihood import ode
 from scoreflow.runs.errors import UserError
-from scoreflow.samplers import rules
+from scoreflow.samplers import grids, rules
+from scoreflow.samplers import sampler as samplers
 from tests import tiny
 from tests.truth import PROCESSES, gaussian_score
 
@@ -249,6 +251,48 @@ def test_a_run_is_loaded_with_its_score_its_space_and_its_labels(run):
     np.testing.assert_allclose(
         model.denoise(x, 0.2), (x + sigma**2 * model.score(x, 0.2)) / alpha, rtol=1e-3, atol=1e-3
     )
+
+
+@jax.numpy_rank_promotion("allow")
+def test_a_loaded_run_is_sampled_as_the_run_says(tmp_path):
+    """Its samples are those of `--mode=sample` from the same key, and single choices leave the others as they are."""
+    config, experiment = tiny.trained(
+        tmp_path, sampler__name="heun", grid__name="uniform", sampling__steps=5, sampling__t_min=0.01,
+        process__horizon=0.8, data__conditional=True, sampling__guidance=1.5,
+        training__label_dropout=0.2,
+    )  # fmt: skip
+    model, labels = scoreflow.load(tmp_path), np.arange(6) % 10
+    drawn = draw.make_draw(experiment, 6)(model.params, jax.random.key(4), 6)
+    np.testing.assert_array_equal(model.sample(4, 6, labels), drawn.x)
+    made = samplers.sampler(rules.HEUN, model.process, grids.uniform, steps=3, t_min=0.01, guidance=1.5)
+    other = experiment._replace(sampler=made)
+    drawn = draw.make_draw(other, 6)(model.params, jax.random.key(4), 6)
+    np.testing.assert_array_equal(model.sample(4, 6, labels, steps=3), drawn.x)
+    assert (model.sample(4, 6, labels, guidance=50.0) != model.sample(4, 6, labels)).any()
+    with pytest.raises(ValueError, match="guidance needs labels"):
+        model.sample(4, 6, guidance=2.0)
+
+
+def test_an_adaptive_sampler_follows_the_known_flow():
+    """The flow of N(0, STD^2 I) scales x by the ratio of the standard deviations, and the last step denoises."""
+    model = functions(PROCESSES["vp"])["score"]
+    process = model.process
+    x = model.sample(0, 50, rule=samplers_of.Adaptive(rtol=1e-6, atol=1e-6))
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.key(0), i), 3)[0])(jnp.arange(50))
+    begin = jax.vmap(lambda key: model.terminal_of(None).sample(key, (1, 2))[0])(keys)
+    shrunk = width(process, model.t_min) / width(process, process.horizon)
+    denoised = float(process.alpha(model.t_min)) * STD**2 / width(process, model.t_min) ** 2
+    np.testing.assert_allclose(x, begin * shrunk * denoised, rtol=1e-4, atol=1e-5)
+
+
+def test_the_sampler_of_a_gaussian_needs_data_and_is_exact_for_them():
+    model = functions(PROCESSES["vp"])["score"]
+    with pytest.raises(ValueError, match="needs the Gaussian of the data"):
+        model.sample(0, 4, rule=samplers_of.GaussianMultistep())
+    x = STD * np.random.default_rng(0).normal(size=(20_000, 2)).astype(np.float32)
+    prepared = model.with_data(x)
+    few, many = (prepared.sample(0, 50, rule=samplers_of.GaussianMultistep(), steps=k) for k in (1, 30))
+    np.testing.assert_allclose(few, many, rtol=0.02, atol=0.02)  # up to the Gaussian that was fitted
 
 
 def test_folders_without_a_run_are_one_line(tmp_path, run):

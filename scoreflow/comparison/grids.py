@@ -149,7 +149,7 @@ def samples(experiment: Experiment, folder: Path, num: int) -> tuple[int, draw.D
 def sampled(run: Run, experiment: Experiment, i: int) -> Grid:
     """A grid of images, or points in the plane, of the i-th run; without a picture where the data are neither."""
     plane = experiment.data.shape == (2,)
-    if not plane and draw.picture(experiment, experiment.data.test.x[:1]) is None:
+    if not plane and draw.picture(experiment, np.zeros((1, *experiment.data.shape), np.uint8)) is None:
         return Grid(remark=f"examples of shape {experiment.data.shape} have no picture")
     report.say(f"drawing samples of {run.name}")
     step, drawn = samples(experiment, run.folder, _POINTS if plane else NUM)
@@ -163,7 +163,7 @@ def sampled(run: Run, experiment: Experiment, i: int) -> Grid:
 
 
 def _scatter(x: np.ndarray, test: np.ndarray, name: str, i: int) -> str:
-    extent = float(np.abs(test).max() * 1.15)
+    extent = float(np.abs(test if len(test) else x).max() * 1.15)
 
     def dots(axes: Any) -> None:
         axes.plot(test[:, 0], test[:, 1], ".", color="#888888", markersize=3, alpha=0.4, markeredgewidth=0)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from scoreflow import fits, likelihood, planner, sample, space, terminal, train
 from scoreflow.configure import checks
 from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS
 from scoreflow.configure.overrides import Config, flat_defaults, resolve
-from scoreflow.data import Dataset, load
+from scoreflow.data import Dataset, load, recall
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import Evaluation
 from scoreflow.evaluators.context import EvalOptions
@@ -37,6 +38,7 @@ from scoreflow.theory.known import LOG_DENSITIES
 # What must be the same in the run that training begins with; the horizon may be shorter there, see `WarmStart`.
 _SAME_VAE = ("vae.", "decoder.", "data.name", "data.binarized", "data.bits", "data.num_levels")
 _SAME_SCORE = (*_SAME_VAE, "process.", "score.", "model.", "t_min", "data.centered", "data.conditional", "augment.")
+_NOTHING: Mapping[str, Any] = {}
 
 
 def _build(config: Config, section: str, **offered: Any) -> Any:
@@ -82,14 +84,14 @@ def _process(config: Config) -> Process:
     return built
 
 
-def dataset(config: Config) -> Dataset:
-    """The data set, read from where it is.
+def dataset(config: Config, known: Mapping[str, Any] = _NOTHING) -> Dataset:
+    """The data set, read from where it is, or as far as a run has `known` it where it is not (`recall`).
 
     Raises:
       UserError: where it is missing or damaged, or does not go with the rest of the config.
     """
     config = resolve(config)
-    data = load.load(**values(load.load, config.data))
+    data = recall.load_or_recall(known, **values(load.load, config.data))
     checks.refuse(checks.with_data(config, data))
     return data._replace(log_density=LOG_DENSITIES.get(config.data.name))
 
@@ -153,18 +155,19 @@ def _sampler(config: Config, process: Process, **offered: Any) -> Sampler:
     return sampler(method, process, grid, usual_horizon=usual, denoise=config.sampler.denoise, **options, **offered)
 
 
-def experiment(config: Config, name: str) -> Experiment:
+def experiment(config: Config, name: str, known: Mapping[str, Any] = _NOTHING) -> Experiment:
     """Checks a config and makes the experiment.
 
     Args:
       config: what a config file says; settings it leaves out have their defaults.
       name: the config file as given to the command, for messages.
+      known: what the run knows of its data, where samples alone are wanted and these may be missing; see `recall`.
 
     Raises:
       UserError: for anything in it that cannot work, data included.
     """
     config = check(config)
-    forward, data = _process(config), dataset(config)
+    forward, data = _process(config), dataset(config, known)
     where = _space(config, data)
     for section in (config.score, config.weight):
         if section.get("sigma_data") == "auto":
@@ -185,15 +188,8 @@ def experiment(config: Config, name: str) -> Experiment:
         flow=_flow(config),
         latent=where.latent,
     )
-    model = Model(
-        process=forward,
-        network=net,
-        t_min=config.t_min,
-        options=_options(ScoreOptions, config.score),
-        family=family,
-        conditional=config.data.conditional,
-        fits=fitted,
-    )
+    options, conditional = _options(ScoreOptions, config.score), config.data.conditional
+    model = Model(forward, net, config.t_min, options, family, conditional, fits=fitted)
     return Experiment(
         name=name,
         seed=config.seed,
@@ -201,7 +197,7 @@ def experiment(config: Config, name: str) -> Experiment:
         space=where,
         model=model,
         objective=_objective(config, data, where, model, augmentation),
-        sampler=_sampler(config, forward, gaussian=lambda: fits.gaussian(where, data, config.data.conditional)),
+        sampler=_sampler(config, forward, gaussian=lambda: fits.gaussian(where, data, conditional)),
         config=config.to_dict(),
     )
 

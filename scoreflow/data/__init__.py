@@ -4,6 +4,7 @@ Nothing here is about diffusion. A batch depends on its arguments alone, so ther
 run sees what an uninterrupted one would have seen.
 """
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scoreflow.runs.errors import UserError
 
@@ -87,8 +89,11 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """What a run keeps of its data, to know them again: the number of examples, their shape and a digest.
 
     The digest covers every example of up to 256 MiB, and as much of evenly spaced ones of larger data sets. A data set
-    that is drawn from a known density has none: its last digits depend on the machine.
+    that is drawn from a known density has none: its last digits depend on the machine. Nothing is known of one without
+    examples.
     """
+    if not len(dataset.train.x):
+        return {}
     counts = {"train": len(dataset.train.x), "test": len(dataset.test.x), "shape": list(dataset.shape)}
     if dataset.log_prob is not None:
         return counts
@@ -163,6 +168,59 @@ def batch(
         mirrored = (np.random.default_rng([seed, step, 1]).random(size) < 0.5)[rows]
         x = np.where(mirrored.reshape(-1, *[1] * (x.ndim - 1)), x[:, :, ::-1], x)
     return {"x": x} if split.label is None else {"x": x, "label": split.label[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """So many batches of a split; see `batches`."""
+
+    split: Split
+    size: int
+    steps: int
+    seed: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (batch(self.split, self.seed, i, self.size, flip=self.flip) for i in range(self.steps))
+
+
+def batches(
+    x: ArrayLike,
+    label: ArrayLike | None = None,
+    *,
+    size: int = 128,
+    steps: int = 1000,
+    seed: int = 0,
+    flip: bool = False,
+) -> Batches:
+    """Batches of arrays for `fit`: endless shuffled epochs, of which `steps` batches are taken.
+
+    Args:
+      x: examples [N, ...].
+      label: of each, [N] integers, or None.
+      size: examples of a batch; they may be fewer than that.
+      steps: batches.
+      seed: of the order of the examples.
+      flip: mirror each image [H, W, C] left to right with probability 1/2.
+
+    Raises:
+      ValueError: where there are no examples, or not a label for each.
+
+    Examples:
+      >>> import numpy as np, scoreflow
+      >>> batches = scoreflow.batches(np.zeros((1000, 2), np.float32), size=64, steps=10)
+      >>> len(batches), [batch["x"].shape for batch in batches][-1]
+      (10, (64, 2))
+    """
+    x, labels = np.asarray(x), None if label is None else np.asarray(label)
+    if not x.ndim or not len(x) or size < 1 or steps < 0:
+        raise ValueError(f"x has the shape {x.shape}, size = {size}, steps = {steps}; there must be examples to batch")
+    if labels is not None and (labels.shape != x.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
+        raise ValueError(f"labels must be [{len(x)}] integers; they are {list(labels.shape)} {labels.dtype}")
+    return Batches(Split(x, None if labels is None else labels.astype(np.int32)), size, steps, seed, flip)
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:

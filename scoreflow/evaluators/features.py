@@ -97,7 +97,7 @@ def collect(
     return Sampled(pool, probs if probs.shape[1] else None, moments)
 
 
-def _merge(moments: list[frechet.Moments]) -> frechet.Moments:
+def merged(moments: list[frechet.Moments]) -> frechet.Moments:
     total = moments[0]
     for part in moments[1:]:
         total = frechet.merge(total, part)
@@ -132,7 +132,7 @@ def statistics(extractor: Extractor, x: np.ndarray, cache_dir: Path, partial: Pa
     if parallel.agree(stored is not None) and stored is not None:
         return stored
     sampled = collect(extractor, x, partial=partial, name="training_data")
-    fresh = Statistics(sampled.pool, _merge(sampled.moments))
+    fresh = Statistics(sampled.pool, merged(sampled.moments))
     if parallel.is_main():
         with files.replacing(path) as scratch:
             np.savez(scratch, pool=fresh.pool, **fresh.moments._asdict())
@@ -190,10 +190,10 @@ def quality(sampled: Sampled, target: Target, k: int, score: str) -> dict[str, E
 
     What needs more examples than there are is None.
     """
-    others = [_merge(sampled.moments[:g] + sampled.moments[g + 1 :]) for g in range(_GROUPS)]
+    others = [merged(sampled.moments[:g] + sampled.moments[g + 1 :]) for g in range(_GROUPS)]
     out: dict[str, Estimate | float | int | None] = {"frechet": None}
     if min(other.n for other in others) >= 2:
-        value = frechet.frechet_distance(_merge(sampled.moments), target.gaussian)
+        value = frechet.frechet_distance(merged(sampled.moments), target.gaussian)
         left_out = [frechet.frechet_distance(other, target.gaussian) for other in others]
         out["frechet"] = jackknife(value, np.array(left_out))
     if (pool := target.pool) is not None:
@@ -237,7 +237,7 @@ def distance(
             x = draw_samples(params, experiment.key(EVALUATE), num).x
             if len(x) < 2:  # the others were not finite: no distance, which is never the best
                 return float("nan")
-            return frechet.frechet_distance(_merge(collect(extract, x, gaussian.mean).moments), gaussian)
+            return frechet.frechet_distance(merged(collect(extract, x, gaussian.mean).moments), gaussian)
 
         depends_on: dict[str, Any] = {"features": extract.name, "samples": num}
         if reference:

@@ -88,6 +88,11 @@ def stored_name(workdir: Path) -> str:
     return _stored(workdir).get("name") or workdir.name
 
 
+def stored_data(workdir: Path) -> dict[str, Any]:
+    """What `record` was given of the data of the run in a folder; empty where there is none."""
+    return _stored(workdir).get("data") or {}
+
+
 def _stored(workdir: Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:
@@ -200,7 +205,7 @@ def check(
         same settings are only named.
       defaults: dotted name -> value of a setting that the stored run or `config` leaves out, as runs of older versions
         do.
-      data: what `record` is given.
+      data: what describes the data, as `record` is given; nothing where they are not there.
 
     Raises:
       UserError: naming the first difference.
@@ -211,9 +216,9 @@ def check(
         return
     if resume and not _learned(workdir):
         return
-    known, now = _stored(workdir).get("data") or {}, dict(data or {})
+    known, now = stored_data(workdir), dict(data or {})
     _refuse_changes(workdir, config, defaults, resume=resume, moved=bool(known))
-    if not known or not now or known == now:
+    if not known or all(known.get(name) == value for name, value in now.items()):
         return
     words = ", ".join(
         f"{name} was {known.get(name)}, is {value}" for name, value in now.items() if known.get(name) != value

@@ -11,6 +11,19 @@ A sampler on a fixed grid is the loop `sample` with a `Rule`, which says what ha
 `guide` makes score functions of score functions; no sampler needs to know.
 """
 
+from scoreflow.samplers.adaptive import Adaptive
+from scoreflow.samplers.gaussian_multistep import GaussianMultistep
 from scoreflow.samplers.loop import Field, Interval, Rule, Sample, SampleResult, fold, normal, sample
 
-__all__ = ["Field", "Interval", "Rule", "Sample", "SampleResult", "fold", "normal", "sample"]
+__all__ = [
+    "Adaptive",
+    "Field",
+    "GaussianMultistep",
+    "Interval",
+    "Rule",
+    "Sample",
+    "SampleResult",
+    "fold",
+    "normal",
+    "sample",
+]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -31,6 +31,7 @@ class Sampler(NamedTuple):
       guidance: strength of classifier-free guidance; 1 for none.
       data_dependent: whether its number of steps depends on the data, so that each device must loop on its own.
       evaluations: of the network behind a sample, two for one under guidance; where they depend on the data, a guess.
+      changed: (**options) -> the same sampler with other options of `sampler`.
     """
 
     run: Sample
@@ -39,6 +40,7 @@ class Sampler(NamedTuple):
     guidance: float = 1.0
     data_dependent: bool = False
     evaluations: int = _GUESS
+    changed: Callable[..., "Sampler"] | None = None
 
     def draw(
         self, score: Score, key: Key, x_init: jax.Array, cond: jax.Array | None = None, *, trajectory: bool = False
@@ -79,6 +81,9 @@ def sampler(
       UserError: where a long horizon takes more than a million steps.
       ValueError: where the method needs a Gaussian and there is none.
     """
+    options: dict[str, Any] = {"method": method, "process": process, "make_grid": make_grid, "gaussian": gaussian}
+    options |= {"steps": steps, "scale_steps": scale_steps, "t_min": t_min, "guidance": guidance, "denoise": denoise}
+    changed = functools.partial(sampler, **options, usual_horizon=usual_horizon)
     if scale_steps and usual_horizon is not None:
         share = float(process.horizon) / usual_horizon
         if steps * share > _MOST:
@@ -95,4 +100,5 @@ def sampler(
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)
     evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
     evaluations *= 1 if guidance == 1.0 else 2  # with and without the label
-    return Sampler(functools.partial(run, denoise=denoise), process, grid, guidance, data_dependent, evaluations)
+    run = functools.partial(run, denoise=denoise)
+    return Sampler(run, process, grid, guidance, data_dependent, evaluations, changed)
