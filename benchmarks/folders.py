@@ -89,7 +89,8 @@ def start(folder: Path, cache: Path, batches: int, group: Path | None = None) ->
 def steps(folder: Path, cache: Path, number: int = 50) -> dict[str, list[float]]:
     """Seconds of steps from the prepared file and from memory, in turns."""
     from configs import vp_cifar10
-    from scoreflow import configure, data, train
+    from scoreflow import configure, data
+    from scoreflow.dispatch import batches_of, dispatch_of
     from scoreflow.experiment import INIT
     from scoreflow.step import init_state
 
@@ -102,9 +103,9 @@ def steps(folder: Path, cache: Path, number: int = 50) -> dict[str, list[float]]
     memory = mapped._replace(data=mapped.data._replace(train=data.Split(np.array(split.x), split.label)))
     options = configure.train_options(config, mapped)
     state = init_state(mapped.init, options.optimizer, mapped.key(INIT))
-    dispatch, seconds = train.dispatch_of(mapped, options), {"file": [], "memory": []}
+    dispatch, seconds = dispatch_of(mapped, options), {"file": [], "memory": []}
     batches = {
-        name: data.prefetch(train.batches_of(experiment, options, 0))
+        name: data.prefetch(batches_of(experiment, options, 0))
         for name, experiment in (("file", mapped), ("memory", memory))
     }
     for i in range(2 * number + 2):

@@ -30,7 +30,8 @@ import numpy as np
 
 from benchmarks.timing import median_seconds
 from configs import published_images
-from scoreflow import configure, data, train
+from scoreflow import configure, data
+from scoreflow.dispatch import batches_of, dispatch_of
 from scoreflow.draw import make_draw
 from scoreflow.evaluators.likelihood import make_log_prob
 from scoreflow.experiment import INIT, Experiment
@@ -179,12 +180,12 @@ def bench_train(arguments: argparse.Namespace, dtype: str) -> None:
     per_call = options.batch_size * options.steps_per_dispatch
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batches = (batch for _, batch in data.prefetch(train.batches_of(experiment, options, 0)))
+    batches = (batch for _, batch in data.prefetch(batches_of(experiment, options, 0)))
     first = next(batches)
-    one_step = train.dispatch_of(experiment, options._replace(steps_per_dispatch=1))
+    one_step = dispatch_of(experiment, options._replace(steps_per_dispatch=1))
     lowered = one_step.lower(state, jax.tree.map(lambda leaf: leaf[:1], first))
     operations = lowered.cost_analysis()["flops"] / options.batch_size
-    dispatch, memory = parallel.compile_for(train.dispatch_of(experiment, options), state, first)
+    dispatch, memory = parallel.compile_for(dispatch_of(experiment, options), state, first)
 
     def step(batch):
         nonlocal state

@@ -28,7 +28,8 @@ from benchmarks.host import HostField
 from benchmarks.timing import median_seconds
 from configs import digits_orders, vp_digits
 from experiments.common import step_cost
-from scoreflow import configure, train
+from scoreflow import configure
+from scoreflow.dispatch import batches_of, dispatch_of
 from scoreflow.experiment import INIT, Experiment, load_params
 from scoreflow.runs import parallel, workdir
 from scoreflow.samplers.adaptive import Adaptive
@@ -50,10 +51,10 @@ def jax_step_seconds(repeats: int = 15) -> tuple[float, int]:
     config = vp_digits.get_config()
     experiment = configure.experiment(config, "vp_digits")
     options = configure.train_options(config, experiment)
-    dispatch = train.dispatch_of(experiment, options)
+    dispatch = dispatch_of(experiment, options)
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    _, batch = next(train.batches_of(experiment, options, 0))
+    _, batch = next(batches_of(experiment, options, 0))
 
     def step():
         nonlocal state

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import evaluate, train
+from scoreflow.dispatch import batches_of, dispatch_of
 from scoreflow.evaluate import Evaluation
 from scoreflow.experiment import INIT, Experiment
 from scoreflow.runs import caches, parallel, report
@@ -61,9 +62,9 @@ class StepCost(NamedTuple):
 def step_cost(experiment: Experiment, options: train.TrainOptions, repeats: int = 10) -> StepCost:
     """Compiles and times the step: gradient, optimizer and average."""
     options = options._replace(steps=repeats + 2, steps_per_dispatch=1)
-    batches = (batch for _, batch in train.batches_of(experiment, options, 0))
+    batches = (batch for _, batch in batches_of(experiment, options, 0))
     state, seconds = init_state(experiment.init, options.optimizer, experiment.key(INIT)), []
-    compiled = train.dispatch_of(experiment, options).lower(state, next(batches)).compile()
+    compiled = dispatch_of(experiment, options).lower(state, next(batches)).compile()
     for batch in batches:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))

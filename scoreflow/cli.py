@@ -40,7 +40,7 @@ COMMON = """
 The settings that are changed most often, each with an example:
 
     --config.seed=1                                  another seed, also for a copy of a run in another --workdir
-    --config.data.name=folder --config.data.path=~/photos --config.data.image_size=32      your own images
+    --config=own_images --config.data.path=~/photos --config.data.image_size=32            your own images
     --config.process.name=edm                        another forward process; --mode=show lists its settings
     --config.training.steps=5000                     a longer training, also of a run that has ended
     --config.training.batch_size=32                  with --config.training.grad_accum=4 where memory is short
@@ -284,7 +284,7 @@ def _main(_: list[str]) -> None:
 
     import jax
 
-    from scoreflow import configure, data, evaluate, planner, sample, train
+    from scoreflow import configure, data, evaluate, own, planner, sample, train
     from scoreflow.runs import caches, files, parallel, watch, workdir
     from scoreflow.runs.errors import RunError, UserError
 
@@ -332,6 +332,10 @@ def _main(_: list[str]) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(f"out of memory ({str(error).splitlines()[0]}); {_SMALLER}", 1)
+    except Exception as error:
+        if words := own.blame(error):
+            _fail(words, 2)
+        raise
     except KeyboardInterrupt:
         _fail(f"interrupted; {_way_on(mode, folder)}", _INTERRUPTED)
 

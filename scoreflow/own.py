@@ -12,6 +12,7 @@ from typing import Any
 from scoreflow.runs import files
 from scoreflow.runs.errors import UserError
 
+_loaded: set[Path] = set()
 _NAME = re.compile(r"(.+\.py):(\w+)", re.DOTALL)
 
 
@@ -41,6 +42,16 @@ def load(name: str) -> Callable:
     return part
 
 
+def blame(error: BaseException) -> str:
+    """Where a part of one's own failed, in a line: its file, the line and the error; "" where none did."""
+    own = {str(path) for path in _loaded}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    if not frames:
+        return ""
+    words = (str(error).strip().splitlines() or [""])[0]
+    return f"{frames[-1].filename} (line {frames[-1].lineno}): {type(error).__name__}: {words}"
+
+
 def _split(name: str) -> tuple[Path, str]:
     match = _NAME.fullmatch(name)
     if match is None:
@@ -53,6 +64,7 @@ def _module(path: Path, changed: int) -> Any:
     spec = importlib.util.spec_from_file_location(f"scoreflow_own_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be imported")
+    _loaded.add(path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look for it there
     sys.path.insert(0, str(path.parent))  # files of its folder can be imported

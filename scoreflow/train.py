@@ -1,10 +1,9 @@
 """Training: in memory with `fit`, or in a folder that can be resumed with `train`."""
 
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ import optax
 from scoreflow import data, draw
 from scoreflow.begin import WarmStart, begin, fit_groups, say_if_stretched
 from scoreflow.data import recall
-from scoreflow.experiment import INIT, TRAIN, Experiment
+from scoreflow.dispatch import Dispatcher, batches_of
+from scoreflow.experiment import INIT, Experiment
 from scoreflow.finish import Pictures, end
-from scoreflow.models import LATENT, count_params
+from scoreflow.models import count_params
 from scoreflow.objectives.protocols import Objective
 from scoreflow.optimizers import optimizer as default_optimizer
-from scoreflow.runs import checkpoint, cost, lock, parallel, report, workdir
+from scoreflow.runs import checkpoint, cost, lock, parallel, report, stop, workdir
 from scoreflow.runs.best import Best
 from scoreflow.runs.errors import UserError
 from scoreflow.runs.log import Log
@@ -189,82 +189,6 @@ def fit_experiment(experiment: Experiment, options: TrainOptions, params: Params
 # --- in a folder ------------------------------------------------------------------------------------------------------
 
 
-def dispatch_of(experiment: Experiment, options: TrainOptions, layout: object = None) -> Callable:
-    """The jitted dispatch of an experiment; `layout` as in `compile_dispatch`."""
-    optimizer = options.optimizer or default_optimizer(options.steps)
-    keywords = {"ema_decay": options.ema_decay, "followed": (LATENT,)}
-    keywords |= {"grad_accum": options.grad_accum, "skip": options.skip}
-    step = make_train_step(experiment.objective, optimizer, experiment.key(TRAIN), **keywords)
-    return compile_dispatch(step, options.steps_per_dispatch, layout)
-
-
-def batches_of(experiment: Experiment, options: TrainOptions, start: int) -> Iterator[tuple[int, dict]]:
-    """(first step, batches of one dispatch on the devices), for every dispatch from `start` on.
-
-    Dispatches end at multiples of `steps_per_dispatch`, and the last one at the last step; so the first and the last
-    may have fewer steps. Each process reads its own share of the examples.
-    """
-    split, keywords = experiment.data.train, {"flip": options.flip}
-
-    def make(first: int, count: int, rows: slice) -> dict:
-        numbers = range(first, first + count)
-        few = [data.batch(split, experiment.seed, i, options.batch_size, rows=rows, **keywords) for i in numbers]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *few)
-
-    step, most = start, options.steps_per_dispatch
-    while step < options.steps:
-        size = min(most - step % most, options.steps - step)
-        yield step, parallel.shard_rows(functools.partial(make, step, size), options.batch_size, axis=1)
-        step += size
-
-
-class Dispatcher:
-    """(state, batches of one dispatch) -> (state, metrics), compiled for every number of steps that comes.
-
-    Args:
-      experiment, options, layout: as for `dispatch_of`.
-      say: is told the memory of the first program.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        options: TrainOptions,
-        layout: object = None,
-        say: Callable[[str], None] = lambda words: None,
-    ):
-        self._of = lambda **changes: dispatch_of(experiment, options._replace(**changes), layout)
-        self._accumulates, self._say = options.grad_accum > 1, say
-        self._functions: dict[int, Any] = {}
-        self._compiled: dict[int, Callable] = {}
-        self.memory: parallel.Memory | None = None  # of the first program
-
-    def _function(self, size: int) -> Any:
-        if size not in self._functions:
-            self._functions[size] = self._of(steps_per_dispatch=size)
-        return self._functions[size]
-
-    def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        if (size := len(batch["x"])) not in self._compiled:
-            if self.memory is None:
-                self._say("compiling the training step")
-            self._compiled[size], memory = parallel.compile_for(self._function(size), state, batch)
-            if self.memory is None:
-                self.memory = memory
-                self._say(f"memory of each device: {memory}")
-        return self._compiled[size](state, batch)
-
-    def operations(self, state: TrainState, batch: dict) -> float | None:
-        """Of one step on a whole batch, in XLA's count; None where the platform does not count. Takes no step.
-
-        XLA counts a loop as one pass, so that several steps in a dispatch count as one. Microbatches would, too.
-        """
-        if not self._accumulates:
-            return parallel.operations(self._function(len(batch["x"])), state, batch)
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), batch)
-        return parallel.operations(self._of(steps_per_dispatch=1, grad_accum=1), state, one)
-
-
 def _due(interval: int, first: int, step: int, last: int) -> bool:
     """Whether a multiple of the interval, or the last step, lies among the steps from `first` to `step`."""
     return step == last or (interval > 0 and step // interval > first // interval)
@@ -278,22 +202,25 @@ def _size(item: tuple[int, dict]) -> int:
 def train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainState:
     """Trains to `options.steps`, going on from the newest whole checkpoint in `folder` if there is one.
 
+    Ctrl-C or a SIGTERM stops it after the step that it is at, which is saved.
+
     Returns:
       The state after the last step.
 
     Raises:
+      KeyboardInterrupt: after such a signal.
       RunError: if the loss or the gradient stops being finite; it names the step and the last good checkpoint.
       UserError: if another process is training in the folder, or another experiment has been trained in it.
     """
-    with lock.held(folder, "training"):
+    with lock.held(folder, "training"), stop.listening() as stopping:
         workdir.check_same_experiment(folder, experiment.config)
-        return _train(experiment, options, folder)
+        parallel.check_divides(options.batch_size // options.grad_accum, "training.batch_size / training.grad_accum")
+        parallel.check_batch(options.batch_size, experiment.data.shape, "training.batch_size", number=1)  # at least
+        return _train(experiment, options, folder, stopping)
 
 
-def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> TrainState:
+def _train(experiment: Experiment, options: TrainOptions, folder: Path, stopping: stop.Stopping) -> TrainState:
     began = time.monotonic()
-    parallel.check_divides(options.batch_size // options.grad_accum, "training.batch_size / training.grad_accum")
-    parallel.check_batch(options.batch_size, experiment.data.shape, "training.batch_size", number=1)  # levels at least
 
     # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
     checkpoints = workdir.checkpoints(folder)
@@ -324,18 +251,21 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path) -> Train
             report.say(f"first step after {time.monotonic() - began:.1f} s")
             _record(experiment, options, log, fresh)
             _record_cost(folder, dispatch, state, batch)
+            stopping.begin()  # there is something to save now
         if _due(options.log_every, first, step, steps):
             meter.write(step)
         if _due(options.validate_every, first, step, steps):
             meter.validated(step, validate(state.ema_params))
-        if _due(options.checkpoint_every, first, step, steps):
+        if stopping.asked or _due(options.checkpoint_every, first, step, steps):
             checkpoint.save(checkpoints, step, state, keep=options.keep)
+            stopping.obey()
             for name, measure in measures.items():
                 value = measure(state.ema_params)
                 if best.offer(name, step, value, state.ema_params):
                     log.scalars(step, **{f"best_{name}": value})
         if step < steps and _due(options.sample_every, first, step, steps):
             pictures.samples(state.ema_params, step)
+    stopping.end()
 
     if start >= steps:
         _record(experiment, options, log, fresh)

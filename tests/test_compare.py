@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from scoreflow import cli, compare, configure, train
+from scoreflow import cli, compare, configure
 from scoreflow.comparison import forms, measures, read, tables
 from scoreflow.comparison.budgets import budgets, losses_differ
 from scoreflow.comparison.contents import compared
 from scoreflow.comparison.pairs import paired, pairs
+from scoreflow.dispatch import Dispatcher, batches_of
 from scoreflow.experiment import INIT
 from scoreflow.metrics import mean_estimate
 from scoreflow.models import count_params
@@ -175,8 +176,8 @@ def test_operations_of_a_step_are_those_of_its_products(changes):
     experiment = configure.experiment(config, "tiny")
     options = configure.train_options(config, experiment)._replace(**changes)
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
-    _, batch = next(train.batches_of(experiment, options, 0))
-    operations = train.Dispatcher(experiment, options).operations(state, batch)
+    _, batch = next(batches_of(experiment, options, 0))
+    operations = Dispatcher(experiment, options).operations(state, batch)
     parameters = count_params(state.params)
     assert parameters > 200_000 and operations == pytest.approx(6 * parameters * 16, rel=0.25)
 

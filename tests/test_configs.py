@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from scoreflow import configure, evaluate, likelihood, sample, train
 from scoreflow.configure import checks
@@ -365,3 +366,24 @@ def test_every_choice_gives_a_loss_and_samples(section, row):
                 return e.sampler.draw(e.model.score(params), jax.random.key(2), x_init).x
 
             assert np.isfinite(draw(params)).all()
+
+
+@pytest.mark.parametrize("variant", ["small", "large"])
+def test_own_images_need_no_more_than_their_path(variant, tmp_path):
+    """The config of one's own images as it is: it builds, and its loss at the start is that of predicting nothing."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (70, 80, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    config = tiny.load(tiny.ROOT / "configs" / "own_images.py", variant)
+    config.data.path, config.data.dir = str(tmp_path), str(tmp_path / "data")
+    config = configure.resolve(config, {"model.channels": "8", "model.multipliers": "1,1"})
+    experiment = configure.experiment(config, "own")
+    side = {"small": 16, "large": 64}[variant]
+    assert experiment.data.shape == (side, side, 3) and experiment.data.num_levels == 256
+    params = experiment.init(jax.random.key(0))
+    x = np.random.default_rng(1).normal(size=(2, side, side, 3)).astype(np.float32)
+    process, t = experiment.model.process, np.full(2, 0.5, np.float32)
+    alpha, sigma = process.alpha(t), process.sigma(t)  # v = 0 at the start, so the score is -x
+    score = experiment.model.score(params)(x, t, None)
+    np.testing.assert_allclose(score, -x * np.reshape(alpha**2 + sigma**2, (2, 1, 1, 1)), rtol=1e-4, atol=1e-4)
+    assert configure.evaluation(config).options.features == "pixels"

@@ -10,6 +10,7 @@ import pytest
 
 from scoreflow import cli, configure, data, train
 from scoreflow.data import Split, load
+from scoreflow.dispatch import batches_of
 from scoreflow.runs import checkpoint, files, parallel, workdir
 from scoreflow.runs import log as run_log
 from scoreflow.runs.errors import RunError, UserError
@@ -58,7 +59,7 @@ def test_dispatches_end_at_multiples_and_at_the_last_step():
     config.training.update({"checkpoint_every": 8, "validate_every": 8})
     experiment = configure.experiment(config, "tiny")
     options = configure.train_options(config, experiment)
-    sizes = lambda start: [(first, len(batch["x"])) for first, batch in train.batches_of(experiment, options, start)]
+    sizes = lambda start: [(first, len(batch["x"])) for first, batch in batches_of(experiment, options, start)]
     assert sizes(0) == [(0, 8), (8, 8), (16, 5)]
     assert sizes(3) == [(3, 5), (8, 8), (16, 5)]
     assert sizes(21) == []

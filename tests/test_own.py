@@ -1,5 +1,6 @@
 """Processes of one's own: from a file by the command line, from f and g, and those that are none."""
 
+import os
 import re
 import subprocess
 import sys
@@ -90,6 +91,24 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path):
     path.write_text("import math\n\nmath.nothing\n")
     with pytest.raises(UserError, match=re.escape(f"{path} (line 3): AttributeError")):
         own.load(f"{path}:f")
+
+
+def test_a_part_that_fails_in_use_is_named_with_its_line(tmp_path):
+    """One line from the command, and not the traceback of the library around it."""
+    (tmp_path / "bad.py").write_text(
+        "import scoreflow\nfrom scoreflow.processes import rates, sdes\n\n\n"
+        "def rate(p, t):\n    return p * t + missing\n\n\n"
+        "def mine(p: float = 1.0, horizon: float = 1.0):\n    return sdes.VP(rates.NumericalRate(rate, p), horizon=horizon)\n"
+    )
+    flags = ["--config=vp_digits", "--mode=plan", "--config.process.name=bad.py:mine"]
+    result = subprocess.run(
+        [sys.executable, "-m", "scoreflow", *flags], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert line.endswith("bad.py (line 6): NameError: name 'missing' is not defined")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_file_may_have_classes_and_import_from_its_folder(tmp_path):

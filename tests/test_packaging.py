@@ -1,5 +1,6 @@
 """The wheel that `pip install .` makes: what is in it, and its command run from another folder."""
 
+import functools
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """(names of the wheel's files, folder it is unpacked to), built from a copy of the sources without a network."""
+    """(the wheel, names of its files, folder it is unpacked to), built from a copy of the sources without a network."""
     pytest.importorskip("setuptools", minversion="70.1")  # which builds wheels by itself
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -32,7 +33,7 @@ def wheel(tmp_path_factory):
     (path,) = folder.glob("scoreflow-*.whl")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(folder / "unpacked")
-        return archive.namelist(), folder / "unpacked"
+        return path, archive.namelist(), folder / "unpacked"
 
 
 def run(unpacked, *arguments, cwd, code="from scoreflow.cli import command; command()"):
@@ -45,7 +46,7 @@ def run(unpacked, *arguments, cwd, code="from scoreflow.cli import command; comm
 
 
 def test_the_wheel_has_every_module_every_config_and_the_command(wheel):
-    names, unpacked = wheel
+    _, names, unpacked = wheel
     modules = {str(path.relative_to(tiny.ROOT)) for path in (tiny.ROOT / "scoreflow").rglob("*.py")}
     configs = {f"scoreflow/configs/{path.name}" for path in (tiny.ROOT / "configs").glob("*.py")}
     shipped = {name for name in names if ".dist-info/" not in name}
@@ -55,7 +56,7 @@ def test_the_wheel_has_every_module_every_config_and_the_command(wheel):
 
 
 def test_the_installed_command_finds_shipped_configs_from_another_folder(wheel, tmp_path):
-    _, unpacked = wheel
+    _, _, unpacked = wheel
     where = run(unpacked, cwd=tmp_path, code="import scoreflow; print(scoreflow.__file__)")
     assert where.stdout.startswith(str(unpacked)), where.stdout + where.stderr
     shown = run(unpacked, "--config=vp_digits", "--mode=show", "--config.seed=5", cwd=tmp_path)
@@ -66,7 +67,7 @@ def test_the_installed_command_finds_shipped_configs_from_another_folder(wheel, 
 
 
 def test_a_config_of_ones_own_may_begin_with_a_shipped_one(wheel, tmp_path):
-    _, unpacked = wheel
+    _, _, unpacked = wheel
     (tmp_path / "mine.py").write_text(
         "from configs import digits_orders\n\n\ndef get_config(order='2'):\n    config = digits_orders.get_config(order)\n"
         "    config.seed = 3\n    return config\n"
@@ -76,3 +77,21 @@ def test_a_config_of_ones_own_may_begin_with_a_shipped_one(wheel, tmp_path):
     assert re.search(r"seed = 3 ", shown.stdout) and re.search(r"loss\.order = 3 ", shown.stdout)
     wrong = run(unpacked, "--config=vp_digit", "--mode=show", cwd=tmp_path)
     assert wrong.returncode == 2 and "these are: cifar10_processes, digits_bridge" in wrong.stderr
+
+
+def test_the_wheel_trains_from_an_empty_environment(wheel, tmp_path):
+    """With the dependencies that it names, and nothing of this checkout; left out where there is no package index."""
+    path, _, _ = wheel
+    environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    run = functools.partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    run([sys.executable, "-m", "venv", "empty"], check=True)
+    installed = run(["empty/bin/python", "-m", "pip", "install", "-q", str(path)])
+    if installed.returncode and re.search("No matching distribution|connection", installed.stderr, re.IGNORECASE):
+        pytest.skip("the package index cannot be reached")
+    assert installed.returncode == 0, installed.stderr
+    sizes = ["training.steps=2", "training.warmup=0", "model.name=mlp", "model.width=8", "sampling.num=4"]
+    flags = [f"--config.{word}" for word in (*sizes, "sampling.steps=3")]
+    trained = run(["empty/bin/scoreflow", "--config=vp_digits", *flags])
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "runs" / "vp_digits" / "samples" / "2.png").is_file()

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from scoreflow import configure, draw, evaluate, train
+from scoreflow.dispatch import batches_of, dispatch_of
 from scoreflow.experiment import INIT
 from scoreflow.models import LATENT
 from scoreflow.processes import sdes
@@ -34,8 +35,8 @@ def _trains_samples_and_is_scored(config: ConfigDict, name: str) -> None:
     experiment = configure.experiment(config, name)
     options = configure.train_options(config, experiment)
     state = init_state(experiment.init, options.optimizer, experiment.key(INIT))
-    before, dispatch = jax.device_get(state.params), train.dispatch_of(experiment, options)
-    for _, batch in train.batches_of(experiment, options, 0):
+    before, dispatch = jax.device_get(state.params), dispatch_of(experiment, options)
+    for _, batch in batches_of(experiment, options, 0):
         state, metrics = dispatch(state, batch)
         assert np.isfinite(metrics["loss"]).all()
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))

@@ -10,6 +10,7 @@ import pytest
 from scoreflow import configure, train
 from scoreflow.begin import WarmStart
 from scoreflow.data import Dataset, Split, load
+from scoreflow.dispatch import dispatch_of
 from scoreflow.experiment import Experiment
 from scoreflow.models import LATENT, MAIN, MIXING
 from scoreflow.runs import workdir
@@ -92,7 +93,7 @@ def test_published_latent_models_take_a_step_in_full_size(variant):
     assert optimizer is not None
     state = jax.eval_shape(lambda params: state_of(params, optimizer), params)
     batch = {"x": jax.ShapeDtypeStruct((1, options.batch_size, *experiment.data.shape), np.uint8)}
-    after, metrics = jax.eval_shape(train.dispatch_of(experiment, options), state, batch)
+    after, metrics = jax.eval_shape(dispatch_of(experiment, options), state, batch)
     assert isinstance(after, TrainState) and _same_shapes(after, state)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     assert metrics["loss"].shape == (1,) and metrics["loss"].dtype == np.float32

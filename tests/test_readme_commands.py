@@ -64,7 +64,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path):
         "vp_digits/samples/2-10-inpainted.png",
         "digits_bridge-mixture/eval/0/horizons.png",
         "digits_latent-levels_3/eval/2/reconstructions.png",
-        "mine/samples/400.png",
+        "own_images/samples/2.png",
         "table/samples/2.png",
     ):
         assert f"runs/{name}" in written, sorted(written)

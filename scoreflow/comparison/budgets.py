@@ -81,7 +81,7 @@ def budgets(runs: Sequence[Run]) -> list[Budget]:
     """One for every kind of cost that at least two runs know; nothing is interpolated.
 
     A run is shown by its newest evaluation within the budget and, where losses can be compared, by its newest
-    validation loss there.
+    validation loss there. Where one of them is of a run that had spent much less, none is called the best.
     """
     evaluated = [[each.step for each in run.evaluations] for run in runs]
     validated = [validations(run) for run in runs] if not losses_differ(runs) else [{} for _ in runs]
@@ -98,7 +98,8 @@ def _evaluations(axis: str, runs: Sequence[Run], steps: Sequence[list[int]], bud
     last = [_within(axis, run, each, budget) for run, each in zip(runs, steps)]
     every = [measured(each for each in reversed(run.evaluations) if each.step == step) for run, step in zip(runs, last)]
     keys = [key for key in ordered(key for rows in every for key in rows) if not key[0].endswith("evaluations")]
-    rows = [Quantity(*key[:2], tuple(rows.get(key, MISSING) for rows in every), key[2]) for key in keys]
+    better = lambda key: key[2] * _fair(axis, runs, last)
+    rows = [Quantity(*key[:2], tuple(rows.get(key, MISSING) for rows in every), better(key)) for key in keys]
     return _spent(axis, runs, last, "step evaluated") + rows if rows else []
 
 
@@ -107,8 +108,16 @@ def _losses(axis: str, runs: Sequence[Run], validated: Sequence[Mapping[int, flo
     values = [MISSING if step is None else Value(rows[step]) for rows, step in zip(validated, last)]
     if all(step is None for step in last):
         return []
-    row = Quantity("validation_loss", "validation loss", tuple(values), -1)
+    row = Quantity("validation_loss", "validation loss", tuple(values), -_fair(axis, runs, last))
     return [*_spent(axis, runs, last, "step of the loss"), row]
+
+
+def _fair(axis: str, runs: Sequence[Run], steps: Sequence[int | None]) -> int:
+    """1 where these steps cost the same, seconds and operations up to twice the slack; else 0."""
+    costs = [AXES[axis](run, step) for run, step in zip(runs, steps) if step is not None]
+    known = [value for value in costs if value is not None]
+    apart = 0.0 if axis == "steps" else 2 * SLACK
+    return int(not known or min(known) >= (1 - apart) * max(known))
 
 
 def _spent(axis: str, runs: Sequence[Run], steps: Sequence[int | None], title: str) -> list[Quantity]:

@@ -41,7 +41,7 @@ class Quantity(NamedTuple):
 
 
 def newest(run: Run) -> tuple[Evaluated, ...]:
-    """The evaluations of the newest step that was evaluated, the newest evaluation first."""
+    """The evaluations of the newest step that was evaluated, the most thorough first."""
     return tuple(each for each in reversed(run.evaluations) if each.step == run.evaluations[-1].step)
 
 

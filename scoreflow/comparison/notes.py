@@ -85,7 +85,7 @@ def caveats(runs: Sequence[Run]) -> list[str]:
 
 
 def _count(run: Run, *names: str) -> float | None:
-    """A number in the newest evaluation of the newest step that has it."""
+    """A number in the most thorough evaluation of the newest step that has it."""
     for each in newest(run) if run.evaluations else ():
         value: Any = each.metrics
         for name in names:
@@ -96,7 +96,7 @@ def _count(run: Run, *names: str) -> float | None:
 
 
 def newest_with_settings(run: Run) -> list:
-    """The newest evaluation, where it has kept its settings."""
+    """The most thorough evaluation of the newest step, where it has kept its settings."""
     return [each for each in newest(run)[:1] if each.settings] if run.evaluations else []
 
 

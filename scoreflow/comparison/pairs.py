@@ -63,7 +63,7 @@ def _none(words: str) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def with_examples(run: Run) -> Evaluated | None:
-    """The newest evaluation of the newest step that kept its examples; None where there is none."""
+    """The most thorough evaluation of the newest step that kept its examples; None where there is none."""
     return next((each for each in newest(run) if each.examples), None) if run.evaluations else None
 
 

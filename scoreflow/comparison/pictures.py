@@ -69,7 +69,7 @@ def _points(evaluations: Sequence[Sequence[Evaluated]], x: Callable[[int, Evalua
     """For each run the points (x, value, error) of its evaluations that have both, by x, of which the last counts.
 
     Args:
-      evaluations: of each run, from the oldest to the newest.
+      evaluations: of each run, from the least thorough to the most.
       x: (number of the run, evaluation) -> x, or None.
       name: of the value.
     """

@@ -74,7 +74,8 @@ class Run(NamedTuple):
       lines: those of `metrics.jsonl`.
       cost: of a training step.
       curves: the loss by log-SNR at the end of training; None where it is not kept.
-      evaluations: from the first step to the last, and of one step from the oldest to the newest.
+      evaluations: from the first step to the last, and of one step from the least thorough to the most: that with the
+        most test examples, draws and samples, and the newest of equals.
     """
 
     name: str
@@ -258,7 +259,13 @@ def _evaluations(folder: Path, warn: Warn) -> tuple[Evaluated, ...]:
                 when=os.path.getmtime(path / "metrics.json"),
             )
         )
-    return tuple(sorted(out, key=lambda each: (each.step, each.when)))
+    return tuple(sorted(out, key=lambda each: (each.step, *_thoroughness(each), each.when)))
+
+
+def _thoroughness(evaluated: Evaluated) -> tuple[float, ...]:
+    """Test examples that were scored, draws of each, and samples; 0 where it is not known."""
+    options = (evaluated.settings.get(f"eval.{name}") for name in ("draws", "num_samples"))
+    return len(evaluated.examples.get("index", ())), *(number(value)[0] or 0.0 for value in options)
 
 
 def _examples(path: Path, warn: Warn) -> dict[str, np.ndarray]:

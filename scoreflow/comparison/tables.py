@@ -124,7 +124,7 @@ def in_words(value: Any) -> str:
 def settings_apart(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings in which the runs differ, by dotted name: the value of each run, None where it has no such setting.
 
-    A setting of the newest evaluation counts as it was there, not as it was in training.
+    A setting of the evaluation that is shown counts as it was there, not as it was in training.
     """
     every = [_used(run) for run in runs]
     order = lambda name: (name.partition(".")[0], not name.endswith(".name"), name)
@@ -137,12 +137,12 @@ def settings_apart(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _evaluated_with(run: Run) -> dict[str, Any]:
-    """The settings of a run's newest evaluation; empty where there is none, or it has not kept them."""
+    """The settings of a run's evaluation that is shown; empty where there is none, or it has not kept them."""
     return run.evaluations[-1].settings if run.evaluations else {}
 
 
 def _used(run: Run) -> dict[str, Any]:
-    """A run's settings, those of its newest evaluation as they were there; without plans."""
+    """A run's settings, those of that evaluation as they were there; without plans."""
     unused = ("plan.",) if _evaluated_with(run) else ("plan.", "eval.")
     return {name: v for name, v in (run.settings | _evaluated_with(run)).items() if not name.startswith(unused)}
 

@@ -29,12 +29,12 @@ def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Res
         return None
     method = make_log_prob(context)
     solver = method.solve
-    began, results, scores = time.monotonic(), [], []
+    began, earlier, results, scores = time.monotonic(), context.partial.seconds, [], []
     for draw in report.progress(range(draws), total=draws, unit="likelihood draw"):
         data = context.examples(draw)
         results.append(solver(f"likelihood-{draw}", data.keys, data.x, data.cond))
         scores.append(context.in_unit(results[-1].logp, data.log_q))
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began + context.partial.seconds - earlier
 
     name, scale = "bits_per_dim" if context.experiment.space.bins else "nats", context.scale
     per_example = np.mean(scores, axis=0)

@@ -59,11 +59,16 @@ def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, An
     Where no sample is finite, a line says so and there is nothing but the number of samples.
     """
     experiment, options = context.experiment, context.options
+    extract = None
+    try:  # before the samples, which take longer than to see that weights are missing
+        extract = extractor(options.features, experiment.data, context.cache_dir, context.data_dir)
+    except DataError as error:
+        report.warn(f"{error}; metrics of features are left out")
     draw_samples = draw.make_draw(experiment, batch)
-    began = time.monotonic()
+    began, earlier = time.monotonic(), context.partial.seconds
     report.say(f"drawing {num} samples to measure them")
     drawn = draw_samples(context.params, experiment.key(EVALUATE), num, context.partial)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began + context.partial.seconds - earlier
     if context.folder is not None:
         draw.write_picture(experiment, drawn.x[:400], context.folder / "samples.png")
     test = experiment.data.test.x
@@ -75,11 +80,7 @@ def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, An
     if not len(x):
         report.warn(f"none of {num} samples is finite; sample metrics are left out")
         return metrics | {"model": {"samples": 0, "sample_nfe": drawn.nfe, "sample_seconds": seconds}}
-    try:
-        extract = extractor(options.features, experiment.data, context.cache_dir, context.data_dir)
-    except DataError as error:
-        report.warn(f"{error}; metrics of features are left out")
-    else:
+    if extract is not None:
         labels = {"test_data": experiment.data.test.label}
         metrics = feature_metrics(extract, sets, experiment.data, options, context.cache_dir, context.partial, labels)
     model, real = metrics["model"], metrics["test_data"]

@@ -1,10 +1,12 @@
 """Finished pieces of long work, kept until all of it is done: a kill loses only the piece that was in progress."""
 
+import dataclasses
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +14,17 @@ import numpy as np
 from scoreflow.runs import files, parallel
 
 
-class PartialResults(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PartialResults:
     """The folder of finished pieces; without one nothing is kept."""
 
     folder: Path | None = None
+    _restored: list[float] = dataclasses.field(default_factory=list, init=False)
+
+    @property
+    def seconds(self) -> float:
+        """What the pieces took that were found, and not computed again; work that is timed adds them."""
+        return sum(self._restored)
 
     def get(self, name: str, like: Callable[[], Any], make: Callable[[], Any]) -> Any:
         """A piece as an earlier run stored it, or else computed and stored. All processes call it.
@@ -29,12 +38,15 @@ class PartialResults(NamedTuple):
             return make()
         path = self.folder / f"{name}.npz"
         stored = _read(path, like) if path.is_file() else None
-        if parallel.agree(stored is not None):
-            return stored
+        if parallel.agree(stored is not None) and stored is not None:
+            piece, seconds = stored
+            self._restored.append(seconds)
+            return piece
+        began = time.monotonic()
         piece = make()
         if parallel.is_main():
             with files.replacing(path) as scratch:
-                np.savez(scratch, *jax.tree.leaves(piece))
+                np.savez(scratch, *jax.tree.leaves(piece), seconds=time.monotonic() - began)
         return piece
 
     def forget(self) -> None:
@@ -47,11 +59,11 @@ NONE = PartialResults()
 """Keeps nothing: every piece is computed."""
 
 
-def _read(path: Path, like: Callable[[], Any]) -> Any:
-    """The tree in a file; None where it cannot be read, or has another structure."""
+def _read(path: Path, like: Callable[[], Any]) -> tuple[Any, float] | None:
+    """The tree in a file, and the seconds it took; None where it cannot be read, or has another structure."""
     try:
         with np.load(path) as kept:
-            leaves = [kept[f"arr_{i}"] for i in range(len(kept.files))]
-        return jax.tree.unflatten(jax.tree.structure(like()), leaves)
+            leaves, seconds = [kept[f"arr_{i}"] for i in range(len(kept.files) - 1)], float(kept["seconds"])
+        return jax.tree.unflatten(jax.tree.structure(like()), leaves), seconds
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
