@@ -15,7 +15,6 @@ your own.
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import common
+from experiments.keep import keep
 from scoreflow import configure
 from scoreflow.cli import load_config, take_settings
 from scoreflow.runs import caches, report, workdir
@@ -62,9 +62,6 @@ RUNS = {
     "latent_mixture": Run("fashion_latent:bridge", "vae"),
     "edm_order_3": Run("fashion_compositions:edm", "edm"),
 }
-_KEPT = ("config.json", "cost.json", "metrics.jsonl", "loss_by_log_snr.json") + tuple(
-    f"eval/*/{name}" for name in ("metrics.json", "eval.json", "examples.npz")
-)
 _FAST = {
     "data.name": "digits",
     "training.steps": 4,
@@ -169,19 +166,6 @@ def run(name: str, seed: int, out: Path, size: Size, budget: float) -> Path:
     return folder
 
 
-def keep(folders: list[Path], out: Path, target: Path) -> None:
-    """Copies what a comparison reads of runs in the folder `out`; paths of this machine are left out."""
-    for folder in folders:
-        for path in sorted(each for pattern in _KEPT for each in folder.glob(pattern)):
-            copy = target / folder.name / path.relative_to(folder)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".npz":
-                shutil.copyfile(path, copy)
-            else:
-                copy.write_text(path.read_text().replace(f"{out}/", "").replace(f"{_ROOT}/", ""))
-    report.say(f"wrote {target}")
-
-
 def main() -> None:
     caches.enable_compilation_cache()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,7 +185,7 @@ def main() -> None:
         report.say(f"--- {name}, seed {seed}: run {number} of {len(cases)}")
         folders.append(run(name, seed, out, size, args.budget))
     if args.keep:
-        keep(folders, out, args.keep)
+        keep(folders, args.keep)
     command("--mode=compare", f"--runs={','.join(map(str, folders))}")
 
 

@@ -1,18 +1,19 @@
 """Score-based generative models: trains, evaluates, samples and plans them from a config.
 
-    scoreflow --config=vp_digits                              trains, or goes on; into runs/vp_digits
-    scoreflow --workdir=runs/vp_digits --mode=eval            bits/dim and sample metrics of the newest checkpoint
-    scoreflow --workdir=runs/vp_digits --mode=sample          samples, as an array and a picture
-    scoreflow --config=my_config.py --mode=show               every setting with its value and meaning
-    scoreflow --config=vp_digits --mode=plan                  how many steps which process needs
-    scoreflow --config=vp_digits --mode=stats                 features of the training data, for evaluation and others
-    scoreflow --mode=compare --runs=runs/a,runs/b             runs next to each other, as a table and one HTML page
+    scoreflow --config=vp_digits                      trains, or goes on; into runs/vp_digits
+    scoreflow --workdir=runs/vp_digits --mode=eval    bits/dim and sample metrics
+    scoreflow --workdir=runs/vp_digits --mode=sample  samples, as an array and a picture
+    scoreflow --config=my_config.py --mode=show       every setting with its value and meaning
+    scoreflow --config=vp_digits --mode=plan          how many steps which process needs
+    scoreflow --config=vp_digits --mode=stats         features of the training data
+    scoreflow --mode=compare --runs=runs/a,runs/b     runs next to each other, on one page
 
-`--config` is a file, or the name of a config that comes with the package (`vp_digits`, `digits_orders:3`); what follows
-a colon goes to the file's `get_config`. `--workdir` is the folder of the run. Every setting is a flag:
-`--config.section.setting=value`. `--mode=compare` takes `--runs` instead: folders of runs with commas between them, or
-one folder that holds runs. The exit code is 2 for input that cannot work, 1 for a run that cannot go on, and 130 after
-an interruption; the reason is one line.
+`--config` is a file, or the name of a config that comes with the package (`vp_digits`,
+`digits_orders:3`); what follows a colon goes to the file's `get_config`. `--workdir` is the folder
+of the run. Every setting is a flag: `--config.section.setting=value`. `--mode=compare` takes
+`--runs` instead: folders of runs with commas between them, or one folder that holds runs. The exit
+code is 2 for input that cannot work, 1 for a run that cannot go on, and 130 after an interruption;
+the reason is one line.
 """
 
 import importlib.util
@@ -39,15 +40,15 @@ _SETTING = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 COMMON = """
 The settings that are changed most often, each with an example:
 
-    --config.seed=1                                  another seed, also for a copy of a run in another --workdir
-    --config=own_images --config.data.path=~/photos --config.data.image_size=32            your own images
-    --config.process.name=edm                        another forward process; --mode=show lists its settings
-    --config.training.steps=5000                     a longer training, also of a run that has ended
-    --config.training.batch_size=32                  with --config.training.grad_accum=4 where memory is short
-    --config.sampler.name=heun --config.sampling.steps=20 --config.sampling.num=64         other samples
-    --config.sampling.label=3                        one class, where the network knows classes
-    --config.eval.num_test=100 --config.eval.num_samples=0                                 a quick likelihood
-    --config.eval.features=classifier                the features of the Frechet distance, precision and recall
+    --config.seed=1                                   another seed
+    --config=own_images --config.data.path=~/photos   your own images
+    --config.process.name=edm                         another forward process
+    --config.training.steps=5000                      longer, also if it has ended
+    --config.training.grad_accum=4                    less memory for the same batch
+    --config.sampler.name=heun --config.sampling.steps=20   other samples, in 20 steps
+    --config.sampling.label=3                         one class, where the network knows classes
+    --config.eval.num_test=100 --config.eval.num_samples=0  a quick likelihood
+    --config.eval.features=classifier                 the features of the Frechet distance
 """
 _SMALLER = "smaller images, a smaller batch, more training.grad_accum or a smaller model may fit"
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 
-from scoreflow import adapt, terminal
+from scoreflow import adapt
 from scoreflow import score as scores
 from scoreflow import space as spaces
+from scoreflow import terminal as terminals
 from scoreflow.densities import Densities
 from scoreflow.processes import linear
 from scoreflow.processes.sdes import Process
@@ -58,7 +59,7 @@ class Model(Densities):
         num_levels: int = 0,
         centered: bool = True,
         num_classes: int = 0,
-        end: Any = None,
+        terminal: Any = None,
     ) -> "Model":
         """A model with a score function of one's own.
 
@@ -72,7 +73,7 @@ class Model(Densities):
             2 (k + 1) / num_levels - 1. 0 where the data are continuous.
           centered: whether these bins divide [-1, 1]; otherwise they divide [0, 1].
           num_classes: of labels, which the third argument of `fn` receives; 0 where there are none.
-          end: the distribution at the horizon, with `sample` and `log_prob`; None for the process's Gaussian.
+          terminal: the distribution at the horizon, with `sample` and `log_prob`; None for the process's Gaussian.
 
         Raises:
           TypeError: if the function fails for x and t of these shapes, or cannot be traced by JAX.
@@ -86,7 +87,7 @@ class Model(Densities):
           ((32, 32, 3), 0)
         """
         options = {"t_min": t_min, "num_levels": num_levels, "centered": centered, "num_classes": num_classes}
-        return cls._of(fn, lambda call: call, process, shape, **options, end=end)
+        return cls._of(fn, lambda call: call, process, shape, **options, terminal=terminal)
 
     @classmethod
     def from_prediction(
@@ -101,7 +102,7 @@ class Model(Densities):
         num_levels: int = 0,
         centered: bool = True,
         num_classes: int = 0,
-        end: Any = None,
+        terminal: Any = None,
     ) -> "Model":
         """The same from fn(x_t, t[, labels]) -> what a network gives that was trained to predict the noise, v, ...
 
@@ -109,7 +110,7 @@ class Model(Densities):
           fn: as for `from_score`; x_t is not scaled, and t is a time of the process, not the number of a step.
           prediction: "noise", "x0", "v", "velocity", "flow", "edm" or "score", as in `score.PREDICTIONS`.
           sigma_data: the data's root mean square, which "edm" alone depends on.
-          process, shape, t_min, num_levels, centered, num_classes, end: as for `from_score`, and it raises the same.
+          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`, and it raises the same.
 
         Examples:
           >>> import scoreflow
@@ -124,7 +125,7 @@ class Model(Densities):
         meaning = scores.PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
         options = {"t_min": t_min, "num_levels": num_levels, "centered": centered, "num_classes": num_classes}
         make = lambda call: adapt.of_prediction(call, process, meaning, sigma_data)
-        return cls._of(fn, make, process, shape, **options, end=end)
+        return cls._of(fn, make, process, shape, **options, terminal=terminal)
 
     @classmethod
     def from_denoiser(
@@ -137,7 +138,7 @@ class Model(Densities):
         num_levels: int = 0,
         centered: bool = True,
         num_classes: int = 0,
-        end: Any = None,
+        terminal: Any = None,
     ) -> "Model":
         """The same from fn(z, sigma[, labels]) -> E[x_0 | z], where z = x_0 + sigma noise and sigma is [B].
 
@@ -147,7 +148,7 @@ class Model(Densities):
 
         Args:
           fn: the denoiser, a JAX function.
-          process, shape, t_min, num_levels, centered, num_classes, end: as for `from_score`, and it raises the same.
+          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`, and it raises the same.
 
         Examples:
           >>> import scoreflow
@@ -157,7 +158,7 @@ class Model(Densities):
           [[1.0, -0.5]]
         """
         options = {"t_min": t_min, "num_levels": num_levels, "centered": centered, "num_classes": num_classes}
-        return cls._of(fn, lambda call: adapt.of_denoiser(call, process), process, shape, **options, end=end)
+        return cls._of(fn, lambda call: adapt.of_denoiser(call, process), process, shape, **options, terminal=terminal)
 
     @classmethod
     def _of(
@@ -171,7 +172,7 @@ class Model(Densities):
         num_levels: int,
         centered: bool,
         num_classes: int,
-        end: Any,
+        terminal: Any,
     ) -> "Model":
         """`make` turns (x, t, labels) -> what `fn` gives into a score."""
         if not callable(getattr(process, "alpha", None)):
@@ -184,7 +185,7 @@ class Model(Densities):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         labels = adapt.labels_of(fn, num_classes)
         adapt.check(fn, shape, labels)
-        score, prior = make(adapt.called(fn, labels)), terminal.prior(process) if end is None else end
+        score, prior = make(adapt.called(fn, labels)), terminals.prior(process) if terminal is None else terminal
         where = spaces.pixels(shape, num_levels, centered=centered)
         return cls(process, shape, lambda _: score, None, t_min, lambda _: prior, where, num_classes, labels.needs)
 

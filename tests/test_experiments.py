@@ -17,6 +17,7 @@ from experiments import (
     common,
     conservative_in_the_plane,
     fashion,
+    keep,
     orders_on_toys,
     perturbed_gaussian,
     processes_on_digits,
@@ -352,7 +353,7 @@ def test_what_is_kept_of_a_run_compares_like_the_run(tmp_path):
         for name, shift in (("a", 0.0), ("b", 0.1))
     ]
     (folders[1] / "checkpoints").mkdir()
-    fashion.keep(folders, out, kept)
+    keep.keep(folders, kept)
     assert sorted(path.name for path in kept.iterdir()) == ["a", "b"] and not (kept / "b" / "checkpoints").exists()
     assert not any(str(tmp_path) in path.read_text() for path in kept.rglob("*.json*"))
     runs = [[read.read(each / name, name, lambda s: s, print) for name in "ab"] for each in (out, kept)]

@@ -44,7 +44,7 @@ def functions(process):
         square = sigma.reshape(-1, *[1] * (z.ndim - 1)) ** 2
         return width**2 * z / (width**2 + square)
 
-    make, options = scoreflow.Model, {"end": terminal.Gaussian(width(process, process.horizon))}
+    make, options = scoreflow.Model, {"terminal": terminal.Gaussian(width(process, process.horizon))}
     return {
         "score": make.from_score(lambda x, t: score(x, t), process, (2,), **options),
         "noise": make.from_prediction(noise, process, (2,), **options),
