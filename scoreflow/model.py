@@ -110,7 +110,7 @@ class Model(Densities):
           fn: as for `from_score`; x_t is not scaled, and t is a time of the process, not the number of a step.
           prediction: "noise", "x0", "v", "velocity", "flow", "edm" or "score", as in `score.PREDICTIONS`.
           sigma_data: the data's root mean square, which "edm" alone depends on.
-          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`, and it raises the same.
+          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`; so are its errors.
 
         Examples:
           >>> import scoreflow
@@ -148,7 +148,7 @@ class Model(Densities):
 
         Args:
           fn: the denoiser, a JAX function.
-          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`, and it raises the same.
+          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`; so are its errors.
 
         Examples:
           >>> import scoreflow
