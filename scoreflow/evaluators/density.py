@@ -18,6 +18,7 @@ from scoreflow.types import Key
 _SETTINGS = {"adaptive": ("rtol", "atol", "max_steps", "clock"), "multistep": ("error", "pilot")}
 _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that measures another's error
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
+_ENCODED = 5_000  # of them in the latent space of a VAE, which has fewer dimensions, and whose encoder takes its time
 _AT_A_TIME = 500
 _MEASURED = 4  # times as many examples as the pilot has are measured at most
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
@@ -167,7 +168,8 @@ def fit_gaussian(context: Context) -> Gaussian:
 
 def _fit_gaussian(context: Context) -> Gaussian:
     experiment, train = context.experiment, context.experiment.data.train
-    count, d = min(len(train.x), _FITTED), int(np.prod(experiment.space.shape))
+    most = _FITTED if experiment.space.latent is None else _ENCODED
+    count, d = min(len(train.x), most), int(np.prod(experiment.space.shape))
     classes = experiment.data.num_classes if experiment.model.conditional else 1
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
