@@ -1,9 +1,8 @@
 """Training: in memory with `fit`, or in a folder that can be resumed with `train`."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
-from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,9 @@ import numpy as np
 import optax
 
 from scoreflow import data, draw
-from scoreflow.begin import WarmStart, begin, fit_groups, say_if_stretched
+from scoreflow.begin import begin, fit_groups, say_if_stretched
 from scoreflow.data import recall
-from scoreflow.dispatch import Dispatcher, batches_of
+from scoreflow.dispatch import Dispatcher, Measure, TrainOptions, batches_of
 from scoreflow.experiment import INIT, Experiment
 from scoreflow.finish import Pictures, end
 from scoreflow.models import count_params
@@ -34,66 +33,9 @@ from scoreflow.step import (
     state_of,
     validator,
 )
-from scoreflow.types import Check, Count, CountOrZero, Flag, Fraction, Key, Params
+from scoreflow.types import Key, Params
 
-Measure = Callable[[Params], float]
-"""A number for averaged parameters, of which the lower is the better.
-
-Where it also has `depends_on`, plain values by name, the best checkpoint of a run is chosen anew when they change.
-"""
-
-_MEASURES = ("validation", "frechet")
 _SHARE, _LEAST = 0.1, 10.0  # of the time of a run, and seconds, that each picture at its end may take
-_BEST = "a tuple of measures: " + ", ".join(_MEASURES)
-
-
-class TrainOptions(NamedTuple):
-    """How to train. Intervals are in steps, and take effect at the end of a dispatch.
-
-    Attributes:
-      steps: Number of optimizer steps; 0 only fits what needs no steps.
-      batch_size: Examples per step, over all devices and microbatches.
-      grad_accum: Microbatches that a batch is cut into, to save memory.
-      steps_per_dispatch: Steps inside one compiled program, which saves time where a step is short; all intervals
-        must be multiples of it.
-      fsdp: Each device holds a share of parameters, averages and moments; otherwise each holds all of them.
-      ema_decay: Decay of the averaged parameters that evaluation and sampling use.
-      skip: Steps in a row that may be skipped because they are not finite; 0 stops at the first.
-      log_every: Steps between lines of metrics.jsonl; 0 for none but the last.
-      validate_every: Steps between validations; 0 for none but the last.
-      checkpoint_every: Steps between checkpoints; 0 for none but the last.
-      sample_every: Steps between sample grids; 0 for none but the last.
-      keep: Number of newest checkpoints that are kept.
-      pictures: Draw samples, their paths and the loss by log-SNR when the run ends.
-      best: Measures whose best checkpoint is kept as well: validation (the loss on test data), frechet (of samples).
-      optimizer: the optax transformation; None for `optimizers.optimizer` at its defaults.
-      flip: whether training images are mirrored at random.
-      num_samples: images in a sample grid, which has at most 400.
-      sample_batch: examples per sampling call.
-      warm_start: the run that training begins with; None for fresh parameters.
-      measures: by name, experiment -> a measure for `best`, besides `validation`.
-    """
-
-    steps: CountOrZero = 1000
-    batch_size: Count = 128
-    grad_accum: Count = 1
-    steps_per_dispatch: Count = 1
-    fsdp: Flag = False
-    ema_decay: Fraction = 0.999
-    skip: CountOrZero = 0
-    log_every: CountOrZero = 20
-    validate_every: CountOrZero = 200
-    checkpoint_every: CountOrZero = 500
-    sample_every: CountOrZero = 0
-    keep: Count = 3
-    pictures: Flag = True
-    best: Annotated[tuple[str, ...], Check(tuple, lambda v: set(v) <= set(_MEASURES), _BEST)] = ()
-    optimizer: optax.GradientTransformation | None = None
-    flip: bool = False
-    num_samples: int = 100
-    sample_batch: int = 100
-    warm_start: WarmStart | None = None
-    measures: Mapping[str, Callable[[Experiment], Measure]] = {}
 
 
 # --- in memory --------------------------------------------------------------------------------------------------------
@@ -225,9 +167,8 @@ def _train(experiment: Experiment, options: TrainOptions, folder: Path, stopping
     # --- state: fresh, or the newest whole checkpoint -----------------------------------------------------------------
     checkpoints = workdir.checkpoints(folder)
     optimizer = options.optimizer or default_optimizer(options.steps)
-    state, start, fresh, layout = begin(
-        experiment, optimizer, checkpoints, fsdp=options.fsdp, warm_start=options.warm_start
-    )
+    how = {"fsdp": options.fsdp, "warm_start": options.warm_start}
+    state, start, fresh, layout = begin(experiment, optimizer, checkpoints, **how)
     _announce(experiment, options, folder, state, start, fresh)
 
     # --- compiled parts -----------------------------------------------------------------------------------------------

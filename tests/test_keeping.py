@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scoreflow import cli, configure, data, train
+from scoreflow.begin import WarmStart
 from scoreflow.data import Split, load
 from scoreflow.dispatch import batches_of
 from scoreflow.runs import checkpoint, files, parallel, workdir
@@ -115,7 +116,7 @@ def test_a_failed_start_leaves_nothing(tmp_path, wrong):
     experiment = configure.experiment(config, "tiny")
     options = configure.train_options(config, experiment)
     if wrong == "first stage":
-        options = options._replace(warm_start=train.WarmStart(tmp_path / "missing"))
+        options = options._replace(warm_start=WarmStart(tmp_path / "missing"))
     else:
         options = options._replace(batch_size=6)  # of four devices
     with pytest.raises(UserError):

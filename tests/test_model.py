@@ -268,7 +268,7 @@ def test_a_loaded_run_is_sampled_as_the_run_says(tmp_path):
     other = experiment._replace(sampler=made)
     drawn = draw.make_draw(other, 6)(model.params, jax.random.key(4), 6)
     np.testing.assert_array_equal(model.sample(4, 6, labels, steps=3), drawn.x)
-    assert (model.sample(4, 6, labels, guidance=50.0) != model.sample(4, 6, labels)).any()
+    assert (model.sample(4, 6, labels, guidance=1e6) != model.sample(4, 6, labels)).any()
     with pytest.raises(ValueError, match="guidance needs labels"):
         model.sample(4, 6, guidance=2.0)
 

@@ -38,9 +38,10 @@ LAYERS = [
     {"fits", "draw", "step"},
     {"evaluators"},
     {"begin", "finish"},
+    {"dispatch"},
     {"comparison"},
     {"train", "evaluate", "sample", "planner", "compare"},
-    {"configure"},
+    {"configure", "judge"},
     {"cli", "model"},
     {"__main__", "__init__"},
 ]

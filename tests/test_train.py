@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from scoreflow import configure, data, train
+from scoreflow.begin import WarmStart
 from scoreflow.experiment import INIT, TRAIN
 from scoreflow.runs import checkpoint, parallel, report, workdir
 from scoreflow.runs import log as run_log
@@ -347,7 +348,7 @@ def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole
     """With a learning rate of nothing, the new run ends where the other's average was."""
     experiment, options = _experiment()
     _, other = whole
-    still = options._replace(warm_start=train.WarmStart(whole[0]), optimizer=optax.sgd(0.0))
+    still = options._replace(warm_start=WarmStart(whole[0]), optimizer=optax.sgd(0.0))
     train.train(experiment, still, tmp_path)
     state = _restored(experiment, still, tmp_path)
     assert _same(state.params, other.ema_params) and not _same(state.params, other.params)
@@ -357,14 +358,14 @@ def test_a_warm_start_begins_with_the_averaged_parameters_of_the_other_run(whole
 def test_a_warm_start_from_nothing_or_from_another_network_is_refused(whole, tmp_path):
     experiment, options = _experiment()
     with pytest.raises(UserError, match="nowhere holds no usable checkpoint"):
-        train.train(experiment, options._replace(warm_start=train.WarmStart(tmp_path / "nowhere")), tmp_path / "a")
+        train.train(experiment, options._replace(warm_start=WarmStart(tmp_path / "nowhere")), tmp_path / "a")
     wide = configure.experiment(tiny.digits(model__width=32), "wide")
     with pytest.raises(UserError, match="does not fit this config"):
-        train.train(wide, options._replace(warm_start=train.WarmStart(whole[0])), tmp_path / "b")
+        train.train(wide, options._replace(warm_start=WarmStart(whole[0])), tmp_path / "b")
     workdir.record(tmp_path / "c", experiment.config | {"t_min": 1e-3})
     shutil.copytree(workdir.checkpoints(whole[0]), workdir.checkpoints(tmp_path / "c"))
     with pytest.raises(UserError, match="was trained with t_min = 0.001, not 1e-05"):
-        source = train.WarmStart(tmp_path / "c", same=("process.", "t_min"))
+        source = WarmStart(tmp_path / "c", same=("process.", "t_min"))
         train.train(experiment, options._replace(warm_start=source), tmp_path / "d")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scoreflow import fits, likelihood, planner, sample, space, terminal, train
+from scoreflow import begin, fits, likelihood, planner, sample, space, terminal, train
 from scoreflow.configure import checks
 from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS
 from scoreflow.configure.overrides import Config, flat_defaults, resolve
@@ -217,7 +217,7 @@ def train_options(config: Config, experiment: Experiment) -> train.TrainOptions:
     if config.init_from:
         parts = (LATENT,) if config.init_parts == "vae" else ()
         folder, same = files.local(config.init_from, "init_from"), _same(config)
-        warm_start = train.WarmStart(folder, same, flat_defaults(config), parts)
+        warm_start = begin.WarmStart(folder, same, flat_defaults(config), parts)
     rates = _options(VaeRates, config.latent) if config.latent.name == "joint" else None
     options = _options(OptimizerOptions, config.training)
     rule = grouped(config.training.steps, options, groups=model.network.groups, family=model.family, rates=rates)

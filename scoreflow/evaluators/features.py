@@ -98,6 +98,7 @@ def collect(
 
 
 def merged(moments: list[frechet.Moments]) -> frechet.Moments:
+    """Those of all parts of a sample together."""
     total = moments[0]
     for part in moments[1:]:
         total = frechet.merge(total, part)
