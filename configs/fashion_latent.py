@@ -32,6 +32,7 @@ def get_config(variant: str = "joint"):
     config.weight.name, config.sample_times.name = "noise", "normal_unweighted"
     if name == "bridge":
         config.process.horizon = 0.3
+        config.init_parts = "vae"  # which has no score yet
         config.sample_times.name = "importance"
         config.weight.name = "likelihood"
         config.terminal.update({"name": "mixture", "components": 10, "covariance": "low_rank", "rank": 32})

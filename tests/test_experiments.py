@@ -25,8 +25,10 @@ from experiments import (
 )
 from scoreflow import configure
 from scoreflow.comparison import pairs, read
+from scoreflow.configure import assemble
 from scoreflow.divergence import asymmetry_exact
 from scoreflow.experiment import Model
+from scoreflow.runs import workdir
 from scoreflow.theory import exact
 from tests import tiny
 from tests.test_compare import made
@@ -342,6 +344,17 @@ def test_every_run_of_the_study_is_complete(name, tmp_path):
         assert (config.training.batch_size == 128) == size.full
         begins = fashion.RUNS[name].begins
         assert config.init_from == (str(tmp_path / f"{begins}-seed1") if begins else "")
+
+
+@pytest.mark.parametrize("name", [name for name, run in fashion.RUNS.items() if run.begins])
+def test_every_run_of_the_study_may_begin_with_the_run_that_it_names(name, tmp_path):
+    """What has to be the same in both is the same: the score where it goes on, or the VAE alone."""
+    config = configure.resolve(fashion.config_of(name))
+    before = configure.resolve(fashion.config_of(fashion.RUNS[name].begins))
+    (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+    workdir.record(tmp_path, before.to_dict())
+    same = assemble._same(config)
+    workdir.check_same(tmp_path, config.to_dict(), same, ("process.horizon",), defaults=configure.flat_defaults(config))
 
 
 def test_what_is_kept_of_a_run_compares_like_the_run(tmp_path):

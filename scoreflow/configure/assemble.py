@@ -204,6 +204,8 @@ def experiment(config: Config, name: str, known: Mapping[str, Any] = _NOTHING) -
 
 def _same(config: Config) -> tuple[str, ...]:
     """Settings that this run must share with the one it begins with."""
+    if config.init_parts == "vae":
+        return _SAME_VAE
     on_a_score = config.training.learn == "terminal" or config.dequantizer.name != "none"
     if on_a_score or config.terminal.name not in checks.UNFITTED:
         return _SAME_SCORE
