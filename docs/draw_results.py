@@ -26,6 +26,8 @@ LINES = {  # the line of work that a run belongs to, and its color
     "short diffusion": ("tab:orange", ("short", "mixture", "glow")),
     "composition": ("black", ("qc_order_2_mixture", "latent_mixture", "edm_order_3")),
 }
+NEAR = {"base": (6, -13), "qc": (-20, -12), "order_2": (-42, 5), "order_3": (7, 6), "u": (8, -4)}  # in a cluster
+TICKS = (10, 15, 20, 30, 40, 60, 80)
 SIDE, COLUMNS, ROWS = 28, 20, 2
 
 
@@ -40,12 +42,15 @@ def chart(folder: Path, path: Path) -> None:
             if bits.value is None or distance.value is None:
                 continue
             axes.errorbar(distance.value, bits.value, xerr=distance.stderr, fmt="o", color=color, markersize=5)
-            axes.annotate(name, (distance.value, bits.value), (5, 4), textcoords="offset points", fontsize=8)
+            place = NEAR.get(name, (5, 4))
+            axes.annotate(name, (distance.value, bits.value), place, textcoords="offset points", fontsize=8)
         axes.plot([], [], "o", color=color, label=line)
     axes.set(
         xlabel="Frechet distance of samples, classifier features (left is better)",
         ylabel="bits/dim of test images (down is better)", xscale="log",
     )  # fmt: skip
+    axes.set_xticks(TICKS, labels=[str(tick) for tick in TICKS])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 

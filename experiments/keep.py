@@ -4,13 +4,14 @@ python -m experiments.keep --runs=runs/vp_digits,runs/digits_bridge-mixture --ou
 """
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
 from scoreflow.comparison import read
 from scoreflow.runs import report
 
-_ROOT = Path(__file__).resolve().parent.parent
+_CONFIG = re.compile(r'"/[^"]*/(configs/[^"]+)')  # of a checkout somewhere
 _KEPT = ("config.json", "cost.json", "metrics.jsonl", "loss_by_log_snr.json") + tuple(
     f"eval/*/{name}" for name in ("metrics.json", "eval.json", "examples.npz")
 )
@@ -25,7 +26,8 @@ def keep(folders: list[Path], target: Path) -> None:
             if path.suffix == ".npz":
                 shutil.copyfile(path, copy)
             else:
-                copy.write_text(path.read_text().replace(f"{folder.resolve().parent}/", "").replace(f"{_ROOT}/", ""))
+                text = path.read_text().replace(f"{folder.resolve().parent}/", "")
+                copy.write_text(_CONFIG.sub(r'"\1', text))
     report.say(f"wrote {target}")
 
 

@@ -366,6 +366,8 @@ def test_what_is_kept_of_a_run_compares_like_the_run(tmp_path):
         for name, shift in (("a", 0.0), ("b", 0.1))
     ]
     (folders[1] / "checkpoints").mkdir()
+    path = folders[1] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": f"{tmp_path}/somewhere/configs/vp.py:small"}))
     keep.keep(folders, kept)
     assert sorted(path.name for path in kept.iterdir()) == ["a", "b"] and not (kept / "b" / "checkpoints").exists()
     assert not any(str(tmp_path) in path.read_text() for path in kept.rglob("*.json*"))
@@ -373,6 +375,7 @@ def test_what_is_kept_of_a_run_compares_like_the_run(tmp_path):
     (one, _), (two, _) = (pairs.pairs(each) for each in runs)
     assert one == two and one[0].difference == pytest.approx(0.1)
     assert json.loads((kept / "b" / "config.json").read_text())["config"]["init_from"] == "a"
+    assert json.loads((kept / "b" / "config.json").read_text())["name"] == "configs/vp.py:small"
 
 
 @pytest.mark.full

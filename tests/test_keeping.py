@@ -10,6 +10,7 @@ import pytest
 
 from scoreflow import cli, configure, data, train
 from scoreflow.begin import WarmStart
+from scoreflow.configure import overrides
 from scoreflow.data import Split, load
 from scoreflow.dispatch import batches_of
 from scoreflow.runs import checkpoint, files, parallel, workdir
@@ -149,6 +150,16 @@ def test_settings_that_do_not_change_what_was_learned_may_change(tmp_path):
             workdir.check(tmp_path, change(name, value), resume=True)
     with pytest.raises(UserError, match=r"model\.width"):
         workdir.check(tmp_path, change("model.width", "32"), resume=False)
+
+
+def test_what_was_measured_for_a_run_is_no_difference_to_its_config():
+    """A config that says auto is the config of the run that has the number, and another number is not."""
+    file = tiny.digits(score__prediction="edm", score__sigma_data="auto")
+    stored = overrides.flatten(configure.resolve(file, {"score.sigma_data": "0.5"}).to_dict())
+    config, apart = configure.of_run(stored, None, file)
+    assert apart == [] and config.score.sigma_data == 0.5
+    file.score.sigma_data = 0.7
+    assert configure.of_run(stored, None, file)[1] == ["score.sigma_data = 0.5, not 0.7"]
 
 
 def test_the_validation_loss_does_not_depend_on_accumulation():

@@ -173,7 +173,7 @@ def of_run(
     apart = [
         f"{name} = {learned[name]!r}, not {value!r}"
         for name, value in said.items()
-        if name not in use and name in learned and learned[name] != value
+        if name not in use and name in learned and value not in (learned[name], "auto")  # which was measured
     ]
     kept = {name: value for name, value in learned.items() if not (use and name.startswith(workdir.USE))} | use
     tree: dict[str, Any] = {}
