@@ -1,5 +1,6 @@
 """Evaluation: a loop over evaluators, each with its standard errors and its cost."""
 
+import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from scoreflow.metrics.kernel import MIN_SAMPLES
 from scoreflow.runs import caches, files, lock, parallel, report, workdir
 from scoreflow.runs.partial import NONE, PartialResults
 from scoreflow.types import Params
+
+_COLUMNS = 100  # characters in a line of notes
 
 
 class Evaluation(NamedTuple):
@@ -161,7 +164,8 @@ def _print(title: str, tables: Iterable[Table], out: Path) -> None:
     report.say(report.heading(title))
     for table in tables:
         head = [report.heading(table.title)] if table.title else []
-        report.say("\n".join(["", *head, report.table(table.rows), *table.notes]))
+        notes = [textwrap.fill(note, _COLUMNS) for note in table.notes]
+        report.say("\n".join(["", *head, report.table(table.rows), *notes]))
     written = sorted(path.name for path in out.glob("*.png"))
     report.say(f"wrote {out / 'metrics.json'}" + (f", and beside it {', '.join(written)}" if written else ""))
 

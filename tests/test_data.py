@@ -216,7 +216,7 @@ def test_an_image_of_a_published_set_that_cannot_be_read_is_named_or_left_out(ma
     content = path.read_bytes()
     begin = content.index(b"\x89PNG")
     path.write_bytes(content[:begin] + bytes(64) + content[begin + 64 :])
-    with pytest.raises(DataError, match=r"00000.png is not a readable image.* set data.skip_unreadable = True"):
+    with pytest.raises(DataError, match=r"00000.png is not a readable image.* --config.data.skip_unreadable=True"):
         published.named("downsampled_imagenet/32x32", data_dir)
     kept = load.load("downsampled_imagenet/32x32", dir=str(data_dir), skip_unreadable=True)
     assert (len(kept.train.x), len(kept.test.x)) == (19, 8)

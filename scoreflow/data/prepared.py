@@ -162,7 +162,7 @@ def _tell(index: dict[str, Any], name: str, skip_unreadable: bool) -> None:
     bad, kept = index["unreadable"], sum(index["counts"])
     if bad and not (skip_unreadable and kept):
         more = f" and {len(bad) - _NAMED} more" if bad[_NAMED:] else ""
-        words = "; set data.skip_unreadable = True to leave them out" if kept else ""
+        words = "; --config.data.skip_unreadable=True leaves them out" if kept else ""
         raise DataError(f"{name}: {'; '.join(bad[:_NAMED])}{more}{words}")
     more = f"; and {len(bad) - _NAMED} more" if bad[_NAMED:] else ""
     unreadable = f"unreadable images left out: {'; '.join(bad[:_NAMED])}{more}"
