@@ -292,3 +292,11 @@ def test_the_numbers_of_the_results_page_are_those_of_the_runs_that_are_kept():
         value, error = (real[name][part] for part in ("value", "stderr"))
         assert f"{value:.{digits}f} ± {error:.{digits}f}" in page.replace("\n", " ")
     assert f"took {values['training_seconds']['base'].value:.0f} s of training" in page
+    for path, names in (("README.md", ("base", "mixture")), ("docs/choosing.md", ("base", "mixture", "joint"))):
+        said = " ".join((tiny.ROOT / path).read_text().split())
+        for name in names:
+            distance, used = values["frechet_image_classifier"][name], values["sample_evaluations"][name].value
+            assert f"{distance.value:.1f} ± {distance.stderr:.1f}" in said
+            assert name == "joint" or f"{used:.0f}" in re.findall(r"\b\d+\b", said)
+        pair = differences["mixture", "base"]
+        assert f"{-pair.difference:.4f} ± {pair.stderr:.4f}" in said
