@@ -5,8 +5,8 @@
     python main.py --config=configs/fashion_bridge.py:mixture --mode=eval
 
 The variants are prior (nothing is fitted, to show the cost of a short T), mixture (five minutes on one CPU core; brings
-the Frechet distance of `fashion_vp` from 31 to 10) and glow (500 steps). T is `--config.process.horizon`, 0.3 here. Each variant followed by `-full` is for a run of `fashion_vp.py:full`, and was
-not run.
+the Frechet distance of `fashion_vp` from 31 to 10) and glow (500 steps). T is `--config.process.horizon`, 0.3 here.
+Each variant followed by `-full` is for a run of `fashion_vp.py:full`, and was not run.
 """
 
 from configs import fashion_vp

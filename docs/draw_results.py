@@ -26,7 +26,14 @@ LINES = {  # the line of work that a run belongs to, and its color
     "short diffusion": ("tab:orange", ("short", "mixture", "glow")),
     "composition": ("black", ("qc_order_2_mixture", "latent_mixture", "edm_order_3")),
 }
-NEAR = {"base": (6, -13), "qc": (-20, -12), "order_2": (-42, 5), "order_3": (7, 6), "u": (8, -4)}  # in a cluster
+NEAR = {
+    "base": (7, -9),
+    "qc": (-20, -13),
+    "order_2": (-46, 2),
+    "order_3": (8, 4),
+    "u": (8, -4),
+    "edm": (-10, 8),
+}  # in a cluster
 TICKS = (10, 15, 20, 30, 40, 60, 80)
 SIDE, COLUMNS, ROWS = 28, 20, 2
 
