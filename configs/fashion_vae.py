@@ -4,8 +4,8 @@
     python main.py --config=configs/fashion_vae.py --mode=eval
 
 The latents have 7x7 pixels of 4 channels. The decoder is a mixture of discretized logistics of the 256 gray levels.
-Stage two is `configs/fashion_latent.py`, without which samples are blobs: their Frechet distance is 83. The variant small
-is the default; full is wider and trains for 25 times as many steps of 128 images. Nothing was trained with it.
+Stage two is `configs/fashion_latent.py`, without which samples are blobs: their Frechet distance is 83. The variant
+small is the default; full is wider and trains for 25 times as many steps of 128 images. Nothing was trained with it.
 """
 
 from configs import digits_vae, fashion_vp
