@@ -28,7 +28,7 @@ def get_config(variant: str = "small"):
     if variant == "large":
         config.data.image_size = 64
         config.model.update({"channels": 64, "multipliers": (1, 2, 4, 4), "attention": (16,), "dropout": 0.1})
-        config.model.update({"dtype": "bfloat16", "remat": False})
+        config.model.dtype = "bfloat16"
         config.training.update({"steps": 100_000, "learning_rate": 2e-4, "warmup": 2000})
         config.eval.num_samples = 10_000
     return config

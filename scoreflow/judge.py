@@ -96,6 +96,10 @@ def plan(
       t_min: the time at which the sampler ends.
       others: by name, processes to compare it with; None for those that scoreflow knows, at their defaults.
 
+    Raises:
+      TypeError: if x is integer.
+      UserError: where all examples are the same.
+
     Examples:
       >>> import numpy as np, scoreflow
       >>> data = np.random.default_rng(0).normal(size=(1000, 2)) * [1.0, 0.5]

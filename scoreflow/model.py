@@ -227,5 +227,6 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
         terminal_of=source.terminal,
         space=experiment.space,
         num_classes=experiment.data.num_classes if source.conditional else 0,
+        needs_labels=source.conditional and not config.training.label_dropout,
         sampler=experiment.sampler,
     )

@@ -11,7 +11,7 @@ import optax
 
 from scoreflow import data, draw
 from scoreflow.begin import begin, fit_groups, say_if_stretched
-from scoreflow.data import recall
+from scoreflow.data import placeholder
 from scoreflow.dispatch import Dispatcher, Measure, TrainOptions, batches_of
 from scoreflow.experiment import INIT, Experiment
 from scoreflow.finish import Pictures, end
@@ -246,7 +246,7 @@ def _record(experiment: Experiment, options: TrainOptions, log: Log, fresh: bool
     log.open()
     if fresh and options.pictures and draw.write_examples(experiment, log.workdir / "data.png"):
         report.say(f"data: some of them are in {log.workdir / 'data.png'}")
-    workdir.record(log.workdir, experiment.config, name=experiment.name, data=recall.kept(experiment.data))
+    workdir.record(log.workdir, experiment.config, name=experiment.name, data=placeholder.record(experiment.data))
 
 
 def _record_cost(folder: Path, dispatch: Dispatcher, state: TrainState, batch: dict | None) -> None:

@@ -4,6 +4,7 @@ Everything is compiled at the first call of its kind, and runs in batches over a
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,8 @@ class Trained:
           batch_size: samples at a time.
 
         Returns:
-          uint8 where the data are images of integers, else float32; NaN where an adaptive solve failed.
+          uint8 where the data are images of integers, else float32. A warning says how many are meaningless, because
+          an adaptive solve failed or the score is not finite there.
 
         Raises:
           ValueError: for numbers below 1, for guidance without labels, or a rule that needs data and has none.
@@ -138,10 +140,15 @@ class Trained:
             keys_init, keys, keys_decode = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
             begin = jax.vmap(lambda key: self.terminal_of(params).sample(key, (1, *self.shape))[0])(keys_init)
             x = drawn_by.draw(self.score_of(params), keys, begin, cond).x
-            return jax.vmap(lambda key, x: self.space.decode(params, key, x[None])[0])(keys_decode, x)
+            decoded = jax.vmap(lambda key, x: self.space.decode(params, key, x[None])[0])(keys_decode, x)
+            return decoded, jnp.isfinite(x).reshape(len(x), -1).all(1)
 
         inputs, looped = (keys, self._labels(cond, num)), drawn_by.data_dependent
-        return self._batched(("sample", rule, grid, steps, guidance), run, batch_size, *inputs, looped=looped)
+        name = "sample", rule, grid, steps, guidance
+        x, finite = self._batched(name, run, batch_size, *inputs, looped=looped)
+        if not finite.all():
+            warnings.warn(f"{np.sum(~finite)} of {num} samples are not finite", stacklevel=2)
+        return x
 
     def _sampler(self, choices: dict[str, Any]) -> Sampler:
         """The model's own sampler, with other options where there are choices."""
@@ -152,7 +159,7 @@ class Trained:
             return sampler(process=self.process, gaussian=gaussian, t_min=self.t_min, **usual | choices)
         if gaussian is not None:
             choices = choices | {"gaussian": gaussian}
-        return self.sampler.changed(**choices) if choices and self.sampler.changed else self.sampler
+        return self.sampler.changed(**choices) if choices else self.sampler
 
     def _examples(self, x: ArrayLike) -> np.ndarray:
         x = np.asarray(x)
@@ -179,7 +186,7 @@ class Trained:
 
     def _batched(
         self, name: Any, fn: Callable, size: int, *inputs: Any, given: Any = None, looped: bool = False
-    ) -> np.ndarray:
+    ) -> Any:
         """fn(given or params, *inputs) in batches over all devices; `looped` where its steps depend on the data."""
         count = len(jax.tree.leaves(inputs)[0])
         size = parallel.rounded_up(min(size, count))

@@ -10,7 +10,7 @@ from scoreflow import begin, fits, likelihood, planner, sample, space, terminal,
 from scoreflow.configure import checks
 from scoreflow.configure.catalogue import CATALOGUES, EVALUATORS
 from scoreflow.configure.overrides import Config, flat_defaults, resolve
-from scoreflow.data import Dataset, load, recall
+from scoreflow.data import Dataset, load, placeholder
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluate import Evaluation
 from scoreflow.evaluators.context import EvalOptions
@@ -85,13 +85,13 @@ def _process(config: Config) -> Process:
 
 
 def dataset(config: Config, known: Mapping[str, Any] = _NOTHING) -> Dataset:
-    """The data set, read from where it is, or as far as a run has `known` it where it is not (`recall`).
+    """The data set, read from where it is, or as far as a run has `known` it where it is not (`placeholder`).
 
     Raises:
       UserError: where it is missing or damaged, or does not go with the rest of the config.
     """
     config = resolve(config)
-    data = recall.load_or_recall(known, **values(load.load, config.data))
+    data = placeholder.load_or_placeholder(known, **values(load.load, config.data))
     checks.refuse(checks.with_data(config, data))
     return data._replace(log_density=LOG_DENSITIES.get(config.data.name))
 
@@ -161,7 +161,7 @@ def experiment(config: Config, name: str, known: Mapping[str, Any] = _NOTHING) -
     Args:
       config: what a config file says; settings it leaves out have their defaults.
       name: the config file as given to the command, for messages.
-      known: what the run knows of its data, where samples alone are wanted and these may be missing; see `recall`.
+      known: what the run knows of its data, where samples alone are wanted and these may be missing; see `placeholder`.
 
     Raises:
       UserError: for anything in it that cannot work, data included.

@@ -145,7 +145,7 @@ def choose(context: Context, run: Callable | None = None) -> tuple[Gaussian, Cho
 
 def _kept(context: Context, name: str, kind: Any, make: Callable[[], Any]) -> Any:
     """A NamedTuple of arrays, as it was kept in this evaluation's folder before, or made now."""
-    path = None if context.folder is None or parallel.processes()[0] > 1 else context.folder / f"{name}.npz"
+    path = None if context.folder is None or parallel.processes()[1] > 1 else context.folder / f"{name}.npz"
     if path is not None and path.is_file():
         try:
             with np.load(path) as held:

@@ -6,7 +6,6 @@ The first signal is noted, and obeyed at the end of the step; the second ends th
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from scoreflow.runs import parallel
 
 _WORDS = b"\nstopping after this step, which is saved; a second signal stops at once\n"
+_STDERR = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -53,7 +53,7 @@ class Stopping:
     def _note(self, number: int, frame: Any) -> None:
         self.asked = True
         self.end()
-        os.write(sys.stderr.fileno(), _WORDS)  # `print` may be what was interrupted, and cannot begin again then
+        os.write(_STDERR, _WORDS)  # `print` may be what was interrupted, and cannot begin again then
 
 
 @contextlib.contextmanager

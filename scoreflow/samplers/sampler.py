@@ -28,19 +28,19 @@ class Sampler(NamedTuple):
       run: the algorithm, its options bound.
       process: the forward SDE.
       grid: times from T down to the last time; an adaptive sampler uses its ends.
+      changed: (**options) -> the same sampler with other options of `sampler`.
       guidance: strength of classifier-free guidance; 1 for none.
       data_dependent: whether its number of steps depends on the data, so that each device must loop on its own.
       evaluations: of the network behind a sample, two for one under guidance; where they depend on the data, a guess.
-      changed: (**options) -> the same sampler with other options of `sampler`.
     """
 
     run: Sample
     process: Process
     grid: jax.Array
+    changed: Callable[..., "Sampler"]
     guidance: float = 1.0
     data_dependent: bool = False
     evaluations: int = _GUESS
-    changed: Callable[..., "Sampler"] | None = None
 
     def draw(
         self, score: Score, key: Key, x_init: jax.Array, cond: jax.Array | None = None, *, trajectory: bool = False
@@ -101,4 +101,4 @@ def sampler(
     evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
     evaluations *= 1 if guidance == 1.0 else 2  # with and without the label
     run = functools.partial(run, denoise=denoise)
-    return Sampler(run, process, grid, guidance, data_dependent, evaluations, changed)
+    return Sampler(run, process, grid, changed, guidance, data_dependent, evaluations)

@@ -9,7 +9,7 @@ import pytest
 
 import scoreflow
 from scoreflow import configure, sample
-from scoreflow.data import DataError, recall
+from scoreflow.data import DataError, placeholder
 from scoreflow.runs import workdir
 from scoreflow.runs.errors import UserError
 from tests import tiny
@@ -24,7 +24,7 @@ def promotion():
 @pytest.fixture(scope="module")
 def moved(promotion, tmp_path_factory):
     """A run with labels, and samples of it; then its data are gone."""
-    home = tmp_path_factory.mktemp("recall")
+    home = tmp_path_factory.mktemp("placeholder")
     rng = np.random.default_rng(0)
     np.savez(home / "x.npz", images=rng.integers(0, 17, (200, 8, 8, 1), np.uint8), labels=np.arange(200) % 3)
     arrays = {"name": "arrays", "path": str(home / "x.npz"), "num_levels": 17, "conditional": True}
@@ -87,7 +87,7 @@ def test_what_older_runs_know_of_their_data_is_enough_to_go_on(tmp_path):
     content = json.loads(path.read_text())
     content["data"] = {name: content["data"][name] for name in ("train", "test", "shape", "digest")}
     path.write_text(json.dumps(content))
-    workdir.check(tmp_path, experiment.config, resume=True, data=recall.describe(experiment.data))
+    workdir.check(tmp_path, experiment.config, resume=True, data=placeholder.describe(experiment.data))
 
 
 def test_the_command_samples_without_the_data(moved, monkeypatch, capsys):
@@ -99,13 +99,13 @@ def test_the_command_samples_without_the_data(moved, monkeypatch, capsys):
     cli.flags.FLAGS(["scoreflow", *cli.take_settings(flags)[0]])
     cli._overrides.update(cli.take_settings(flags)[1])
     cli._main([])
-    assert "going on without the training data" in capsys.readouterr().err
+    assert "going on without the data" in capsys.readouterr().err
     cli.flags.FLAGS.unparse_flags()
     np.testing.assert_array_equal(np.load(home / "run" / "samples" / "8-8.npy"), before)
 
 
-def test_a_data_set_that_is_recalled_has_all_but_its_examples(moved):
+def test_a_data_set_that_takes_their_place_has_all_but_its_examples(moved):
     home, _, _ = moved
-    data = recall.recalled("arrays", workdir.stored_data(home / "run"))
+    data = placeholder.placeholder("arrays", workdir.stored_data(home / "run"))
     assert data.shape == (8, 8, 1) and data.num_levels == 17 and data.train.x.dtype == np.uint8
-    assert recall.describe(data) == {}
+    assert placeholder.describe(data) == {}
