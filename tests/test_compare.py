@@ -1,7 +1,9 @@
 """Runs next to each other: differences over the same examples, equal budgets, and what is read of damaged folders."""
 
 import json
+import os
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from scoreflow import cli, compare, configure
 from scoreflow.comparison import forms, measures, read, tables
+from scoreflow.comparison import pairs as pairs_of
 from scoreflow.comparison.budgets import budgets, losses_differ
 from scoreflow.comparison.contents import compared
 from scoreflow.comparison.pairs import paired, pairs
@@ -160,6 +163,34 @@ def test_equal_steps_operations_and_seconds_are_three_tables(tmp_path):
     assert [values(axis, "bits_per_dim") for axis in by_axis] == [[2.2, 2.2], [3.0, 2.2], [2.2, 2.5]]
     assert [values(axis, "validation_loss") for axis in by_axis] == [[20.0, 20.0], [None, 20.0], [20.0, 10.0]]
     assert values("operations", "operations_evaluated") == [150, 200]
+
+
+def test_none_is_the_best_where_one_had_spent_less(tmp_path):
+    """Step 50 cost 150 of the 200 operations that step 200 of the other cost, and 200 s are 200 s: a quarter less is
+    not equal, and equal steps are equal."""
+    by_axis = {each.axis: each for each in budgets(budget_runs(tmp_path))}
+    better = lambda axis, name: measures.of(by_axis[axis].rows, name).better
+    assert [better(axis, "bits_per_dim") for axis in by_axis] == [-1, 0, -1]
+    lines = lambda *steps: [{"step": step, "validation_loss": 0.1 * step} for step in steps]
+    runs = opened(made(tmp_path / "c", lines=lines(80, 100)), made(tmp_path / "d", lines=lines(90)))
+    (equal,) = budgets(runs)  # at most 90 steps, after which the first run was not validated
+    loss = measures.of(equal.rows, "validation_loss")
+    assert [value.value for value in loss.values] == [8.0, 9.0] and loss.better == 0
+
+
+def test_a_quick_evaluation_does_not_replace_a_thorough_one(tmp_path):
+    """Of one step: that of more test examples counts, then of more draws, then of more samples, then the newer one."""
+    bits = np.linspace(1.0, 3.0, 20)
+    folder = made(tmp_path / "a", step_8=bits)
+    for number, count, options in ((2, 20, {"eval.draws": 5, "eval.num_samples": 9}), (3, 4, {"eval.draws": 50})):
+        where = folder / "eval" / f"8-{number}"
+        shutil.copytree(folder / "eval" / "8", where)
+        write_json(where / "eval.json", {"step": 8, "settings": options})
+        keep(where, bits[:count])
+        os.utime(where / "metrics.json", (2e9 + number, 2e9 + number))
+    (run,) = opened(folder)
+    assert [each.name for each in run.evaluations] == ["8-3", "8", "8-2"]
+    assert measures.newest(run)[0].name == "8-2" and pairs_of.with_examples(run).name == "8-2"
 
 
 def test_losses_of_other_objectives_are_not_compared(tmp_path):

@@ -58,6 +58,14 @@ def test_chosen_nodes_are_kept_and_chosen_again_where_they_are_damaged(gaussian,
     assert len(times) == 3
 
 
+def test_several_processes_keep_no_choice_in_one_file(gaussian, tmp_path, monkeypatch):
+    """Each chooses for itself, the first one, too."""
+    monkeypatch.setattr(density.parallel, "processes", lambda: (0, 2))
+    context = context_of(*gaussian)._replace(folder=tmp_path)
+    made = density._kept(context, "nodes", density.Chosen, lambda: "chosen")
+    assert made == "chosen" and not list(tmp_path.iterdir())
+
+
 def test_where_no_nodes_are_good_enough_it_is_said(gaussian, capfd, monkeypatch):
     experiment, evaluation = gaussian
     monkeypatch.setattr(nodes, "COUNTS", (8, 12))

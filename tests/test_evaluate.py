@@ -12,10 +12,10 @@ from scipy import special, stats
 from scipy.spatial.distance import pdist
 
 from scoreflow import configure, divergence, train
-from scoreflow.evaluate import evaluate, measure, prepare
+from scoreflow.evaluate import _print, evaluate, measure, prepare
 from scoreflow.evaluators.baseline import baseline_metrics
 from scoreflow.evaluators.bound import bound
-from scoreflow.evaluators.context import EvalOptions
+from scoreflow.evaluators.context import EvalOptions, Table
 from scoreflow.evaluators.density import Method
 from scoreflow.evaluators.error_curve import error_curve
 from scoreflow.evaluators.features import distance, extractor, statistics
@@ -218,9 +218,18 @@ def test_without_the_inception_weights_every_other_metric_still_runs(tmp_path, c
         context = evaluation.context(experiment, experiment.init(jax.random.key(0)), tmp_path)
         metrics = measure(context, evaluation.evaluators, only=("samples",)).metrics["samples"]
     assert metrics["features"] == "none" and metrics["model"]["samples"] == 100 and "frechet" not in metrics["model"]
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "samples   " not in line]  # apart from progress
+    printed = capsys.readouterr().err.splitlines()
+    (said,) = [line for line in printed if "samples   " not in line]  # apart from progress
+    assert printed[0] == said  # before the samples, which take longer
     assert f"put it at {tmp_path / 'downloads' / 'pt_inception-2015-12-05-6726825d.pth'}" in said
     assert (tmp_path / "samples.png").exists()
+
+
+def test_notes_of_a_report_fit_a_terminal(tmp_path, capsys):
+    note = "; ".join(f"{i} words that follow each other without a line's end" for i in range(6))
+    _print("a title", [Table("a table", [("name", "1.0 ± 0.1")], (note,))], tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 100 and note in " ".join(lines)
 
 
 def test_truncated_noise_is_that_of_eval_t_min():

@@ -285,6 +285,25 @@ def test_an_adaptive_sampler_follows_the_known_flow():
     np.testing.assert_allclose(x, begin * shrunk * denoised, rtol=1e-4, atol=1e-5)
 
 
+def test_samples_that_are_not_finite_are_counted():
+    """A score that is NaN where x is large: those of the samples that come there, and no others."""
+    model = scoreflow.Model.from_score(
+        lambda x, t: jnp.where(x > 1.2, jnp.nan, -x), scoreflow.vp_linear(), (1,), num_levels=0
+    )
+    with pytest.warns(UserWarning, match="of 50 samples are not finite") as said:
+        x = model.sample(0, 50)
+    assert str(said[0].message).startswith(f"{np.isnan(x).sum()} of 50") and 0 < np.isnan(x).sum() < 25
+
+
+def test_a_run_that_never_went_without_labels_asks_for_them(tmp_path):
+    with jax.numpy_rank_promotion("allow"):
+        tiny.trained(tmp_path, data__conditional=True)
+        model = scoreflow.load(tmp_path)
+        with pytest.raises(ValueError, match="labels are missing"):
+            model.sample(0, 2)
+        assert len(model.sample(0, 2, cond=3)) == 2
+
+
 def test_the_sampler_of_a_gaussian_needs_data_and_is_exact_for_them():
     model = functions(PROCESSES["vp"])["score"]
     with pytest.raises(ValueError, match="needs the Gaussian of the data"):

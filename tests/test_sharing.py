@@ -200,3 +200,13 @@ def test_what_one_process_lacks_all_compute(tmp_path, monkeypatch):
     kept = partial.PartialResults(tmp_path / "pieces")
     assert kept.get("a", lambda: 0, lambda: np.float64(1.0)) == 1.0
     assert kept.get("a", lambda: 0, lambda: np.float64(2.0)) == 2.0
+
+
+def test_what_is_found_adds_the_seconds_that_it_took(tmp_path, monkeypatch):
+    """A piece of 3 s that is found counts 3 s, and one that is computed counts nothing here, since it is timed."""
+    now = iter([10.0, 13.0, 20.0, 24.0])
+    monkeypatch.setattr(partial.time, "monotonic", lambda: next(now))
+    partial.PartialResults(tmp_path).get("a", lambda: 0, lambda: np.float64(1.0))
+    again = partial.PartialResults(tmp_path)
+    assert again.get("a", lambda: 0, lambda: 1 / 0) == 1.0 and again.seconds == 3.0
+    assert again.get("b", lambda: 0, lambda: np.float64(2.0)) == 2.0 and again.seconds == 3.0
