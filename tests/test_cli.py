@@ -94,7 +94,7 @@ def test_help_fits_a_terminal_and_names_the_commonest_settings(program, tmp_path
         [sys.executable, *program, "--help"], cwd=tmp_path, env=_environment(), capture_output=True, text=True
     )
     assert max(map(len, result.stdout.splitlines())) <= 100
-    for words in ("--mode=eval", "--config.training.steps=5000", "--config=own_images", "--mode: <train|eval|"):
+    for words in ("--mode=eval", "--config.training.steps=5000", "--config=own_images", "--mode=compare", "--mode=plan"):
         assert words in result.stdout
 
 
