@@ -86,18 +86,6 @@ def test_wrong_flags_end_in_one_line_and_2(args, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "program", [("-m", "scoreflow"), (str(Path(__file__).parents[1] / "main.py"),)], ids=["command", "main"]
-)
-def test_help_fits_a_terminal_and_names_the_commonest_settings(program, tmp_path):
-    result = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=tmp_path, env=_environment(), capture_output=True, text=True
-    )
-    assert max(map(len, result.stdout.splitlines())) <= 100
-    for words in ("--mode=eval", "--config.training.steps=5000", "--config=own_images", "--mode=compare", "--mode=plan"):
-        assert words in result.stdout
-
-
 def test_a_shipped_config_is_shown_by_its_name_from_another_folder(tmp_path):
     said = ["--config.loss.name=high_order", "--config.loss.order=3", "--config.process.name=ve_geometric"]
     result = _run("--config=vp_digits", "--mode=show", *said, cwd=tmp_path)

@@ -370,20 +370,21 @@ def test_every_choice_gives_a_loss_and_samples(section, row):
 
 @pytest.mark.parametrize("variant", ["small", "large"])
 def test_own_images_need_no_more_than_their_path(variant, tmp_path):
-    """The config of one's own images as it is: it builds, and its loss at the start is that of predicting nothing."""
+    """The config as it is builds, and its network fits the images; a narrower one begins with v = 0, so the score -x."""
     rng = np.random.default_rng(0)
     for i in range(20):
         Image.fromarray(rng.integers(0, 256, (70, 80, 3), np.uint8)).save(tmp_path / f"{i}.png")
     config = tiny.load(tiny.ROOT / "configs" / "own_images.py", variant)
     config.data.path, config.data.dir = str(tmp_path), str(tmp_path / "data")
+    whole, side = configure.experiment(config, "own"), {"small": 16, "large": 64}[variant]
+    jax.eval_shape(lambda: whole.model.score(whole.init(jax.random.key(0)))(jnp.ones((2, side, side, 3)), jnp.ones(2)))
     config = configure.resolve(config, {"model.channels": "8", "model.multipliers": "1,1"})
     experiment = configure.experiment(config, "own")
-    side = {"small": 16, "large": 64}[variant]
     assert experiment.data.shape == (side, side, 3) and experiment.data.num_levels == 256
     params = experiment.init(jax.random.key(0))
     x = np.random.default_rng(1).normal(size=(2, side, side, 3)).astype(np.float32)
     process, t = experiment.model.process, np.full(2, 0.5, np.float32)
-    alpha, sigma = process.alpha(t), process.sigma(t)  # v = 0 at the start, so the score is -x
+    alpha, sigma = process.alpha(t), process.sigma(t)
     score = experiment.model.score(params)(x, t, None)
     np.testing.assert_allclose(score, -x * np.reshape(alpha**2 + sigma**2, (2, 1, 1, 1)), rtol=1e-4, atol=1e-4)
     assert configure.evaluation(config).options.features == "pixels"

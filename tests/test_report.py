@@ -1,8 +1,12 @@
 import io
 import json
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboardX import event_file_writer
@@ -10,6 +14,7 @@ from tensorboardX import event_file_writer
 from scoreflow.metrics import Estimate
 from scoreflow.runs import log as run_log
 from scoreflow.runs import report
+from tests import tiny
 
 
 def test_a_grid_has_words_above_its_columns_and_is_the_same_below():
@@ -180,3 +185,23 @@ def test_what_is_said_while_a_bar_is_shown_has_a_line_of_its_own(monkeypatch, ca
             report.say("in between")
             assert out.getvalue()[before:].startswith("\r ")  # over the bar
     assert capsys.readouterr().out == "in between\n" and not report._bars
+
+
+@pytest.mark.parametrize("program", [("-m", "scoreflow"), (str(tiny.ROOT / "main.py"),)], ids=["command", "main"])
+def test_help_fits_a_terminal_and_names_the_commonest_settings(program, tmp_path):
+    result = subprocess.run(
+        [sys.executable, *program, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    for words in (
+        "--mode=eval",
+        "--config.training.steps=5000",
+        "--config=own_images",
+        "--mode=compare",
+        "--mode=plan",
+    ):
+        assert words in result.stdout

@@ -1,8 +1,6 @@
 import functools
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import jax
@@ -74,27 +72,6 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
     records = {name: [r for r in run_log.read_metrics(f) if "loss" in r] for name, f in (("a", folder), ("b", copy))}
     assert [r["step"] for r in records["b"]] == [2, 4, 6, 8]
     assert [r["loss"] for r in records["a"]] == [r["loss"] for r in records["b"]]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_step_which_is_saved(whole, tmp_path, monkeypatch, capfd, number):
-    """Between two checkpoints; the run then goes on to the same end, and signals are as they were before."""
-    experiment, options = _experiment()
-    before, check = signal.getsignal(number), train.check_finite
-
-    def at_the_fifth(metrics, first, *args, **keywords):
-        if first == 4:
-            os.kill(os.getpid(), number)
-        return check(metrics, first, *args, **keywords)
-
-    monkeypatch.setattr(train, "check_finite", at_the_fifth)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(experiment, options._replace(checkpoint_every=4), tmp_path)
-    monkeypatch.undo()
-    assert checkpoint.latest(workdir.checkpoints(tmp_path)) == 5 and signal.getsignal(number) is before
-    assert "stopping after this step" in capfd.readouterr().err
-    step, state = _run(tmp_path)
-    assert step == 8 and _same(state, whole[1])
 
 
 def test_training_in_memory_equals_training_in_a_folder_bit_for_bit(whole):
