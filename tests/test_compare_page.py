@@ -300,3 +300,36 @@ def test_the_numbers_of_the_results_page_are_those_of_the_runs_that_are_kept():
             assert name == "joint" or f"{used:.0f}" in re.findall(r"\b\d+\b", said)
         pair = differences["mixture", "base"]
         assert f"{-pair.difference:.4f} ± {pair.stderr:.4f}" in said
+
+
+def test_the_results_of_the_readme_are_those_of_the_run_that_is_kept():
+    """Every number of its table but those that other solvers and older runs gave."""
+    folder = tiny.ROOT / "docs" / "results" / "digits" / "vp_digits"
+    (evaluated,) = read.read(folder, "vp_digits", lambda s: s, pytest.fail).evaluations
+    likelihood, samples = (evaluated.metrics[name] for name in ("likelihood", "samples"))
+    model, real = samples["model"], samples["test_data"]
+    in_words = lambda value, digits: f"{value['value']:.{digits}f} ± {value['stderr']:.{digits}f}"
+    both = lambda metrics: f"{in_words(metrics['precision'], 3)}, {in_words(metrics['recall'], 3)}"
+    rows = {
+        "test bits/dim": [
+            in_words(likelihood["bits_per_dim"], 3),
+            f"{likelihood['mixture_bits_per_dim']:.3f}",
+        ],
+        "error of the ODE solver": [
+            in_words(likelihood["solver_error"], 4),
+            f"{likelihood['likelihood_nfe']:.0f} eval",
+        ],
+        "bound of the SDE model": [in_words(likelihood["bound"], 3)],
+        "Frechet distance": [in_words(model["frechet"], 2), in_words(real["frechet"], 2)],
+        "precision, recall": [both(model), both(real)],
+        "class confidence": [in_words(model["confidence"], 3), f"{model['classes_found']} of 10"],
+    }
+    text = (tiny.ROOT / "README.md").read_text()
+    for name, values in rows.items():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {name}"))
+        assert all(value in row for value in values), (row, values)
+    assert (
+        f"and {likelihood['pilot_nfe']:.0f} to choose" in text
+        and f"{likelihood['uniform_bits_per_dim']:.3f} for" in text
+    )
+    assert evaluated.settings["eval.bound_times"] == 100 and likelihood["likelihood_draws"] == 5

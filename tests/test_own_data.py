@@ -76,7 +76,7 @@ def test_all_bad_files_are_named_at_once_or_left_out(tmp_path, capsys):
     fill(tmp_path / "a", 30)
     for name in ("x.png", "y.jpg"):
         (tmp_path / "a" / name).write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"x\.png is not .*; y\.jpg is not .*; set data\.skip_unreadable = True"):
+    with pytest.raises(DataError, match=r"x\.png is not .*; y\.jpg is not .*; --config\.data\.skip_unreadable=True"):
         own.folder(tmp_path / "a")
     assert len(own.folder(tmp_path / "a", skip_unreadable=True).train.x) < 30
     assert "2 unreadable images left out" in capsys.readouterr().out
