@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoreflow.experiment import Experiment
-from scoreflow.runs import parallel, report
+from scoreflow.experiment import PILOT, Experiment
+from scoreflow.runs import parallel, report, workdir
 from scoreflow.runs.partial import NONE, PartialResults
+from scoreflow.samplers import tune
+from scoreflow.samplers.sampler import sampler
+from scoreflow.settings import settings
 from scoreflow.types import Key, Params
 
 
@@ -36,6 +39,43 @@ def initial_noise(experiment: Experiment, params: Params, keys: Key) -> jax.Arra
     return jax.vmap(lambda key: terminal.sample(key, (1, *experiment.space.shape))[0])(keys)
 
 
+def drawn_by(experiment: Experiment) -> dict[str, Any]:
+    """The settings that a sample depends on, besides its seed and label."""
+    names = ("sampler.", "grid.", *(f"sampling.{name}" for name in settings(sampler)))
+    return workdir.usage(experiment.config, names)
+
+
+def tuned(experiment: Experiment, params: Params, partial: PartialResults = NONE) -> Experiment:
+    """The experiment with a sampler whose times suit these parameters; the same one where `sampling.pilot` is 0.
+
+    Args:
+      experiment: whose sampler it is.
+      params: with which samples will be drawn, of all classes in turn while the times are looked for.
+      partial: where the times are kept.
+    """
+    usual = experiment.sampler
+    if not usual.pilot:
+        return experiment
+    size = parallel.rounded_up(max(usual.pilot, 2))
+    steps, shape = len(usual.grid) - 1, (size, *experiment.space.shape)
+    report.say(f"tuning the times of {steps} steps on {size} samples")
+
+    def found() -> tune.Tuned:
+        key, key_init = jax.random.split(experiment.key(PILOT))
+        begin = np.asarray(experiment.model.terminal(params).sample(key_init, shape))
+        cond = labels(experiment, size, 0, -1)
+        pilot = tune.Pilot(params, *parallel.shard((jax.random.split(key, size), begin, cond)))
+        watch = lambda numbers: report.progress(numbers, total=len(numbers), unit="tuning step")
+        return tune.tune(usual, experiment.model.score, pilot, watch=watch)
+
+    result = tune.Tuned(*partial.get("times", lambda: tune.Tuned(np.zeros(0), 0.0, 0.0, 0), found))
+    report.say(
+        f"mean distance of a sample to the ODE's own: {result.before:.2g} before, {result.after:.2g} with these times"
+        f" ({int(result.evaluations):,} evaluations)"
+    )
+    return experiment._replace(sampler=usual._replace(grid=jnp.asarray(result.times)))
+
+
 def over_devices(experiment: Experiment, run: Callable, *, once: bool = False) -> Callable:
     """Compiles run(params, ...), whose other arguments have a leading axis B, for the experiment's sampler."""
     if experiment.sampler.data_dependent:
@@ -52,7 +92,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1, *, once:
     """
     parallel.check_batch(batch_size, experiment.space.shape, "sampling.batch_size")
     size = parallel.rounded_up(batch_size)
-    model, space, sampler = experiment.model, experiment.space, experiment.sampler
+    model, space, draws = experiment.model, experiment.space, experiment.sampler
 
     def start(params, key, first):
         index = first + jnp.arange(size)
@@ -60,7 +100,7 @@ def make_draw(experiment: Experiment, batch_size: int, label: int = -1, *, once:
         return initial_noise(experiment, params, keys[:, 0]), keys[:, 1], keys[:, 2]
 
     def run(params, x_init, keys, keys_decode, cond):
-        result = sampler.draw(model.score(params), keys, x_init, cond)
+        result = draws.draw(model.score(params), keys, x_init, cond)
         decode = lambda key, x: space.decode(params, key, x[None])[0]
         finite = jnp.isfinite(result.x).reshape(result.x.shape[0], -1).all(1)
         return jax.vmap(decode)(keys_decode, result.x), result.nfe, finite

@@ -33,7 +33,7 @@ from scoreflow.space import Space
 from scoreflow.terminal import families
 from scoreflow.types import Flag, Key, NonNegative, Number, Params, PositiveOrAuto, Seed, Text
 
-INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE, READ = range(6)
+INIT, TRAIN, VALIDATE, SAMPLE, EVALUATE, READ, PILOT = range(7)
 """Purposes of `Experiment.key`; no two share a number."""
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from scoreflow.data import describe
 from scoreflow.data.images import with_channels
-from scoreflow.draw import Drawn, initial_noise, make_draw, over_devices, write_picture
+from scoreflow.draw import Drawn, drawn_by, initial_noise, make_draw, over_devices, tuned, write_picture
 from scoreflow.experiment import SAMPLE, Experiment, load_newest
 from scoreflow.runs import files, parallel, report, workdir
 from scoreflow.runs.errors import RunError, UserError
+from scoreflow.runs.partial import PartialResults
 from scoreflow.samplers.guide import inpaint
 from scoreflow.types import Count, Index, Key, Params, Seed
 
@@ -78,6 +79,7 @@ def sample(experiment: Experiment, options: SampleOptions, folder: Path) -> np.n
     settings = workdir.usage(experiment.config, ("sampling.", "sampler.", "grid.", "checkpoint"))
     settings.pop("sampling.files", None)  # the same samples in another form
     made = {"step": step, "checkpoint": checkpoint, "settings": settings}
+    experiment = tuned(experiment, params, _kept_times(experiment, checkpoint, folder))
     if options.inpaint != "none":
         made["data"] = describe(data)
         drawn = fill_in(experiment, params, options, key)
@@ -108,6 +110,12 @@ def sample(experiment: Experiment, options: SampleOptions, folder: Path) -> np.n
         written = write_images(out, pixels, None if drawn.label is None else drawn.label[kept], options.files)
         report.say(f"wrote {len(pixels)} images to {written}")
     return drawn.x
+
+
+def _kept_times(experiment: Experiment, checkpoint: str, folder: Path) -> PartialResults:
+    """Where tuned times of a checkpoint are kept; how many samples are drawn, and with which seed, does not matter."""
+    known = [checkpoint, drawn_by(experiment), workdir.versions()]
+    return PartialResults(folder / "samples" / "times" / workdir.digest_of(known))
 
 
 def write_images(out: Path, pixels: np.ndarray, label: np.ndarray | None, form: Literal["png", "npz"]) -> Path:

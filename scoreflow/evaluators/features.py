@@ -23,10 +23,8 @@ from scoreflow.metrics import (
 from scoreflow.metrics import classifier as classifiers
 from scoreflow.metrics.kernel import MIN_SAMPLES, kernel_distance
 from scoreflow.metrics.neighbors import covered
-from scoreflow.runs import files, parallel, workdir
+from scoreflow.runs import files, parallel
 from scoreflow.runs.partial import NONE, PartialResults
-from scoreflow.samplers.sampler import sampler
-from scoreflow.settings import settings
 from scoreflow.types import Params
 
 FeatureName = Literal["pixels", "digits", "classifier", "inception"]
@@ -243,7 +241,8 @@ def distance(
         depends_on: dict[str, Any] = {"features": extract.name, "samples": num}
         if reference:
             depends_on["reference"] = digest(*read_reference(reference, features, data))[:16]
-        drawn_by = ("sampler.", "grid.", *(f"sampling.{name}" for name in settings(sampler)))
-        return Distance(measure, depends_on | workdir.usage(experiment.config, drawn_by))
+        drawn_by = draw.drawn_by(experiment)
+        drawn_by.pop("sampling.pilot")  # the times are tuned to no checkpoint of a training
+        return Distance(measure, depends_on | drawn_by)
 
     return make

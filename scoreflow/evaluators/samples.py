@@ -64,8 +64,8 @@ def sample_metrics(context: Context, num: int, batch: int = 100) -> dict[str, An
         extract = extractor(options.features, experiment.data, context.cache_dir, context.data_dir)
     except DataError as error:
         report.warn(f"{error}; metrics of features are left out")
-    draw_samples = draw.make_draw(experiment, batch)
     began, earlier = time.monotonic(), context.partial.seconds
+    draw_samples = draw.make_draw(draw.tuned(experiment, context.params, context.partial), batch)
     report.say(f"drawing {num} samples to measure them")
     drawn = draw_samples(context.params, experiment.key(EVALUATE), num, context.partial)
     seconds = time.monotonic() - began + context.partial.seconds - earlier

@@ -15,7 +15,7 @@ from scoreflow.samplers.gaussian_multistep import GaussianMultistep, gaussian_mu
 from scoreflow.samplers.grids import TimeGrid
 from scoreflow.samplers.loop import Rule, Sample, SampleResult, sample
 from scoreflow.score import Score
-from scoreflow.types import Flag, Key, NonNegative, Steps
+from scoreflow.types import CountOrZero, Flag, Key, NonNegative, Steps
 
 _MOST = 10**6  # steps
 _GUESS = 100  # evaluations of an adaptive solve
@@ -32,6 +32,7 @@ class Sampler(NamedTuple):
       guidance: strength of classifier-free guidance; 1 for none.
       data_dependent: whether its number of steps depends on the data, so that each device must loop on its own.
       evaluations: of the network behind a sample, two for one under guidance; where they depend on the data, a guess.
+      pilot: samples on which the times of the grid are tuned to a trained model, see `tune`; 0 leaves them.
     """
 
     run: Sample
@@ -41,6 +42,7 @@ class Sampler(NamedTuple):
     guidance: float = 1.0
     data_dependent: bool = False
     evaluations: int = _GUESS
+    pilot: int = 0
 
     def draw(
         self, score: Score, key: Key, x_init: jax.Array, cond: jax.Array | None = None, *, trajectory: bool = False
@@ -60,6 +62,7 @@ def sampler(
     scale_steps: Flag = True,
     t_min: NonNegative = 1e-3,
     guidance: NonNegative = 1.0,
+    pilot: CountOrZero = 0,
     denoise: bool = True,
     usual_horizon: float | None = None,
 ) -> Sampler:
@@ -74,15 +77,18 @@ def sampler(
       scale_steps: A shorter horizon takes its share of the steps; otherwise all of them.
       t_min: Last time of the grid; 0 where the process has noise there.
       guidance: Strength of classifier-free guidance: 0 ignores labels, 1 follows them, more exaggerates them.
+      pilot: Samples on which the times of the grid are tuned to the trained model, so that others end near the ODE's
+        own solution; 0 leaves them as they are, as in training. For samplers that draw no noise.
       denoise: whether the noise left at t_min is removed at the end.
       usual_horizon: the horizon for which `steps` is meant; None for that of the process itself.
 
     Raises:
-      UserError: where a long horizon takes more than a million steps.
+      UserError: where a long horizon takes more than a million steps, or a pilot is asked for without a fixed grid.
       ValueError: where the method needs a Gaussian and there is none.
     """
     options: dict[str, Any] = {"method": method, "process": process, "make_grid": make_grid, "gaussian": gaussian}
-    options |= {"steps": steps, "scale_steps": scale_steps, "t_min": t_min, "guidance": guidance, "denoise": denoise}
+    options |= {"steps": steps, "scale_steps": scale_steps, "t_min": t_min, "guidance": guidance, "pilot": pilot}
+    options["denoise"] = denoise
     changed = functools.partial(sampler, **options, usual_horizon=usual_horizon)
     if scale_steps and usual_horizon is not None:
         share = float(process.horizon) / usual_horizon
@@ -95,10 +101,11 @@ def sampler(
         if gaussian is None:
             raise ValueError("the sampler gaussian_multistep needs the Gaussian of the data")
         method = gaussian_multistep(gaussian(), *method)
-    data_dependent = isinstance(method, Adaptive)
+    if (data_dependent := isinstance(method, Adaptive)) and pilot:
+        raise UserError(f"pilot = {pilot}: the adaptive sampler chooses its own times, so they cannot be tuned")
     run = functools.partial(sample, method) if isinstance(method, Rule) else method
     grid = make_grid(process, 1 if data_dependent else steps, t_min=t_min)
     evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
     evaluations *= 1 if guidance == 1.0 else 2  # with and without the label
     run = functools.partial(run, denoise=denoise)
-    return Sampler(run, process, grid, changed, guidance, data_dependent, evaluations)
+    return Sampler(run, process, grid, changed, guidance, data_dependent, evaluations, pilot)

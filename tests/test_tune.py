@@ -1,0 +1,117 @@
+"""Times of a sampler that are tuned to a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import scoreflow
+from scoreflow import configure, sample
+from scoreflow.runs.errors import UserError
+from scoreflow.samplers import Adaptive, grids, rules
+from scoreflow.samplers import tune as tune_of
+from scoreflow.samplers.sampler import sampler
+from scoreflow.samplers.tune import Pilot, tune
+from tests import tiny
+from tests.truth import TOY
+
+PROCESS, T_MIN, VARIANCE = scoreflow.vp_linear(), 1e-2, 0.25
+DDIM = rules.affine(scoreflow.processes.transitions.ddim)
+
+
+@pytest.fixture(autouse=True)
+def _allow_rank_promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def normal_score(_):
+    """The score of x_t for x_0 from N(0, VARIANCE)."""
+    return lambda x, t, cond=None: -x / (PROCESS.alpha(t) ** 2 * VARIANCE + PROCESS.variance(t))[:, None]
+
+
+def tuned(method, score, **options):
+    usual = sampler(method, PROCESS, grids.log_snr, t_min=T_MIN, pilot=64, **options)
+    keys = jax.random.split(jax.random.key(0), 64)
+    x_init = jax.random.normal(jax.random.key(1), (64, 1))
+    return usual, tune(usual, score, Pilot(None, keys, x_init))
+
+
+def test_the_time_between_two_steps_is_the_best_there_is():
+    """For x_0 from N(0, v) a step of DDIM is a factor, and so is the flow: the best time is the least of one function."""
+    alpha, variance = (lambda t: float(PROCESS.alpha(t))), (lambda t: float(PROCESS.variance(t)))
+    total = lambda t: alpha(t) ** 2 * VARIANCE + variance(t)
+    denoise = lambda t: alpha(t) * VARIANCE / total(t)
+
+    def step(t, s):
+        noise = np.sqrt(variance(s) / variance(t))
+        return noise + (alpha(s) - noise * alpha(t)) * denoise(t)
+
+    horizon = float(PROCESS.horizon)
+    exact = np.sqrt(total(T_MIN) / total(horizon)) * denoise(T_MIN)
+    times = np.linspace(0.02, 0.98, 481)
+    apart = np.asarray([abs(step(horizon, t) * step(t, T_MIN) * denoise(T_MIN) - exact) for t in times])
+    usual, found = tuned(DDIM, normal_score, steps=2)
+    of = lambda t: apart[np.abs(times - t).argmin()]
+    assert abs(found.times[1] - times[apart.argmin()]) < 0.005
+    np.testing.assert_array_equal(found.times[[0, 2]], usual.grid[jnp.asarray([0, 2])])
+    np.testing.assert_allclose(found.after / found.before, apart.min() / of(float(usual.grid[1])), rtol=0.01)
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_other_samples_end_nearer_to_the_ode_too(steps):
+    """On a mixture with its exact score; the samples are not the pilot's, and the ODE is solved by another solver."""
+    score = lambda _: TOY.score(PROCESS)
+    usual, found = tuned(rules.DPM_SOLVER_PP_2M, score, steps=steps)
+    assert (np.diff(found.times) < 0).all()
+    x_init = jax.random.normal(jax.random.key(7), (2000, 1))
+    exact = usual.changed(method=Adaptive(1e-6, 1e-6), pilot=0).draw(score(None), jax.random.key(0), x_init).x
+
+    def distance(grid):
+        drawn = usual._replace(grid=grid).draw(score(None), jax.random.key(0), x_init)
+        return float(jnp.abs(drawn.x - exact).mean())
+
+    assert distance(jnp.asarray(found.times)) < 0.75 * distance(usual.grid)
+
+
+def test_a_sampler_that_draws_noise_or_chooses_its_times_is_refused():
+    with pytest.raises(UserError, match="pilot = 64: this sampler draws noise"):
+        tuned(rules.affine(scoreflow.processes.transitions.ancestral), normal_score, steps=3)
+    with pytest.raises(UserError, match="pilot = 64: the adaptive sampler chooses its own times"):
+        tuned(Adaptive(), normal_score)
+
+
+def test_a_run_is_sampled_with_times_that_are_looked_for_once(tmp_path, monkeypatch, capsys):
+    """The samples are those of the kept times; other numbers of samples find them again, and so does no other grid."""
+    changes = {"sampling__pilot": 6, "sampling__steps": 3, "data__conditional": True}
+    _, experiment = tiny.trained(tmp_path, **changes)
+    options = sample.SampleOptions(num=5, batch_size=5)
+    x = sample.sample(experiment, options, tmp_path)
+    assert "mean distance of a sample to the ODE's own" in capsys.readouterr().out
+    (kept,) = (tmp_path / "samples" / "times").glob("*/times.npz")
+    with np.load(kept) as held:
+        times = jnp.asarray(held["arr_0"])
+    assert abs(times - experiment.sampler.grid).max() > 0 and times.shape == (4,)
+
+    def refuse(*args, **options):
+        raise AssertionError("looked for again")
+
+    monkeypatch.setattr(tune_of, "tune", refuse)
+    more = sample.sample(experiment, options._replace(num=8), tmp_path)
+    np.testing.assert_array_equal(more[:5], x)
+    by_hand = experiment._replace(sampler=experiment.sampler._replace(grid=times, pilot=0))
+    plain = sample.sample(by_hand, options, tmp_path)
+    np.testing.assert_array_equal(plain, x)
+    other = configure.experiment(tiny.digits(**changes | {"sampling__steps": 2}), "tiny")
+    with pytest.raises(AssertionError, match="looked for again"):
+        sample.sample(other, options, tmp_path)
+
+
+def test_a_function_of_ones_own_is_sampled_with_tuned_times():
+    """The distance to the exact flow of N(0, v), which scales x, falls."""
+    model = scoreflow.Model.from_score(normal_score(None), PROCESS, (1,), t_min=T_MIN)
+    few = {"rule": DDIM, "steps": 3}
+    exact = model.sample(0, 200, rule=Adaptive(1e-6, 1e-6))
+    apart = [np.abs(model.sample(0, 200, **few, pilot=pilot) - exact).mean() for pilot in (0, 32)]
+    assert apart[1] < 0.8 * apart[0]
+    np.testing.assert_array_equal(model.sample(0, 5, **few, pilot=32), model.sample(0, 200, **few, pilot=32)[:5])
