@@ -3,11 +3,11 @@
     python main.py --config=configs/vp_digits.py --mode=train
     python -m benchmarks.samplers --workdir=runs/vp_digits
 
-For every number of evaluations it prints the mean distance of a sample, which is the root mean square over dimensions in
-the units of x, and its standard error in parentheses; and behind it the Frechet distance of the samples in the features
-of the run's evaluation. The last evaluation of each sampler is its denoising step. The grid `tuned` has times that are
-tuned to each sampler on `--pilot` other samples, from those of the grid `bell`. The solution is taken from `--fine`
-steps of Heun's rule; its own distance from half as many steps is printed first.
+For every number of evaluations it prints the mean distance of a sample, which is the root mean square over dimensions
+in the units of x, and its standard error in parentheses; and behind it the Frechet distance of the samples in the
+features of the run's evaluation. The last evaluation of each sampler is its denoising step. The grid `tuned` has times
+that are tuned to each sampler on `--pilot` other samples, from those of the grid `bell`. The solution is taken from
+`--fine` steps of Heun's rule; half as many steps show its own error.
 """
 
 import argparse
