@@ -36,9 +36,9 @@ SAMPLERS = {
 }
 
 
-def frechet_of(experiment: Experiment) -> Callable[[np.ndarray], float]:
-    """x as stored -> Frechet distance to the training data, in the features of the run's evaluation."""
-    name, data, folder = configure.evaluation(experiment.config).options.features, experiment.data, caches.folder()
+def frechet_of(experiment: Experiment, name: features.FeatureName) -> Callable[[np.ndarray], float]:
+    """x as stored -> Frechet distance to the training data."""
+    data, folder = experiment.data, caches.folder()
     extract = features.extractor(name, data, folder, default_dir())
     gaussian = features.target(name, extract, data, folder).gaussian
 
@@ -58,7 +58,7 @@ class Bench:
         self.model, self.params = experiment.model, load_newest(experiment, folder).params
         self.t_min, self.pilot = config.sampling.t_min, pilot
         self.gaussian = fits.gaussian(experiment.space, experiment.data, self.model.conditional)
-        self.key, self.frechet = jax.random.key(0), frechet_of(experiment)
+        self.key, self.frechet = jax.random.key(0), frechet_of(experiment, config.eval.features)
         self.noise, self.others = (self.begin(key, count) for key, count in enumerate((num, pilot)))
         solve = lambda steps: self.ends(self.made(rules.HEUN, grids.bell, steps))
         self.exact, half = solve(fine), solve(fine // 2)
