@@ -152,5 +152,5 @@ def say_if_stretched(config: Mapping[str, Any], start: int, before: int, steps: 
         rates["VAE's learning rate"] = lambda step, last: vae_rate_at(step, last, of_vae, training["warmup"])
     for what, rate in rates.items() if before != steps else ():
         old, new = rate(min(start, before), before), rate(start, steps)
-        words = f"the cosine schedule now ends there: at step {start} the {what} is {new:.2g}, not {old:.2g}"
-        report.say(f"training.steps = {steps}, {before} before; {words}")
+        report.say(f"training.steps = {steps}, {before} before: the cosine schedule now ends there")
+        report.say(f"at step {start} the {what} is {new:.2g}, not {old:.2g}")

@@ -50,6 +50,7 @@ The settings that are changed most often, each with an example:
     --config.eval.num_test=100 --config.eval.num_samples=0  a quick likelihood
     --config.eval.features=classifier                 the features of the Frechet distance
 """
+_HELP = {"--help", "-help", "--helpfull", "-helpfull", "--helpshort", "-h", "-?", "-helpshort"}
 _SMALLER = "smaller images, a smaller batch, more training.grad_accum or a smaller model may fit"
 
 _INTERRUPTED = 130  # the exit code
@@ -58,7 +59,8 @@ _overrides: dict[str, str] = {}
 
 
 def _fail(message: object, code: int) -> NoReturn:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    kind = "" if code == _INTERRUPTED else "error: "
+    print(f"{kind}{' '.join(str(message).split())}", file=sys.stderr)
     saving = any(type(thread).__module__.startswith("orbax.") for thread in threading.enumerate())
     # A failed save would wait for minutes, and a computation may crash where it is cut off.
     if saving or code == _INTERRUPTED:
@@ -344,7 +346,10 @@ def _main(_: list[str]) -> None:
 def run(doc: str | None = None) -> None:
     """Parses the command line and runs a mode; `doc` is what --help begins with."""
     sys.modules["__main__"].__doc__ = (doc or __doc__ or "") + COMMON
-    app.run(_main, flags_parser=_parse)
+    try:
+        app.run(_main, flags_parser=_parse)
+    except SystemExit as end:  # absl ends with 1 after it has printed what was asked for
+        raise SystemExit(0 if _HELP.intersection(sys.argv[1:]) else end.code) from None
 
 
 def command() -> None:

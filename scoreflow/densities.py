@@ -1,6 +1,9 @@
 """Densities of a model, with plain arrays in and out: by an adaptive solver, or in few evaluations with data."""
 
+from __future__ import annotations  # help() shows `ArrayLike`, and not all that it stands for
+
 import dataclasses
+import warnings
 from typing import Any, Self
 
 import jax
@@ -50,6 +53,9 @@ class Densities(Trained):
           pilot: examples that look for the nodes, each with gradients at 49 nodes.
           batch_size: examples at a time.
 
+        Raises:
+          ValueError: if there are fewer than two examples, or one is not finite.
+
         Examples:
           >>> import jax, numpy as np, scoreflow
           >>> denoiser = lambda z, sigma: 4 * z / (4 + sigma[:, None] ** 2)  # for data from N(0, 4 I)
@@ -60,6 +66,8 @@ class Densities(Trained):
           [-32.]
         """
         rows = self._examples(self._continuous(np.asarray(x), jax.random.key(2**20))[0])
+        if len(rows) < 2 or not np.isfinite(rows).all():
+            raise ValueError(f"the data must be finite, and two or more; these are {len(rows)}")
         labels = self._labels(cond, len(rows))
         gaussian = fit_gaussian(self.process, self.t_min, rows, labels, num_classes=self.num_classes)
         model, met = dataclasses.replace(self, prepared=None), pilots.follower(self.process, self.score_of)
@@ -117,11 +125,15 @@ class Densities(Trained):
           [-1.84 -2.84]
         """
         x = np.asarray(x)
-        if not np.issubdtype(x.dtype, np.floating):
-            words = "call bits_per_dim" if self.space.bins else "give num_levels to the model and call bits_per_dim"
+        has_levels = self.space.bins is not None or self.images is not None
+        kinds = "f" if has_levels else "fi"  # of a continuous model, signed integers are numbers like others
+        if x.dtype.kind not in kinds:
+            words = "call bits_per_dim" if has_levels else "give num_levels to the model and call bits_per_dim"
             raise TypeError(f"x is {x.dtype}, and a density needs float data; for images of integers, {words}")
         if probes < 1 or batch_size < 1:
             raise ValueError(f"probes = {probes} and batch_size = {batch_size} must be 1 or more")
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"tolerance = {tolerance} must be above 0")
         x = self._examples(x)
         whole = x[0].size <= _EXACT if exact_divergence is None else exact_divergence
         start, cond = as_key(key), self._labels(cond, len(x))
@@ -133,7 +145,7 @@ class Densities(Trained):
                 total += self._by_nodes(*known, keys, x, cond, whole=whole, batch_size=batch_size)
             else:
                 total += self._adaptive(keys, x, cond, tolerance or _TOLERANCE, whole=whole, batch_size=batch_size)
-        return total / probes
+        return _finite(total / probes, "densities")
 
     def _by_nodes(
         self, gaussian: Gaussian, rule: multistep.Rule, keys: Any, x: Any, cond: Any, *, whole: bool, batch_size: int
@@ -184,7 +196,8 @@ class Densities(Trained):
     ) -> np.ndarray:
         """-log2 p per dimension of images of integers [B, ...], dequantized uniformly, [B].
 
-        On average over the noise it is an upper bound on that of the images themselves.
+        On average over the noise it is an upper bound on that of the images themselves. Where x are latents of a VAE,
+        it is the VAE's bound, with one draw of them, and not a density.
 
         Args:
           images: levels, as stored.
@@ -202,16 +215,19 @@ class Densities(Trained):
           >>> print((model.bits_per_dim(images) - np.log2(8 / 2 * np.sqrt(2 * np.pi))).round(1))
           [0. 0. 0.]
         """
-        bins = self.space.bins
-        if bins is None or self.space.latent is not None:
+        bins, shape = self.space.bins, self.shape if self.images is None else self.images.shape
+        if bins is None:
             words = "this model's data are continuous: see log_prob, or give num_levels=256 to the model"
+            if self.images is not None:
+                words = "this model's decoder gives probabilities of two levels: see log_prob, of latents"
             raise ValueError(f"bits/dim are of images of integers; {words}")
+        images = np.asarray(images)
+        if self.images is not None and images.dtype.kind == "f":  # `_continuous` takes these for latents
+            raise ValueError(f"images must be integers from 0 to {self.images.num_levels - 1}, not {images.dtype}")
         key_noise, key_probe = jax.random.split(as_key(key))
-        x, log_q = self._continuous(np.asarray(images), key_noise)
+        x, log_q = self._continuous(images, key_noise)
         logp = self.log_prob(x, cond, key=key_probe, **options)
-        return np.asarray(
-            dequantise.bits_per_dim(jnp.asarray(logp, jnp.float32), log_q, int(np.prod(self.shape)), bins)
-        )
+        return np.asarray(dequantise.bits_per_dim(jnp.asarray(logp, jnp.float32), log_q, int(np.prod(shape)), bins))
 
     def bound(
         self,
@@ -249,17 +265,32 @@ class Densities(Trained):
         inputs = jax.random.split(as_key(key), len(x)), x, self._labels(cond, len(x))
         given = self.params, None if self.prepared is None else self.prepared.gaussian
         name = ("bound", num_times, self.prepared is None)
-        return self._batched(name, run, batch_size, *inputs, given=given)
+        total = self._batched(name, run, batch_size, *inputs, given=given)
+        return _finite(np.asarray(total, np.float64), "bounds")
 
     def _continuous(self, x: np.ndarray, key: Key) -> tuple[np.ndarray, jax.Array]:
-        """x_0 of images of integers, by uniform noise, and the density of that noise; floats as they are."""
-        bins = self.space.bins
-        if bins is None or np.issubdtype(x.dtype, np.floating):
-            if bins is not None:
-                raise ValueError(f"images must be integers from 0 to {bins.num_levels - 1}, not {x.dtype}")
+        """x_0 of images of integers, by uniform noise or a VAE, and the density of that noise; floats as they are."""
+        bins, encoded = self.space.bins, self.images
+        levels = encoded.num_levels if encoded is not None else 0 if bins is None else bins.num_levels
+        if not levels or (encoded is not None and np.issubdtype(x.dtype, np.floating)):
             return x, jnp.zeros(len(x))
-        if not np.issubdtype(x.dtype, np.integer) or (x.size and (x.min() < 0 or x.max() >= bins.num_levels)):
+        shape = self.shape if encoded is None else encoded.shape
+        if not np.issubdtype(x.dtype, np.integer) or (x.size and (x.min() < 0 or x.max() >= levels)):
             held = f"from {x.min()} to {x.max()}" if np.issubdtype(x.dtype, np.integer) else str(x.dtype)
-            raise ValueError(f"images must be integers from 0 to {bins.num_levels - 1}, and these are {held}")
-        point = dequantise.uniform(key, jnp.asarray(x), bins)
+            raise ValueError(f"images must be integers from 0 to {levels - 1}, and these are {held}")
+        if x.shape[1:] != shape or not len(x):
+            raise ValueError(f"images have the shape {x.shape}; it must be [B, {', '.join(map(str, shape))}], B > 0")
+        if encoded is not None:
+            point = encoded.points(self.params, key, jnp.asarray(x))
+        else:
+            assert bins is not None
+            point = dequantise.uniform(key, jnp.asarray(x), bins)
         return np.asarray(point.x), point.log_q
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    """The values; a warning says how many are not finite."""
+    if failed := int(np.sum(~np.isfinite(values))):
+        words = "are not finite: the solver gave up, or the score is not finite there"
+        warnings.warn(f"{failed} of {len(values)} {name} {words}", stacklevel=3)
+    return values

@@ -9,7 +9,7 @@ import jax
 
 from scoreflow import score as scores
 from scoreflow.data import Dataset
-from scoreflow.data.facts import facts
+from scoreflow.data.facts import facts, moments
 from scoreflow.latent.space import LatentSpace
 from scoreflow.models import (
     DEQUANTISER,
@@ -223,6 +223,13 @@ class Experiment(NamedTuple):
         if self.space.latent is not None or self.model.network.apply is None:
             return facts(self.data)
         return facts(self.data, *self.space.ends, sigma_data=self.model.options.sigma_data)
+
+    def signal_left(self) -> float:
+        """Root mean square of the data at the horizon, in standard deviations of the noise there."""
+        known = self.space.latent is not None or self.model.network.apply is None
+        rms = 1.0 if known else moments(self.data, *self.space.ends).rms
+        process, end = self.model.process, self.model.process.horizon
+        return rms * float(process.alpha(end) / process.sigma(end))
 
 
 class Loaded(NamedTuple):

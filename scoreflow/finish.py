@@ -143,8 +143,9 @@ def end(experiment: Experiment, folder: Path, step: int, seconds: float | None, 
         samples, plots = (
             [path for path in written if (path.parent.name == "samples") == kind] for kind in (True, False)
         )
-        words = [f"samples: {path}" for path in samples] + [f"plots: {', '.join(str(path) for path in plots)}"]
-        report.say("   ".join(words))
+        for what, paths in (("samples:", samples), ("plots:  ", plots)):
+            for i, path in enumerate(paths):
+                report.say(f"{what if not i else ' ' * len(what)} {path}")
     if not experiment.config:
         return
     report.say(f"next:    {command()} --workdir={shlex.quote(str(folder))} --mode=eval")

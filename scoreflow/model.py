@@ -6,6 +6,8 @@
 Everything is compiled at the first call of its kind, runs in batches over all devices, and needs no config.
 """
 
+from __future__ import annotations  # help() shows short names of types
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from scoreflow.processes import linear
 from scoreflow.processes.sdes import Process
 from scoreflow.runs.errors import UserError
 from scoreflow.score import Score
+from scoreflow.trained import Images
+
+_CHECKPOINTS = ("newest", "validation", "frechet")
+_ENCODED = 100  # images at a time
 
 
 class Model(Densities):
@@ -38,6 +44,7 @@ class Model(Densities):
       needs_labels: whether nothing can be computed without them.
       prepared: what `with_data` has found for densities, or None.
       sampler: that of the run, or None.
+      images: those behind x where these are the latents of a VAE, or None.
 
     Examples:
       >>> import jax, scoreflow
@@ -60,7 +67,7 @@ class Model(Densities):
         centered: bool = True,
         num_classes: int = 0,
         terminal: Any = None,
-    ) -> "Model":
+    ) -> Model:
         """A model with a score function of one's own.
 
         Args:
@@ -103,14 +110,17 @@ class Model(Densities):
         centered: bool = True,
         num_classes: int = 0,
         terminal: Any = None,
-    ) -> "Model":
-        """The same from fn(x_t, t[, labels]) -> what a network gives that was trained to predict the noise, v, ...
+    ) -> Model:
+        """A model with a network of one's own that was trained to predict the noise, v, x_0, ...
+
+        The function is fn(x_t, t) -> that prediction, or fn(x_t, t, labels).
 
         Args:
           fn: as for `from_score`; x_t is not scaled, and t is a time of the process, not the number of a step.
           prediction: "noise", "x0", "v", "velocity", "flow", "edm" or "score", as in `score.PREDICTIONS`.
           sigma_data: the data's root mean square, which "edm" alone depends on.
-          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`; so are its errors.
+
+        The other arguments and the errors are those of `from_score`.
 
         Examples:
           >>> import scoreflow
@@ -139,16 +149,18 @@ class Model(Densities):
         centered: bool = True,
         num_classes: int = 0,
         terminal: Any = None,
-    ) -> "Model":
-        """The same from fn(z, sigma[, labels]) -> E[x_0 | z], where z = x_0 + sigma noise and sigma is [B].
+    ) -> Model:
+        """A model with a denoiser of one's own, as EDM and k-diffusion call it.
 
-        This is what EDM and k-diffusion call a denoiser. It has no process of its own: any will do, since
-        x_t / alpha = x_0 + (sigma / alpha) noise, as long as its noise levels are among those that were trained. With
-        `scoreflow.edm()`, t is sigma itself, so t_min is the least sigma, and the horizon (80) the largest.
+        The function is fn(z, sigma) -> E[x_0 | z], or fn(z, sigma, labels), where z = x_0 + sigma noise and sigma is
+        [B]. A denoiser has no process of its own: any will do, since x_t / alpha = x_0 + (sigma / alpha) noise, as long
+        as its noise levels are among those that were trained. With `scoreflow.edm()`, t is sigma itself, so t_min is
+        the least sigma, and the horizon (80) the largest.
 
         Args:
           fn: the denoiser, a JAX function.
-          process, shape, t_min, num_levels, centered, num_classes, terminal: as for `from_score`; so are its errors.
+
+        The other arguments and the errors are those of `from_score`.
 
         Examples:
           >>> import scoreflow
@@ -173,7 +185,7 @@ class Model(Densities):
         centered: bool,
         num_classes: int,
         terminal: Any,
-    ) -> "Model":
+    ) -> Model:
         """`make` turns (x, t, labels) -> what `fn` gives into a score."""
         if not callable(getattr(process, "alpha", None)):
             raise TypeError(f"process is {process!r}; it must be a process, such as scoreflow.vp_linear()")
@@ -207,6 +219,7 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
       (3, 8, 8, 1)
     """
     from scoreflow import configure
+    from scoreflow.evaluators.examples import rule_of
     from scoreflow.experiment import load_newest
     from scoreflow.runs import files, workdir
 
@@ -214,10 +227,15 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
     stored = workdir.stored_settings(path)
     if not stored:
         raise UserError(f"{path} holds no run of scoreflow")
+    if checkpoint not in _CHECKPOINTS:
+        raise UserError(f"checkpoint = {checkpoint!r} must be {', '.join(_CHECKPOINTS)}")
     config, _ = configure.of_run(stored)
     experiment = configure.experiment(config, str(path), workdir.stored_data(path))
     loaded = load_newest(experiment, path, "" if checkpoint == "newest" else checkpoint)
     source = experiment.model.in_float32()  # bfloat16 would cost densities their accuracy
+    images, data = None, experiment.data
+    if experiment.space.latent is not None and (rule := rule_of(experiment, "", source.t_min, None, _ENCODED)):
+        images = Images(data.shape, data.num_levels, rule)
     return Model(
         process=source.process,
         shape=experiment.space.shape,
@@ -226,7 +244,8 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
         t_min=source.t_min,
         terminal_of=source.terminal,
         space=experiment.space,
-        num_classes=experiment.data.num_classes if source.conditional else 0,
+        num_classes=data.num_classes if source.conditional else 0,
         needs_labels=source.conditional and not config.training.label_dropout,
         sampler=experiment.sampler,
+        images=images,
     )

@@ -36,6 +36,7 @@ from scoreflow.step import (
 from scoreflow.types import Key, Params
 
 _SHARE, _LEAST = 0.1, 10.0  # of the time of a run, and seconds, that each picture at its end may take
+_LEFT = 0.1  # of the data at the horizon, in standard deviations of the noise
 
 
 # --- in memory --------------------------------------------------------------------------------------------------------
@@ -234,6 +235,10 @@ def _announce(
     process, t_min = experiment.model.process, experiment.model.t_min
     ends = [f"{float(process.log_snr(t)):.1f} at t = {float(t):.4g}" for t in (t_min, process.horizon)]
     report.say(f"process: log-SNR from {' to '.join(ends)}, where alpha = {float(process.alpha(process.horizon)):.2g}")
+    left, family = experiment.signal_left(), experiment.model.family
+    if left > _LEFT and family.init is None:
+        words = f"{family.advice}, or a larger process.horizon"
+        report.say(f"process: at t = T the data are still {left:.2g} times as large as the noise; {words}")
     before = workdir.stored_settings(folder).get("training.steps")
     if 0 < start < options.steps and before is not None:
         say_if_stretched(experiment.config, start, before, options.steps)

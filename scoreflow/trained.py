@@ -3,10 +3,12 @@
 Everything is compiled at the first call of its kind, and runs in batches over all devices.
 """
 
+from __future__ import annotations  # help() shows `ArrayLike`, and not all that it stands for
+
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jax.typing import ArrayLike
 
 from scoreflow import score as scores
 from scoreflow import space as spaces
+from scoreflow.dequantise import Dequantised
 from scoreflow.likelihood.prepared import Prepared
 from scoreflow.processes.sdes import Process
 from scoreflow.runs import parallel
@@ -28,6 +31,21 @@ from scoreflow.score import Score
 from scoreflow.types import Key, Params
 
 _AT_A_TIME = 100  # examples of a score
+_SEEDS = 2**32
+
+
+class Images(NamedTuple):
+    """The images of a model whose x are the latents of a VAE.
+
+    Attributes:
+      shape: of one image.
+      num_levels: of gray.
+      points: (params, key, images [B, ...]) -> latents, with what a VAE's bound adds to their density as `log_q`.
+    """
+
+    shape: tuple[int, ...]
+    num_levels: int
+    points: Callable[[Params, Key, jax.Array], Dequantised]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +63,7 @@ class Trained:
     needs_labels: bool = False
     prepared: Prepared | None = None
     sampler: Sampler | None = None
+    images: Images | None = None
     _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, init=False)
     _times: dict[Any, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
@@ -57,7 +76,7 @@ class Trained:
         return f"{type(self).__name__}({', '.join(words)})"
 
     def score(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
-        """The score of x_t for x [B, ...] at t, a number or [B].
+        """The score of x_t for x [B, ...] at t, a number or [B], from 0 to the horizon.
 
         Examples:
           >>> import scoreflow
@@ -68,7 +87,7 @@ class Trained:
         return self._at(lambda score, x, t, cond: score(x, t, cond), "score", x, t, cond)
 
     def denoise(self, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None = None) -> np.ndarray:
-        """E[x_0 | x_t = x] for x [B, ...] at t, a number or [B].
+        """E[x_0 | x_t = x] for x [B, ...] at t, a number or [B], from 0 to the horizon.
 
         Examples:
           >>> import scoreflow
@@ -82,7 +101,10 @@ class Trained:
 
     def _at(self, fn: Callable, name: str, x: ArrayLike, t: ArrayLike, cond: ArrayLike | None) -> np.ndarray:
         x = self._examples(x)
-        t = np.broadcast_to(np.asarray(t, np.float32), len(x))
+        horizon, t = float(self.process.horizon), np.asarray(t, np.float32)
+        if t.shape not in ((), (len(x),)) or not ((t >= 0) & (t <= horizon * (1 + 1e-6))).all():
+            raise ValueError(f"t must be a number or [{len(x)}] of them, from 0 to the horizon {horizon:g}")
+        t = np.broadcast_to(t, len(x))
         run = lambda params, x, t, cond: fn(self.score_of(params), x, t, cond)
         return self._batched(name, run, _AT_A_TIME, x, t, self._labels(cond, len(x)))
 
@@ -121,6 +143,7 @@ class Trained:
           an adaptive solve failed or the score is not finite there.
 
         Raises:
+          TypeError: if the rule or the grid is none, or a number is not whole.
           ValueError: for numbers below 1, for guidance without labels, or a rule that needs data and has none.
 
         Examples:
@@ -132,6 +155,7 @@ class Trained:
           True
           >>> exact = model.sample(0, 2, rule=Adaptive(rtol=1e-5, atol=1e-5))
         """
+        _check_choices(rule, grid, num, steps, batch_size)
         if num < 1 or (steps is not None and steps < 1) or batch_size < 1:
             raise ValueError(f"num = {num}, steps = {steps} and batch_size = {batch_size} must be 1 or more")
         if guidance is not None and (cond is None or self.needs_labels):
@@ -221,8 +245,30 @@ class Trained:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)
 
 
+def _check_choices(rule: Any, grid: Any, *counts: Any) -> None:
+    if isinstance(rule, str) or not (rule is None or callable(rule) or isinstance(rule, Rule | GaussianMultistep)):
+        raise TypeError(f"rule = {rule!r} must be one of scoreflow.samplers, such as samplers.rules.HEUN")
+    if not (grid is None or callable(grid)):
+        raise TypeError(f"grid = {grid!r} must be a function of scoreflow.samplers.grids, such as grids.karras")
+    for count in counts:
+        if not (count is None or isinstance(count, int | np.integer)):
+            raise TypeError(f"{count!r} must be a whole number")
+
+
 def as_key(key: Key | int) -> Key:
-    """A PRNG key, also from its seed."""
+    """A PRNG key, also from its seed.
+
+    Raises:
+      TypeError: if it is neither.
+      ValueError: if the seed is negative, or 2**32 or more, which JAX would take modulo 2**32.
+    """
     if isinstance(key, int | np.integer):
-        return jax.random.key(key)
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+        if not 0 <= key < _SEEDS:
+            raise ValueError(f"the seed {key} must be from 0 to below 2**32")
+        return jax.random.key(int(key))
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype != np.uint32:
+        raise TypeError(f"key = {key!r} must be a seed, or a PRNG key such as jax.random.key(0)")
+    return jax.random.wrap_key_data(key)

@@ -54,6 +54,7 @@ def _times(config: Config) -> Rows:
 def with_process(config: Config, process: Process) -> Rows:
     """Times at which float32 has no signal left, or no noise yet."""
     horizon, name = config.process.horizon, config.process.name
+    yield not isinstance(process, Process), f"process.name = {name} gives {type(process).__name__}, not a process"
     last = float(process.log_snr(horizon))
     words = f"leaves {name} no signal: its log-SNR there is {last}; stop earlier"
     yield not math.isfinite(last), f"process.horizon = {horizon} {words}"
@@ -78,7 +79,7 @@ def _training(config: Config) -> Rows:
     uneven = log_every and training.checkpoint_every % log_every
     yield uneven, f"training.checkpoint_every = {training.checkpoint_every} {words}"
     late = training.warmup >= steps > 0
-    yield late, f"training.warmup = {training.warmup} must be below training.steps = {steps}"
+    yield late, f"training.warmup = {training.warmup} must be below training.steps = {steps}: set both"
     if config.loss.name == "high_order" and config.loss.method == "trace":
         words = f"loss.method = trace has no order {config.loss.order}; choose loss.order = 2, or projected"
         yield config.loss.order != 2, words
@@ -103,7 +104,7 @@ def _terminal(config: Config) -> Rows:
     fitted = alone and name != "glow"
     words = f"must be 0: training.learn = terminal, and terminal.name = {name} is fitted without steps"
     yield fitted and steps > 0, f"training.steps = {steps} {words}"
-    yield steps == 0 and not fitted, "training.steps = 0 must be above 0: there is something to learn by gradient"
+    yield steps == 0 and not fitted, "training.steps = 0 must be above 0: this model is trained by gradient descent"
     words = "terminal.name = pushforward has samples but no density: set eval.likelihood = False"
     yield name == "pushforward" and config.eval.likelihood, words
 

@@ -10,6 +10,7 @@ _LOOKED_AT = 50_000  # examples
 _AT_A_TIME = 1000
 _FEW = 0.25  # fraction of the levels
 _FIT = 1.5  # ratio of two root mean squares that are near enough
+_RARE = 10  # examples of a class
 _NAMES = 3  # names of classes in a line
 _NUMBERED = 10  # classes that a message numbers
 
@@ -56,7 +57,7 @@ def facts(dataset: Dataset, low: float = -1.0, high: float = 1.0, sigma_data: fl
       sigma_data: root mean square that the model expects; None where x are not the data.
     """
     counts = f"{len(dataset.train.x)} training and {len(dataset.test.x)} test examples of shape {dataset.shape}"
-    lines = [f"{counts}{_classes(dataset)}"]
+    lines = [f"{counts}{_classes(dataset)}", *_rare(dataset)]
     measured = moments(dataset, low, high)
     where = f" in [{low:g}, {high:g}]" if dataset.num_levels else ""
     known = f"mean {measured.mean:.3g}, root mean square {measured.rms:.3g}{where}"
@@ -78,6 +79,18 @@ def numbered(dataset: Dataset) -> str:
     words = [f"{i} {name}" for i, name in enumerate(dataset.class_names[:_NUMBERED])]
     words += ["..."] * (len(dataset.class_names) > _NUMBERED)
     return f"{dataset.num_classes} classes" + (f": {', '.join(words)}" if words else "")
+
+
+def _rare(dataset: Dataset) -> list[str]:
+    """The class of fewest examples, where it has so few that a file may lie in a wrong folder."""
+    if dataset.train.label is None or dataset.num_classes < 2:
+        return []
+    each = np.bincount(dataset.train.label, minlength=dataset.num_classes)
+    least = int(each.argmin())
+    if each[least] >= _RARE or len(dataset.train.label) < _RARE * dataset.num_classes:
+        return []
+    name = dataset.class_names[least] if dataset.class_names else least
+    return [f"class {name} has {each[least]} of {len(dataset.train.label)} training examples"]
 
 
 def _classes(dataset: Dataset) -> str:

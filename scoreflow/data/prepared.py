@@ -118,7 +118,8 @@ def _prepare(job: Job, name: str) -> None:
             if images <= _ALONE:
                 decode_all(job._replace(out=scratch, workers=1), lambda number: None)
                 return
-            report.say(f"{name}: decoding {images} images once, by {job.workers} processes, into {job.out}")
+            workers = f"{job.workers} process{'es' * (job.workers > 1)}"
+            report.say(f"{name}: decoding {images} images once, by {workers}, into {job.out}")
             (scratch / "job").write_bytes(pickle.dumps(job._replace(out=scratch)))
             counts = _counts(scratch / "job", name)
             for _ in report.progress(counts, total=images, unit="image", size=lambda number: number):

@@ -193,20 +193,26 @@ def grid(
         canvas[top : top + height, left : left + width] = image
     pixels = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
     if words is not None:
-        pixels = _written(pixels, [(scale * x, scale * y) for y, x in corners], words)
+        pixels = _written(pixels, [(scale * x, scale * y) for y, x in corners], words, scale * width)
     if head is not None:
         band = np.full((_LINE, *pixels.shape[1:]), 96, np.uint8)
-        pixels = _written(np.concatenate([band, pixels]), [(scale * x, _LINE) for _, x in corners[:columns]], head)
+        pixels = _written(
+            np.concatenate([band, pixels]), [(scale * x, _LINE) for _, x in corners[:columns]], head, scale * width
+        )
     return pixels
 
 
-def _written(pixels: np.ndarray, corners: list[tuple[int, int]], words: Sequence[str]) -> np.ndarray:
-    """Words on top of the corners (x, y)."""
+def _written(pixels: np.ndarray, corners: list[tuple[int, int]], words: Sequence[str], room: int) -> np.ndarray:
+    """Words on top of the corners (x, y), cut to the room that there is."""
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
     for (x, y), word in zip(corners, words):
-        ImageDraw.Draw(image).text((x + 1, y - _LINE + 1), word, fill=(255, 255, 255))
+        short = word
+        while draw.textlength(short) > room and len(short) > 2:
+            short = short.rstrip(".")[:-1] + ".."
+        draw.text((x + 1, y - _LINE + 1), short, fill=(255, 255, 255))
     return np.asarray(image)
 
 
