@@ -61,15 +61,18 @@ def check(fn: Callable, shape: tuple[int, ...], labels: Labels) -> None:
     try:
         out = jax.eval_shape(fn, *inputs)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-        raise TypeError(f"the function cannot be used: {_TRACED}") from error
+        raise TypeError(f"the function cannot be used: {_TRACED} ({_first_line(error)})") from error
     except Exception as error:
         given = f"x {list(x.shape)} and a time or noise level for each example, [{_TRIED}]"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TypeError(f"the function fails when it is given {given}: {reason}") from error
+        raise TypeError(f"the function fails when it is given {given}: {_first_line(error)}") from error
     if getattr(out, "shape", None) is None:
         raise TypeError(f"the function gives {type(out).__name__}, and not an array like x")
     if out.shape != x.shape:
         raise ValueError(f"the function gives {list(out.shape)} for x {list(x.shape)}; it must be like x")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def called(fn: Callable, labels: Labels) -> Callable[..., jax.Array]:

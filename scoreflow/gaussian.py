@@ -18,9 +18,11 @@ from jax.typing import ArrayLike
 from scoreflow.types import Cond, Conditioning
 
 FULL = 3072
-"""Up to so many dimensions all directions are kept."""
+"""Up to so many dimensions all directions are kept, where there are examples enough."""
 RANK = 256
 """Directions that are kept of more dimensions."""
+_EXAMPLES = 5  # for each dimension, without which all directions together would fit the examples and not the data
+_EACH = 8  # examples for each direction, where these are not enough for all
 _DRAWN = 30.0  # examples of the variance of all that each class is given
 _PASSES = 2  # of subspace iteration, after the first
 
@@ -71,7 +73,8 @@ def fit(rows: Rows, d: int, *, classes: int = 1, rank: int | None = None, seed: 
       rows: begins a pass; every pass must give the same data.
       d: dimensions.
       classes: number of labels; 1 leaves labels aside. Directions are those of the mean covariance within a class.
-      rank: directions that are kept; None for all up to `FULL` dimensions, and `RANK` of more.
+      rank: directions that are kept; None for all up to `FULL` dimensions and `RANK` of more, or fewer where there are
+        few examples.
       seed: of the first directions of the subspace iteration, which finds those of largest variance (Halko et al. 2011,
         arXiv 0909.4061).
 
@@ -81,7 +84,6 @@ def fit(rows: Rows, d: int, *, classes: int = 1, rank: int | None = None, seed: 
     Raises:
       ValueError: if there are no data.
     """
-    rank = min(d, rank if rank is not None else d if d <= FULL else RANK)
 
     def one_hot() -> Iterable[tuple[np.ndarray, np.ndarray]]:
         for x, label in rows():
@@ -94,6 +96,7 @@ def fit(rows: Rows, d: int, *, classes: int = 1, rank: int | None = None, seed: 
         total += member.T @ x
     if not count.sum():
         raise ValueError("a Gaussian of no data")
+    rank = _rank(d, int(count.sum())) if rank is None else min(d, rank)
     mean = np.where(count[:, None] > 0, total / np.maximum(count, 1.0)[:, None], total.sum(0) / count.sum())
 
     def centered() -> Iterable[np.ndarray]:
@@ -110,6 +113,12 @@ def fit(rows: Rows, d: int, *, classes: int = 1, rank: int | None = None, seed: 
     return Gaussian(*(jnp.asarray(each, jnp.float32) for each in (mean, basis, _pooled(along, count), rest)))
 
 
+def _rank(d: int, count: int) -> int:
+    """Directions that so many examples determine; variances along more would be far off for other examples."""
+    most = d if d <= FULL else RANK
+    return most if count >= _EXAMPLES * min(d, most) else max(1, min(most, count // _EACH))
+
+
 def _pooled(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Variances of classes from their sums of squares; a class of few examples is drawn to the variance of all."""
     common, weight = sums.sum(0) / count.sum(), _DRAWN * (len(count) > 1)
@@ -117,12 +126,12 @@ def _pooled(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def _directions(centered: Callable[[], Iterable[np.ndarray]], d: int, rank: int, count: float, seed: int) -> np.ndarray:
-    """Eigenvectors of the covariance, the largest variances first: all of them, or the leading `rank`."""
-    if rank == d:
+    """Eigenvectors of the covariance, the largest variances first: the leading `rank`."""
+    if d <= FULL:
         covariance = np.zeros((d, d))
         for x in centered():
             covariance += x.T @ x
-        return np.linalg.eigh(covariance / count)[1][:, ::-1]
+        return np.linalg.eigh(covariance / count)[1][:, ::-1][:, :rank]
     basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(d, min(d, rank + 16))))[0]
     for _ in range(_PASSES + 1):
         image = np.zeros_like(basis)

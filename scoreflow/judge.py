@@ -38,7 +38,7 @@ def sample_quality(
       classifier finds, such as the Inception score.
 
     Raises:
-      ValueError: where samples and data are of different shapes or types.
+      ValueError: where samples and data are of different shapes or types, or not finite.
       DataError: where the weights are missing; it names the file and where to put it.
 
     Examples:
@@ -53,6 +53,8 @@ def sample_quality(
     if samples.shape[1:] != data.shape[1:] or not whole or not len(samples) or not len(data):
         kinds = " and ".join(f"{list(x.shape)} {x.dtype}" for x in (samples, data))
         raise ValueError(f"samples and data must be of the same shape and type, and some; they are {kinds}")
+    if not all(x.dtype.kind in "iub" or np.isfinite(x).all() for x in (samples, data)):
+        raise ValueError("samples and data must be finite")
     extract = _extractor(features, data)
     of_data = collected.collect(extract, data)
     reference = frechet.reference(*frechet.mean_and_covariance(collected.merged(of_data.moments)))
@@ -97,7 +99,8 @@ def plan(
       others: by name, processes to compare it with; None for those that scoreflow knows, at their defaults.
 
     Raises:
-      TypeError: if x is integer.
+      TypeError: if x is integer, or the process is none.
+      ValueError: if the accuracy is not above 0.
       UserError: where all examples are the same.
 
     Examples:
@@ -107,6 +110,10 @@ def plan(
       >>> [row.name for row in plan.rows]
       ['edm', 'yours']
     """
+    if not accuracy > 0:
+        raise ValueError(f"accuracy = {accuracy} must be above 0")
+    if not callable(getattr(process, "alpha", None)):
+        raise TypeError(f"process is {process!r}; it must be a process, such as scoreflow.vp_linear()")
     options = planner.PlannerOptions(accuracy=accuracy, t_min=t_min, configured="yours", others=others)
     rows = np.asarray(x)
     if not np.issubdtype(rows.dtype, np.floating):

@@ -133,6 +133,8 @@ class Model(Densities):
         if isinstance(prediction, str) and prediction not in scores.PREDICTIONS:
             raise ValueError(f"prediction = {prediction!r} must be one of {', '.join(scores.PREDICTIONS)}")
         meaning = scores.PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
+        if not isinstance(meaning, scores.Prediction):
+            raise TypeError(f"prediction = {prediction!r} must be one of {', '.join(scores.PREDICTIONS)}")
         options = {"t_min": t_min, "num_levels": num_levels, "centered": centered, "num_classes": num_classes}
         make = lambda call: adapt.of_prediction(call, process, meaning, sigma_data)
         return cls._of(fn, make, process, shape, **options, terminal=terminal)
@@ -223,12 +225,12 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
     from scoreflow.experiment import load_newest
     from scoreflow.runs import files, workdir
 
+    if checkpoint not in _CHECKPOINTS:
+        raise UserError(f"checkpoint = {checkpoint!r} must be {', '.join(_CHECKPOINTS)}")
     path = files.local(str(folder), "folder")
     stored = workdir.stored_settings(path)
     if not stored:
         raise UserError(f"{path} holds no run of scoreflow")
-    if checkpoint not in _CHECKPOINTS:
-        raise UserError(f"checkpoint = {checkpoint!r} must be {', '.join(_CHECKPOINTS)}")
     config, _ = configure.of_run(stored)
     experiment = configure.experiment(config, str(path), workdir.stored_data(path))
     loaded = load_newest(experiment, path, "" if checkpoint == "newest" else checkpoint)

@@ -1,7 +1,7 @@
 """Training: in memory with `fit`, or in a folder that can be resumed with `train`."""
 
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 
 import jax
@@ -33,6 +33,7 @@ from scoreflow.step import (
     state_of,
     validator,
 )
+from scoreflow.trained import as_key
 from scoreflow.types import Key, Params
 
 _SHARE, _LEAST = 0.1, 10.0  # of the time of a run, and seconds, that each picture at its end may take
@@ -48,7 +49,7 @@ def fit(
     optimizer: optax.GradientTransformation,
     batches: Iterable[Batch],
     *,
-    key: Key,
+    key: Key | int,
     ema_decay: float = 0.999,
     grad_accum: int = 1,
     skip: int = 0,
@@ -62,7 +63,7 @@ def fit(
       params: parameters to begin with; they are not modified.
       optimizer: an optax transformation.
       batches: one for each step, {"x": [B, ...]} and, where there are labels, {"label": [B]}.
-      key: PRNG key; the noise of a step depends on it and on the step's number alone.
+      key: PRNG key, or its seed; the noise of a step depends on it and on the step's number alone.
       ema_decay: decay of the averaged parameters.
       grad_accum: microbatches that each batch is cut into.
       skip: steps in a row that may be skipped because they are not finite; 0 stops at the first.
@@ -75,6 +76,8 @@ def fit(
 
     Raises:
       RunError: if the loss or the gradient stops being finite; it names the step.
+      TypeError: if a batch is no mapping with "x".
+      ValueError: if `grad_accum` does not divide a batch.
 
     Examples:
       >>> import jax, jax.numpy as jnp, numpy as np, optax, scoreflow
@@ -87,10 +90,14 @@ def fit(
       >>> round(float(state.ema_params), 1)
       0.5
     """
-    step = make_train_step(objective, optimizer, key, ema_decay=ema_decay, grad_accum=grad_accum, skip=skip)
+    step = make_train_step(objective, optimizer, as_key(key), ema_decay=ema_decay, grad_accum=grad_accum, skip=skip)
     dispatch, skipped, latest = compile_dispatch(step, 1), 0, Latest()
     state = parallel.replicate(jax.tree.map(jnp.copy, state_of(params, optimizer)))
     for i, batch in enumerate(_shown(batches, progress, latest.words)):
+        if not isinstance(batch, Mapping) or "x" not in batch:
+            raise TypeError(f'a batch must be a mapping such as {{"x": array}}, not {type(batch).__name__}')
+        if len(batch["x"]) % grad_accum:
+            raise ValueError(f"grad_accum = {grad_accum} does not divide a batch of {len(batch['x'])}")
         parallel.check_divides(len(batch["x"]) // grad_accum, "examples of a batch / grad_accum")
         on_device = parallel.shard(jax.tree.map(lambda leaf: np.asarray(leaf)[None], dict(batch)), axis=1)
         state, metrics = dispatch(state, on_device)

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from scoreflow import draw
 from tests import tiny
 
 DOCS = tiny.ROOT / "docs"
@@ -75,5 +76,11 @@ def test_the_worked_examples_of_extending_the_library_run(folder, capsys):
     with np.load("tumors.npz") as stored:
         assert stored["train"].shape == (455, 30) and abs(stored["train"].mean()) < 1e-5
     for metrics in (names["results"].metrics, names["metrics"]):
-        assert 0 <= metrics["memorization"]["share_of_close_samples"].value <= 1
+        assert metrics["memorization"]["share_of_close_samples"].value < 0.5
+    # had the samples been copies of training examples, all of them would be closer
+    experiment, data = names["experiment"], names["experiment"].data
+    copies = draw.make_draw(experiment, 200)(names["params"], experiment.key(4), 200).x
+    copied = experiment._replace(data=data._replace(train=data.train._replace(x=copies)))
+    context = names["evaluation"].context(copied, names["params"])
+    assert names["memorization"](context).metrics["memorization"]["share_of_close_samples"].value == 1
     assert list(folder.glob("runs/vp_digits/eval/*/metrics.json"))

@@ -117,6 +117,15 @@ def test_classes_are_numbered(names, words):
     assert facts.numbered(Dataset("mine", split, split, 0, len(names) or 2, class_names=names)) == words
 
 
+@pytest.mark.parametrize(
+    "counts, said", [((300, 2, 300), "class stray has 2 of 602 training examples"), ((30, 30, 30), "")]
+)
+def test_a_class_of_few_examples_is_named(counts, said):
+    split = Split(np.zeros((sum(counts), 4), np.float32), np.repeat(np.arange(3), counts))
+    lines = facts.facts(Dataset("mine", split, split, 0, 3, class_names=("cats", "stray", "dogs")))
+    assert (said in lines) if said else not any(line.startswith("class ") for line in lines)
+
+
 def test_a_grid_of_samples_has_the_names_of_their_classes():
     """The same picture as with the names written by hand, and another one than with numbers."""
     x, label = np.zeros((2, 16, 16, 1), np.uint8), np.asarray([1, 0])

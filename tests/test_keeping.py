@@ -248,3 +248,13 @@ def test_seeds_that_would_be_the_same_are_refused():
     for name in ("seed", "sampling.seed"):
         with pytest.raises(UserError, match=f"{name} = 4294967296 must be a whole number from 0 to below 2"):
             configure.resolve(tiny.digits(), {name: "4294967296"})
+
+
+@pytest.mark.parametrize(
+    "horizon, said", [(1.0, ""), (0.4, "choose terminal.name = mixture, or a larger process.horizon")]
+)
+def test_a_horizon_at_which_data_are_left_is_said(tmp_path, capsys, horizon, said):
+    """exp(-int beta / 2) of the linear schedule from 0.1 to 20 is 0.0066 at t = 1, and 0.43 at t = 0.4."""
+    tiny.trained(tmp_path, process__horizon=horizon, training__steps=2, training__warmup=0)
+    printed = capsys.readouterr().out
+    assert ("at t = T the data are still" in printed) == bool(said) and said in printed

@@ -1,7 +1,10 @@
 """The notebooks are stored with their pictures, and run from beginning to end; what they print is known."""
 
+import ast
 import base64
+import inspect
 import json
+import operator
 import re
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
+import scoreflow
 from tests import tiny
 
 FOLDER = tiny.ROOT / "notebooks"
@@ -64,6 +68,21 @@ def test_stored_numbers_agree_with_what_is_known():
     assert number_after("score model", digits) < number_after("Gaussian", digits) - 0.2 < np.log2(17)
     bounds = [number_after(rf"{re.escape(words)} +least bound", choosing) for words in ("N(0, σ²)", "8 Gaussians")]
     assert number_after("exact density", choosing) - 0.05 < bounds[1] < bounds[0] + 0.02
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_of_the_library_have_arguments_that_it_takes(name):
+    """So that a change of a name shows before the notebooks are run."""
+    seen = 0
+    for cell in stored(name).cells:
+        for call in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            path = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+            if not isinstance(call, ast.Call) or not re.fullmatch(r"scoreflow(\.\w+)+", path):
+                continue
+            function = operator.attrgetter(path.removeprefix("scoreflow."))(scoreflow)
+            inspect.signature(function).bind_partial(**{each.arg: None for each in call.keywords if each.arg})
+            seen += 1
+    assert seen > 2
 
 
 @pytest.fixture(autouse=True)

@@ -196,6 +196,7 @@ def test_help_fits_a_terminal_and_names_the_commonest_settings(program, tmp_path
         capture_output=True,
         text=True,
     )
+    assert result.returncode == 0
     assert max(map(len, result.stdout.splitlines())) <= 100
     for words in (
         "--mode=eval",

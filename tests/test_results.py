@@ -122,6 +122,17 @@ def test_labels_are_written_above_their_images():
     assert named[: scale + extra].max() > 200 and plain[:scale].max() == 96
 
 
+def test_a_long_label_does_not_run_into_the_next():
+    """It is cut where its image ends: the picture is that of a short label there, and the next label is whole."""
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    made = [
+        report.grid(images, 17, min_width=200, columns=2, words=words) for words in (["long name" * 20, "b"], ["", "b"])
+    ]
+    second = 9 * (made[0].shape[1] // 19)
+    np.testing.assert_array_equal(made[0][:, second:], made[1][:, second:])
+    assert (made[0][:, :second] != made[1][:, :second]).any()
+
+
 @pytest.mark.parametrize("label", [-1, 3])
 def test_the_class_is_that_of_the_test_image_or_the_one_asked_for(classes, label):
     """The part that is filled in depends on the class, the part that is kept does not; labels are those of the rows."""

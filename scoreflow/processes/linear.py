@@ -147,7 +147,8 @@ def check(process: Process) -> None:
         are too rough for the quadrature; it names the first such time and the value there.
     """
     try:
-        _check(process)
+        with np.errstate(all="ignore"):  # what is wrong is said in words
+            _check(process)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return  # traced
 

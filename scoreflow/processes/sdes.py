@@ -6,11 +6,12 @@ classes, their equations and the general form.
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from scoreflow.processes.linear import (
     VE,
@@ -302,11 +303,25 @@ def linear_sde(
       (1.0, 4.2251)
     """
 
-    def rate(function: Callable | float, change: Callable) -> NumericalRate:
-        value = function if callable(function) else lambda t: function
-        return NumericalRate(lambda _, t: change(jnp.broadcast_to(jnp.asarray(value(t), float), jnp.shape(t))), None)
+    def rate(name: str, function: Callable | float, change: Callable) -> NumericalRate:
+        def value(_: Any, t: ArrayLike) -> jax.Array:
+            try:
+                values = jnp.asarray(function(jnp.asarray(t)) if callable(function) else function, float)
+            except (TypeError, ValueError) as error:
+                if isinstance(error, jax.errors.JAXTypeError):
+                    raise
+                reason = (str(error).splitlines() or [""])[0]
+                raise ValueError(f"{name}, a function of an array of times, fails: {reason}") from error
+            if values.shape not in ((), jnp.shape(t)):
+                shapes = f"{list(values.shape)} for t {list(jnp.shape(t))}"
+                raise ValueError(f"{name} gives an array {shapes}; it must be like t")
+            return change(jnp.broadcast_to(values, jnp.shape(t)))
 
-    process = LinearSDE(rate(drift, jnp.negative), rate(diffusion, jnp.square), horizon, initial_variance)
+        return NumericalRate(value, None)
+
+    process = LinearSDE(
+        rate("drift", drift, jnp.negative), rate("diffusion", diffusion, jnp.square), horizon, initial_variance
+    )
     check(process)
     return process
 
