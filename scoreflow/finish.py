@@ -72,6 +72,12 @@ class Pictures:
         one = evaluation * self.experiment.sampler.evaluations
         num = self.num if one == 0.0 else int(min(self.num, budget / one))
         written = self._at_most(params, step, num, one)
+        with report.waiting("drawing the plots"):
+            return written + self._plots(params, step, budget, evaluation)
+
+    def _plots(self, params: Params, step: int, budget: float, evaluation: float) -> list[Path]:
+        """The curves and the paths of samples, as far as there is time for them."""
+        written, one = [], evaluation * self.experiment.sampler.evaluations
         if self.experiment.model.network.apply is not None and LEAST * evaluation <= budget:
             written.append(self._loss_by_log_snr(params, step, budget))
         if draw.num_paths(self.experiment) * one <= budget:

@@ -1,8 +1,10 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -206,3 +208,23 @@ def test_help_fits_a_terminal_and_names_the_commonest_settings(program, tmp_path
         "--mode=plan",
     ):
         assert words in result.stdout
+
+
+def test_a_wait_shows_its_seconds_on_a_terminal_and_leaves_none_of_them(monkeypatch):
+    """Elsewhere there is the line alone."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with report.waiting("computing"):
+        time.sleep(2.3)
+    written = terminal.getvalue()
+    shown = [int(each) for each in re.findall(r"\r  (\d+) s", written)]
+    assert shown and shown == sorted(shown) and written.endswith("\r")
+    monkeypatch.setattr(sys, "stderr", elsewhere := io.StringIO())
+    with report.waiting("computing"):
+        time.sleep(1.2)
+    assert elsewhere.getvalue() == ""

@@ -188,7 +188,6 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     process = model.process
     most = min(options.batch_size, _MEASURED * options.pilot)  # a batch takes the same time with fewer
     few, many = pilot_examples(context), pilot_examples(context, most)
-    report.say(f"choosing the solver's steps on {len(few.x)} training examples; as a rule this takes about a minute")
     t = nodes.even(process, context.start, float(process.horizon))
 
     def met(rule: multistep.Rule) -> multistep.Nodes:
@@ -199,7 +198,9 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
         return run(f"pilot-{name}", (context.params, gaussian, rule), many.keys, many.x, many.cond).logp
 
     asked = lambda logp: options.error * float(np.nanstd(logp)) / np.sqrt(context.num_test)
-    chosen = pilot.choose(process, t, met, solve, asked)
+    words = f"choosing the solver's steps on {len(few.x)} training examples; as a rule this takes about a minute"
+    with report.waiting(words):
+        chosen = pilot.choose(process, t, met, solve, asked)
     if np.isnan(chosen.error.value):
         said = (
             f"{max(nodes.COUNTS)} nodes miss the error asked for, on {len(many.x)} training examples; {len(t)} are used"

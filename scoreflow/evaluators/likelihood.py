@@ -74,8 +74,8 @@ def likelihood(context: Context, *, draws: Count = 5, check: Count = 120) -> Res
 def _solver_error(context: Context, solver: LogDensity, scores: np.ndarray, check: int) -> Estimate:
     """The difference to a finer solve, with the same noise and probes."""
     data = context.examples(0, check)
-    report.say(f"measuring the solver's own error on {len(data.x)} examples")
-    reference = solver("check", data.keys, data.x, data.cond, finer=True)
+    with report.waiting(f"measuring the solver's own error on {len(data.x)} examples"):
+        reference = solver("check", data.keys, data.x, data.cond, finer=True)
     difference = scores[: len(data.x)] - context.in_unit(reference.logp, data.log_q)
     return mean_estimate(difference[np.isfinite(difference)])
 

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -33,6 +34,29 @@ def say(*words: object, file: TextIO | None = None) -> None:
             out.flush()
         else:
             print(text, file=out, flush=True)
+
+
+@contextlib.contextmanager
+def waiting(words: str) -> Iterator[None]:
+    """Says what is going on and, on a terminal, for how many seconds: for work of which no share is known."""
+    say(words)
+    if not (parallel.is_main() and sys.stderr.isatty()) or _bars:
+        yield
+        return
+    over, began = threading.Event(), time.monotonic()
+
+    def show() -> None:
+        while not over.wait(1.0):
+            print(f"\r  {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+        print("\r" + " " * 12, end="\r", file=sys.stderr, flush=True)
+
+    clock = threading.Thread(target=show, daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        over.set()
+        clock.join()
 
 
 def warn(message: str) -> None:
