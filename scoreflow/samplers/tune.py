@@ -25,7 +25,7 @@ from scoreflow.types import Key, Params
 
 ITERATIONS = 50
 _FINE = 100  # steps of the ODE's own solution
-_RATE = 0.1  # of Adam, in the logarithm of a step's share
+_RATE = 0.15  # of Adam, in the logarithm of a step's share
 _TABLE = 2001
 _TINY = 1e-12  # below a square distance, whose root would have no gradient at 0
 _REVERSE = 4  # evaluations in whose time one is done, done again and differentiated
