@@ -267,7 +267,7 @@ def planner_options(config: Config) -> planner.PlannerOptions:
     return _options(
         planner.PlannerOptions,
         config.plan,
-        configured=config.process.name,
+        configured=config.process.name.rpartition("/")[2],
         grids={"uniform": grids.uniform, config.grid.name: _build(config, "grid")},
         rule=transitions.TRANSITIONS.get(predictor, transitions.exponential_sde),
         sampler=config.sampler.name,

@@ -28,7 +28,7 @@ from scoreflow.types import Key
 
 
 class Bound(NamedTuple):
-    """An upper bound on -log p in nats and its terms (3) to (5), [B] each.
+    """An upper bound on -log p in nats and its terms, [B] each; equations (3) to (5) of this file.
 
     Attributes:
       total: `prior` + `diffusion` + `offset`, unbiased for the bound.
@@ -56,7 +56,7 @@ def bound(
     sample_times: TimeSampler = times.importance,
     gaussian: Gaussian | None = None,
 ) -> Bound:
-    """Upper bound on -log p(x) of the SDE model, (3) to (5), by `num_times` times for each example.
+    """Bound on -log p(x) of the SDE model (Song et al. 2021, arXiv 2101.09258), from times drawn for each example.
 
     With a Gaussian of the data its own terms under the same noise are taken away and their means are added (`control`):
     the bound is the same, with less noise the better the Gaussian is.

@@ -63,6 +63,15 @@ def decode(
 ) -> jax.Array:
     """The data of latent codes z [B, ...]: the inverse of `encode` with the same nodes, up to the rule's error.
 
+    Args:
+      process: the forward SDE.
+      score: the score function.
+      z: codes at the last of the nodes, float.
+      cond: labels [B] int32 or None.
+      gaussian: of the data.
+      t: nodes from t_min to the horizon, as for `encode`.
+      order: of the rule.
+
     Examples:
       >>> import jax.numpy as jnp, scoreflow
       >>> from scoreflow import gaussian
@@ -81,6 +90,11 @@ def interpolate(first: jax.Array, last: jax.Array, count: int) -> jax.Array:
     """`count` codes from one [...] to another on a great circle, [count, ...], whose norms change evenly.
 
     Codes are normal, so that almost all of them have nearly the same norm; those on a straight line do not.
+
+    Args:
+      first: the code at the beginning, [...].
+      last: the code at the end, like it.
+      count: how many, both ends among them.
 
     Examples:
       >>> import jax.numpy as jnp, scoreflow
@@ -112,7 +126,18 @@ def log_prob_and_grad(
     """log p(x) in nats, [B], and its gradient with respect to x, like x, by reverse mode through the rule.
 
     With a random probe both are those of the estimate: the gradient is unbiased, too. The gradient of a perfect model
-    is its score at t_min. Arguments as for `multistep.log_prob`.
+    is its score at t_min.
+
+    Args:
+      process: the forward SDE.
+      score: the score function.
+      terminal: the distribution assumed at the horizon.
+      key: PRNG key of the random probes, or a key for each example, [B].
+      x: continuous data [B, ...], float, taken to be x at the first node.
+      cond: labels [B] int32 or None.
+      gaussian: of the data.
+      rule: nodes from t_min to the horizon.
+      divergence: `divergence.hutchinson` (unbiased) or `divergence.exact`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, scoreflow

@@ -79,7 +79,7 @@ def log_prob(
     max_steps: int = 1000,
     in_log_snr: bool = False,
 ) -> LogProb:
-    """Log-density of x under the ODE model (2), by an adaptive solve per example.
+    """Log-density of x under the probability-flow ODE from t_min to the horizon, by an adaptive solve per example.
 
     Args:
       process: the forward SDE.

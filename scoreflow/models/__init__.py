@@ -50,7 +50,10 @@ class Network(NamedTuple):
 
 
 def network(module: nn.Module) -> Network:
-    """Wraps a Linen module whose call is (x, log_snr, cond, train).
+    """Wraps a Linen module as a score network: functions `init` and `apply` of plain parameters.
+
+    Args:
+      module: its call is (x [B, ...], log_snr [B], cond [B] or None, train) -> a prediction, like x.
 
     Examples:
       >>> import jax, jax.numpy as jnp, scoreflow

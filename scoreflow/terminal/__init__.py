@@ -48,7 +48,10 @@ class Gaussian:
 
 
 def prior(process: Process) -> Gaussian:
-    """The process's own Gaussian at its horizon.
+    """The process's own Gaussian at its horizon, N(0, I) for VP and N(0, sigma(T)^2 I) for VE.
+
+    Args:
+      process: the forward SDE.
 
     Examples:
       >>> import jax, scoreflow
