@@ -35,7 +35,7 @@ def load(name: str) -> Callable:
     """
     path, function = _split(name)
     if not path.is_file():
-        raise UserError(f"{name}: there is no file {path}")
+        raise UserError(f"{name}: there is no file {path}; if it was moved, set the part's name again")
     part = getattr(_module(path.resolve(), path.stat().st_mtime_ns), function, None)
     if not callable(part):
         raise UserError(f"{name}: {path.name} has no function {function}")
