@@ -3,8 +3,8 @@
     python -m benchmarks.photos --out=runs/photos.npy       # and train on them, as that file says
     python -m benchmarks.directions --workdir=runs/photos --directions 875 256 64
 
-For every number of directions a Gaussian is fitted to the run's training images, a pilot chooses the nodes, and the same
-`--num` test images are scored with the same noise and probes. Differences to the first number are paired over images.
+For every number of directions a Gaussian is fitted to the run's training images, a pilot chooses the nodes, and the
+same `--num` test images are scored with the same noise and probes. Differences to the first number are paired.
 """
 
 import argparse
