@@ -3,7 +3,6 @@
 from __future__ import annotations  # help() shows `ArrayLike`, and not all that it stands for
 
 import dataclasses
-import warnings
 from typing import Any, Self
 
 import jax
@@ -17,7 +16,7 @@ from scoreflow.gaussian import Gaussian
 from scoreflow.likelihood import multistep
 from scoreflow.likelihood import pilot as pilots
 from scoreflow.likelihood.prepared import fit_gaussian, prepare
-from scoreflow.trained import Trained, as_key
+from scoreflow.trained import Trained, as_key, finite
 from scoreflow.types import Key
 
 _EXACT = 16  # dimensions up to which the divergence is exact by default
@@ -145,7 +144,7 @@ class Densities(Trained):
                 total += self._by_nodes(*known, keys, x, cond, whole=whole, batch_size=batch_size)
             else:
                 total += self._adaptive(keys, x, cond, tolerance or _TOLERANCE, whole=whole, batch_size=batch_size)
-        return _finite(total / probes, "densities")
+        return finite(total / probes, "densities", "the solver gave up, or the score is not finite there")
 
     def _by_nodes(
         self, gaussian: Gaussian, rule: multistep.Rule, keys: Any, x: Any, cond: Any, *, whole: bool, batch_size: int
@@ -266,7 +265,7 @@ class Densities(Trained):
         given = self.params, None if self.prepared is None else self.prepared.gaussian
         name = ("bound", num_times, self.prepared is None)
         total = self._batched(name, run, batch_size, *inputs, given=given)
-        return _finite(np.asarray(total, np.float64), "bounds")
+        return finite(np.asarray(total, np.float64), "bounds", "the score is not finite there")
 
     def _continuous(self, x: np.ndarray, key: Key) -> tuple[np.ndarray, jax.Array]:
         """x_0 of images of integers, by uniform noise or a VAE, and the density of that noise; floats as they are."""
@@ -286,11 +285,3 @@ class Densities(Trained):
             assert bins is not None
             point = dequantise.uniform(key, jnp.asarray(x), bins)
         return np.asarray(point.x), point.log_q
-
-
-def _finite(values: np.ndarray, name: str) -> np.ndarray:
-    """The values; a warning says how many are not finite."""
-    if failed := int(np.sum(~np.isfinite(values))):
-        words = "are not finite: the solver gave up, or the score is not finite there"
-        warnings.warn(f"{failed} of {len(values)} {name} {words}", stacklevel=3)
-    return values

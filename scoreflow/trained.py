@@ -106,7 +106,8 @@ class Trained:
             raise ValueError(f"t must be a number or [{len(x)}] of them, from 0 to the horizon {horizon:g}")
         t = np.broadcast_to(t, len(x))
         run = lambda params, x, t, cond: fn(self.score_of(params), x, t, cond)
-        return self._batched(name, run, _AT_A_TIME, x, t, self._labels(cond, len(x)))
+        values = self._batched(name, run, _AT_A_TIME, x, t, self._labels(cond, len(x)))
+        return finite(values, "results", "the function fails there, or there is no noise at this time")
 
     def sample(
         self,
@@ -253,6 +254,13 @@ def _check_choices(rule: Any, grid: Any, *counts: Any) -> None:
     for count in counts:
         if not (count is None or isinstance(count, int | np.integer)):
             raise TypeError(f"{count!r} must be a whole number")
+
+
+def finite(values: np.ndarray, name: str, why: str) -> np.ndarray:
+    """Values [B, ...] as they are; a warning says how many of the B are not finite."""
+    if failed := int(np.sum(~np.isfinite(values.reshape(len(values), -1)).all(1))):
+        warnings.warn(f"{failed} of {len(values)} {name} are not finite: {why}", stacklevel=3)
+    return values
 
 
 def as_key(key: Key | int) -> Key:

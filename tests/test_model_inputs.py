@@ -83,6 +83,8 @@ def test_a_score_that_is_not_finite_is_said():
         broken.bound(np.zeros((3, 2)))
     with pytest.warns(UserWarning, match="3 of 3 samples are not finite"):
         broken.sample(0, 3, rule=rules.HEUN, steps=3)
+    with pytest.warns(UserWarning, match="1 of 2 results are not finite: .* no noise at this time"):
+        scoreflow.Model.from_denoiser(lambda z, sigma: z, PROCESS, (2,)).score(np.ones((2, 2)), [0.0, 0.5])
 
 
 def test_other_wrong_arguments_are_named():
