@@ -56,17 +56,14 @@ def tuned(experiment: Experiment, params: Params, partial: PartialResults = NONE
     usual = experiment.sampler
     if not usual.pilot:
         return experiment
-    size = parallel.rounded_up(max(usual.pilot, 2))
-    steps, shape = len(usual.grid) - 1, (size, *experiment.space.shape)
-    report.say(f"tuning the times of {steps} steps on {size} samples")
+    report.say(f"tuning the times of {len(usual.grid) - 1} steps on {usual.pilot} samples")
 
     def found() -> tune.Tuned:
-        key, key_init = jax.random.split(experiment.key(PILOT))
-        begin = np.asarray(experiment.model.terminal(params).sample(key_init, shape))
-        cond = labels(experiment, size, 0, -1)
-        pilot = tune.Pilot(params, *parallel.shard((jax.random.split(key, size), begin, cond)))
+        model, classes = experiment.model, experiment.data.num_classes
+        given = usual.pilot, model.terminal(params), experiment.space.shape, classes if model.conditional else 0
+        pilot = tune.pilot_of(params, experiment.key(PILOT), *given)
         watch = lambda numbers: report.progress(numbers, total=len(numbers), unit="tuning step")
-        return tune.tune(usual, experiment.model.score, pilot, watch=watch)
+        return tune.tune(usual, model.score, pilot, watch=watch)
 
     result = tune.Tuned(*partial.get("times", lambda: tune.Tuned(np.zeros(0), 0.0, 0.0, 0), found))
     report.say(

@@ -51,9 +51,17 @@ class Gaussian(NamedTuple):
         return Gaussian(self.mean[row], self.basis, self.variances[row], self.rest[row])
 
     def row(self, cond: Cond, count: int) -> jax.Array:
-        """The class of each of `count` examples, [count] int32."""
+        """The class of each of `count` examples, [count] int32.
+
+        Raises:
+          ValueError: if there are several classes and no labels.
+        """
         label = cond.label if isinstance(cond, Conditioning) else cond
-        return jnp.zeros(count, jnp.int32) if label is None or self.mean.shape[0] == 1 else label
+        if self.mean.shape[0] == 1:
+            return jnp.zeros(count, jnp.int32)
+        if label is None:
+            raise ValueError("the Gaussian of the data was fitted with labels: give them, or fit it without")
+        return label
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -109,8 +117,12 @@ def fit(rows: Rows, d: int, *, classes: int = 1, rank: int | None = None, seed: 
         x = x - member @ mean
         along += member.T @ (x @ basis) ** 2
         whole += member.T @ (x**2).sum(1, keepdims=True)
-    rest = np.maximum(_pooled(whole, count) - _pooled(along, count).sum(1, keepdims=True), 0.0)[:, 0] / max(d - rank, 1)
-    return Gaussian(*(jnp.asarray(each, jnp.float32) for each in (mean, basis, _pooled(along, count), rest)))
+    variances = _pooled(along, count)
+    if rank < d:
+        rest = np.maximum(_pooled(whole, count)[:, 0] - variances.sum(1), 0.0) / (d - rank)
+    else:  # nothing is left, so any number will do, and one near the variances loses the least to rounding
+        rest = variances.mean(1)
+    return Gaussian(*(jnp.asarray(each, jnp.float32) for each in (mean, basis, variances, rest)))
 
 
 def _rank(d: int, count: int) -> int:

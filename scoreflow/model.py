@@ -44,6 +44,7 @@ class Model(Densities):
       needs_labels: whether nothing can be computed without them.
       prepared: what `with_data` has found for densities, or None.
       sampler: that of the run, or None.
+      pilot_key: PRNG key of the samples on which times are tuned, or None.
       images: those behind x where these are the latents of a VAE, or None.
 
     Examples:
@@ -222,7 +223,7 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
     """
     from scoreflow import configure
     from scoreflow.evaluators.examples import rule_of
-    from scoreflow.experiment import load_newest
+    from scoreflow.experiment import PILOT, load_newest
     from scoreflow.runs import files, workdir
 
     if checkpoint not in _CHECKPOINTS:
@@ -250,4 +251,5 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
         needs_labels=source.conditional and not config.training.label_dropout,
         sampler=experiment.sampler,
         images=images,
+        pilot_key=experiment.key(PILOT),
     )

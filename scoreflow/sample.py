@@ -19,6 +19,7 @@ from scoreflow.experiment import SAMPLE, Experiment, load_newest
 from scoreflow.runs import files, parallel, report, workdir
 from scoreflow.runs.errors import RunError, UserError
 from scoreflow.runs.partial import PartialResults
+from scoreflow.samplers import tune
 from scoreflow.samplers.guide import inpaint
 from scoreflow.types import Count, Index, Key, Params, Seed
 
@@ -114,7 +115,7 @@ def sample(experiment: Experiment, options: SampleOptions, folder: Path) -> np.n
 
 def _kept_times(experiment: Experiment, checkpoint: str, folder: Path) -> PartialResults:
     """Where tuned times of a checkpoint are kept; how many samples are drawn, and with which seed, does not matter."""
-    known = [checkpoint, drawn_by(experiment), workdir.versions()]
+    known = [checkpoint, drawn_by(experiment), workdir.versions(), tune.VERSION]
     return PartialResults(folder / "samples" / "times" / workdir.digest_of(known))
 
 

@@ -26,7 +26,7 @@ from scoreflow.samplers.gaussian_multistep import GaussianMultistep
 from scoreflow.samplers.grids import TimeGrid
 from scoreflow.samplers.loop import Rule, Sample
 from scoreflow.samplers.sampler import Sampler, sampler
-from scoreflow.samplers.tune import Pilot, tune
+from scoreflow.samplers.tune import pilot_of, tune
 from scoreflow.score import Score
 from scoreflow.types import Key, Params
 
@@ -64,6 +64,7 @@ class Trained:
     prepared: Prepared | None = None
     sampler: Sampler | None = None
     images: Images | None = None
+    pilot_key: Key | None = None
     _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, init=False)
     _times: dict[Any, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
@@ -145,6 +146,7 @@ class Trained:
 
         Raises:
           TypeError: if the rule or the grid is none, or a number is not whole.
+          UserError: if the times of this sampler cannot be tuned.
           ValueError: for numbers below 1, for guidance without labels, or a rule that needs data and has none.
 
         Examples:
@@ -156,12 +158,15 @@ class Trained:
           True
           >>> exact = model.sample(0, 2, rule=Adaptive(rtol=1e-5, atol=1e-5))
         """
-        _check_choices(rule, grid, num, steps, batch_size)
-        if num < 1 or (steps is not None and steps < 1) or batch_size < 1:
+        _check_choices(rule, grid, num, steps, batch_size, pilot)
+        if min(num, batch_size) < 1 or (steps is not None and steps < 1):
             raise ValueError(f"num = {num}, steps = {steps} and batch_size = {batch_size} must be 1 or more")
         if guidance is not None and (cond is None or self.needs_labels):
             raise ValueError("guidance needs labels, and a model that also works without them")
         choices = {"method": rule, "make_grid": grid, "steps": steps, "guidance": guidance, "pilot": pilot}
+        if pilot is not None and pilot < 0:
+            raise ValueError(f"pilot = {pilot} must be 0 or more")
+        labels = self._labels(cond, num)
         drawn_by = self._sampler({name: value for name, value in choices.items() if value is not None})
         name = "sample", rule, grid, steps, guidance, pilot
         if drawn_by.pilot:
@@ -176,7 +181,7 @@ class Trained:
             decoded = jax.vmap(lambda key, x: self.space.decode(params, key, x[None])[0])(keys_decode, x)
             return decoded, jnp.isfinite(x).reshape(len(x), -1).all(1)
 
-        inputs, looped = (keys, self._labels(cond, num)), drawn_by.data_dependent
+        inputs, looped = (keys, labels), drawn_by.data_dependent
         x, finite = self._batched(name, run, batch_size, *inputs, looped=looped)
         if not finite.all():
             warnings.warn(f"{np.sum(~finite)} of {num} samples are not finite", stacklevel=2)
@@ -186,6 +191,8 @@ class Trained:
         """The model's own sampler, with other options where there are choices."""
         gaussian = None if (prepared := self.prepared) is None else lambda: prepared.gaussian
         choices = choices | ({"scale_steps": False} if "steps" in choices else {})
+        if "method" in choices:  # it need not be one whose times can be tuned, as the run's is
+            choices = {"pilot": 0} | choices
         if self.sampler is None:
             usual = {"method": rules.DPM_SOLVER_PP_2M, "make_grid": grids.log_snr}
             return sampler(process=self.process, gaussian=gaussian, t_min=self.t_min, **usual | choices)
@@ -196,13 +203,10 @@ class Trained:
     def _tuned(self, usual: Sampler, name: Any, *, labeled: bool) -> Sampler:
         """The sampler with times that suit this model; they are looked for once."""
         if (name := (*name, labeled)) not in self._times:
-            size = parallel.rounded_up(max(usual.pilot, 2))
-            key, key_init = jax.random.split(jax.random.key(0))
-            begin = np.asarray(self.terminal_of(self.params).sample(key_init, (size, *self.shape)))
-            cond = np.arange(size, dtype=np.int32) % self.num_classes if labeled else None
             params = None if self.params is None else parallel.replicate(self.params)
-            pilot = Pilot(params, *parallel.shard((jax.random.split(key, size), begin, cond)))
-            self._times[name] = tune(usual, self.score_of, pilot).times
+            given = usual.pilot, self.terminal_of(self.params), self.shape, self.num_classes if labeled else 0
+            key = jax.random.key(0) if self.pilot_key is None else self.pilot_key
+            self._times[name] = tune(usual, self.score_of, pilot_of(params, key, *given)).times
         return usual._replace(grid=jnp.asarray(self._times[name]))
 
     def _examples(self, x: ArrayLike) -> np.ndarray:

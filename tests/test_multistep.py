@@ -13,7 +13,7 @@ from scoreflow import divergence, gaussian, likelihood, space, terminal, train
 from scoreflow import score as score_fn
 from scoreflow.likelihood import multistep, nodes, ode
 from scoreflow.objectives.score_matching import score_matching
-from tests.truth import PROCESSES, TOY, process64
+from tests.truth import PROCESSES, TOY, process64, slope
 
 D = 5
 RNG = np.random.default_rng(0)
@@ -139,6 +139,26 @@ def test_the_error_with_another_gaussian_falls_with_the_order(name, order):
     counts = (24, 48) if order == 3 else (48, 96)  # more steps of order 3 are better than float32
     few, many = (np.abs(run(rule_of(process, start, steps, order)) - law.logpdf(x)).max() for steps in counts)
     assert few / many > 0.85 * 2**order and many < (0.2, 3e-3, 5e-4)[order - 1]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_error_on_a_mixture_falls_with_the_order(x64, order):
+    """By regression over five numbers of nodes, with the exact score of three Gaussians on the line."""
+    process = process64("vp")
+    mean = float(TOY.weights @ TOY.means)
+    variance = float(TOY.weights @ (TOY.variances + TOY.means**2)) - mean**2
+    fitted = gaussian.Gaussian(*map(jnp.asarray, ([[mean]], [[1.0]], [[variance]], [variance])))
+    x = jnp.asarray(TOY.sample(np.random.default_rng(0), 40))[:, None]
+
+    def log_prob(nodes, order):
+        rule = rule_of(process, 0.05, nodes, order)
+        known = {"gaussian": fitted, "rule": rule, "divergence": divergence.exact}
+        score, end = TOY.score(process), terminal.prior(process)
+        return np.asarray(multistep.log_prob(process, score, end, jax.random.key(0), x, **known).logp)
+
+    counts, exact = (24, 32, 48, 64, 96), log_prob(1600, 3)
+    errors = [np.abs(log_prob(count, order) - exact).mean() for count in counts]
+    assert order - 0.2 < slope(errors, counts) < order + 0.7
 
 
 def test_it_agrees_with_the_adaptive_solve_but_for_the_probe_s_noise_of_the_gaussian_part():

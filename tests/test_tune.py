@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import scoreflow
-from scoreflow import configure, sample
+from scoreflow import configure, draw, sample
 from scoreflow.runs.errors import UserError
 from scoreflow.samplers import Adaptive, grids, rules
 from scoreflow.samplers import tune as tune_of
@@ -105,6 +105,36 @@ def test_a_run_is_sampled_with_times_that_are_looked_for_once(tmp_path, monkeypa
     other = configure.experiment(tiny.digits(**changes | {"sampling__steps": 2}), "tiny")
     with pytest.raises(AssertionError, match="looked for again"):
         sample.sample(other, options, tmp_path)
+
+
+def test_a_loaded_run_is_sampled_with_the_times_that_its_command_finds(tmp_path):
+    _, experiment = tiny.trained(tmp_path, sampling__pilot=6, sampling__steps=3)
+    model = scoreflow.load(tmp_path)
+    drawn = draw.make_draw(draw.tuned(experiment, model.params), 5)(model.params, jax.random.key(4), 5)
+    untuned = draw.make_draw(experiment, 5)(model.params, jax.random.key(4), 5)
+    np.testing.assert_array_equal(model.sample(4, 5), drawn.x)
+    np.testing.assert_array_equal(model.sample(4, 5, pilot=0), untuned.x)
+    assert (drawn.x != untuned.x).any()
+    assert model.sample(4, 2, rule=Adaptive()).shape == (2, 8, 8, 1)  # whose times are its own
+    with pytest.raises(ValueError, match="pilot = -3 must be 0 or more"):
+        model.sample(4, 5, pilot=-3)
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_times_are_the_same_on_one_device_and_on_four(size):
+    """Six samples cannot be split over four devices, and eight can."""
+    usual = sampler(DDIM, PROCESS, grids.log_snr, t_min=T_MIN, pilot=size, steps=3)
+    given = tune_of.pilot_of(None, jax.random.key(3), size, scoreflow.prior(PROCESS), (2,))
+    assert len(given.x_init.devices()) == len(jax.devices()) == 4
+    alone = Pilot(None, jax.random.split(jax.random.split(jax.random.key(3))[0], size), jax.device_get(given.x_init))
+    one = tune(usual, normal_score, alone)
+    np.testing.assert_allclose(tune(usual, normal_score, given).times, one.times, atol=1e-5)
+
+
+def test_samples_of_a_pilot_that_are_not_finite_are_refused():
+    broken = lambda _: lambda x, t, cond=None: jnp.where(x[:, :1] > 2.0, jnp.nan, -x)
+    with pytest.raises(UserError, match="pilot = 64: some of these samples are not finite"):
+        tuned(DDIM, broken, steps=3)
 
 
 def test_a_function_of_ones_own_is_sampled_with_tuned_times():

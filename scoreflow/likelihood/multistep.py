@@ -73,6 +73,8 @@ def rule_at(process: Process, t: np.ndarray, order: int) -> Rule:
     The first steps look at the nodes that there are. May be called while a program is traced; t must be known then.
     """
     t = np.asarray(t, np.float64)
+    if not (np.diff(t) > 0).all() and not (np.diff(t) < 0).all():
+        raise ValueError("the times of nodes must rise, or fall, without repetition")
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         alpha, sigma = (np.asarray(f(t), np.float64) for f in (process.alpha, process.sigma))
     predictor, corrector = adams(q_at(process, t), order)

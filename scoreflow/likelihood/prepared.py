@@ -26,6 +26,8 @@ class Prepared(NamedTuple):
       error: on training data; NaN where no number of nodes was good enough.
       evaluations: of the score that a density takes.
       pilot: evaluations that looking for the nodes took, for all examples together.
+      t: the nodes, as `encode` and `decode` take them.
+      order: of the rule, likewise.
     """
 
     gaussian: Gaussian
@@ -33,6 +35,8 @@ class Prepared(NamedTuple):
     error: Estimate
     evaluations: int
     pilot: int
+    t: np.ndarray
+    order: int
 
 
 def fit_gaussian(
@@ -84,4 +88,4 @@ def prepare(
         words = "no number of nodes reached the error that was asked for; use log_prob with a tolerance, or raise error"
         warnings.warn(words, stacklevel=3)
     rule = multistep.padded(multistep.rule_at(process, choice.t, choice.order))
-    return Prepared(gaussian, rule, choice.error, len(choice.t), choice.evaluations)
+    return Prepared(gaussian, rule, choice.error, len(choice.t), choice.evaluations, choice.t, choice.order)

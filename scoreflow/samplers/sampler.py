@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from scoreflow.gaussian import Gaussian
 from scoreflow.processes.sdes import Process
@@ -83,7 +84,8 @@ def sampler(
       usual_horizon: the horizon for which `steps` is meant; None for that of the process itself.
 
     Raises:
-      UserError: where a long horizon takes more than a million steps, or a pilot is asked for without a fixed grid.
+      UserError: where a long horizon takes more than a million steps, or a pilot is asked for without a fixed grid or
+        of a sampler that draws noise.
       ValueError: where the method needs a Gaussian and there is none.
     """
     options: dict[str, Any] = {"method": method, "process": process, "make_grid": make_grid, "gaussian": gaussian}
@@ -97,7 +99,7 @@ def sampler(
                 f"steps = {steps} for the usual horizon are {steps * share:.3g} for one {share:.3g} times as long"
             )
         steps = max(1, round(steps * share))
-    if isinstance(method, GaussianMultistep):
+    if follows := isinstance(method, GaussianMultistep):
         if gaussian is None:
             raise ValueError("the sampler gaussian_multistep needs the Gaussian of the data")
         method = gaussian_multistep(gaussian(), *method)
@@ -108,4 +110,13 @@ def sampler(
     evaluations = method.evaluations * (len(grid) - 1) + denoise if isinstance(method, Rule) else _GUESS
     evaluations *= 1 if guidance == 1.0 else 2  # with and without the label
     run = functools.partial(run, denoise=denoise)
+    if pilot and isinstance(method, Rule) and not follows and _draws_noise(run, process, grid):
+        raise UserError(f"pilot = {pilot}: this sampler draws noise on its way, so its times cannot be tuned")
     return Sampler(run, process, grid, changed, guidance, data_dependent, evaluations, pilot)
+
+
+def _draws_noise(run: Sample, process: Process, grid: jax.Array) -> bool:
+    """Whether two keys give different samples, with the score of N(0, I)."""
+    x = jnp.ones((1, 1))
+    one, other = (run(process, lambda x, t, cond=None: -x, jax.random.key(i), x, grid[:3]).x for i in range(2))
+    return bool((one != other).any())
