@@ -282,7 +282,8 @@ def test_the_numbers_of_the_results_page_are_those_of_the_runs_that_are_kept():
         if name != "base":
             pair = differences[name, "base"]
             assert apart == f"{pair.difference:.4f} ± {pair.stderr:.4f}"
-    said = {(number, error) for number, error in re.findall(r"(0\.\d{4}) ± (0\.\d{4})", " ".join(page.split()))}
+    one_seed = re.sub(r"\n### .*?(?=\n## )", "", page, flags=re.DOTALL)
+    said = set(re.findall(r"(0\.\d{4}) ± (0\.\d{4})", " ".join(one_seed.split())))
     true = {(f"{abs(p.difference):.4f}", f"{p.stderr:.4f}") for p in differences.values()}
     assert said and said <= true
     u, qc = (next(each.metrics["symmetry"]["asym"]["value"] for each in kept[name].evaluations) for name in ("u", "qc"))
@@ -300,6 +301,28 @@ def test_the_numbers_of_the_results_page_are_those_of_the_runs_that_are_kept():
             assert name == "joint" or f"{used:.0f}" in re.findall(r"\b\d+\b", said)
         pair = differences["mixture", "base"]
         assert f"{-pair.difference:.4f} ± {pair.stderr:.4f}" in said
+
+
+def test_the_seeds_of_the_results_page_are_those_of_the_runs_that_are_kept():
+    """Every number of the table, the means over seeds with their standard errors, and the spread of the base."""
+    page, results = (tiny.ROOT / "docs" / "results.md").read_text(), tiny.ROOT / "docs" / "results"
+    gains, nearer, densities = [], [], []
+    for seed in range(3):
+        folder, end = (results / "fashion_seeds", f"-seed{seed}") if seed else (results / "fashion", "")
+        runs = [read.read(folder / f"{n}{end}", n, lambda s: s, pytest.fail) for n in ("base", "mixture")]
+        rows = {row.name: row.values for row in measures.quantities(runs)}
+        (bits, _), distances = rows["bits_per_dim"], rows["frechet_image_classifier"]
+        (pair,) = pairs.pairs(runs)[0]
+        assert runs[pair.run].name == "mixture"
+        words = f"{bits.value:.3f} ± {bits.stderr:.3f} | {pair.difference:.4f} ± {pair.stderr:.4f}"
+        words += "".join(f" | {each.value:.1f} ± {each.stderr:.1f}" for each in distances)
+        assert f"| {seed} | {words} |" in page
+        gains, densities = [*gains, pair.difference], [*densities, bits.value]
+        nearer.append(distances[1].value - distances[0].value)
+    said = " ".join(page.split())
+    for values, digits in ((gains, 4), (nearer, 1)):
+        assert f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) / 3**0.5:.{digits}f}" in said
+    assert f"deviation of {np.std(densities, ddof=1):.3f} over seeds" in said
 
 
 def test_the_results_of_the_readme_are_those_of_the_run_that_is_kept():
