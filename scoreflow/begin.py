@@ -150,7 +150,9 @@ def say_if_stretched(config: Mapping[str, Any], start: int, before: int, steps: 
     if latent.get("name") == "joint" and training.get("learn") == "all":
         of_vae = VaeRates(**{name: latent[name] for name in VaeRates._fields})
         rates["VAE's learning rate"] = lambda step, last: vae_rate_at(step, last, of_vae, training["warmup"])
-    for what, rate in rates.items() if before != steps else ():
+    if not rates or before == steps:
+        return
+    report.say(f"training.steps = {steps}, {before} before: the cosine schedule now ends there")
+    for what, rate in rates.items():
         old, new = rate(min(start, before), before), rate(start, steps)
-        report.say(f"training.steps = {steps}, {before} before: the cosine schedule now ends there")
         report.say(f"at step {start} the {what} is {new:.2g}, not {old:.2g}")

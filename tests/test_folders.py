@@ -308,9 +308,9 @@ def test_a_longer_cosine_schedule_of_the_vae_is_said(capsys):
     say_if_stretched(config, 8, 8, 16)
     rate = 1e-5 + 9e-5 * np.cos(np.pi / 2 * 6 / 14) ** 2
     printed = capsys.readouterr().out
-    assert f"at step 8 the VAE's learning rate is {rate:.2g}, not 1e-05" in printed and printed.count("\n") == 1
+    assert f"at step 8 the VAE's learning rate is {rate:.2g}, not 1e-05" in printed and printed.count("\n") == 2
     config["training"]["schedule"] = "cosine"
     say_if_stretched(config, 8, 8, 16)
-    assert capsys.readouterr().out.count("\n") == 2
+    assert capsys.readouterr().out.count("\n") == 3
     say_if_stretched(config | {"latent": {"name": "none"}}, 8, 8, 8)
     assert capsys.readouterr().out == ""
