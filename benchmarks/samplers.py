@@ -31,8 +31,7 @@ from scoreflow.samplers.tune import Pilot, tune
 GRIDS = {"log_snr": grids.log_snr, "bell": grids.bell, "tuned": grids.bell}
 SAMPLERS = {
     "dpm_solver_pp_2m": rules.DPM_SOLVER_PP_2M,
-    **{f"gaussian_multistep, order {order}": GaussianMultistep(order) for order in (1, 2, 3)},
-    "with corrector, order 2": GaussianMultistep(2, True),
+    **{f"gaussian_multistep, order {order}": GaussianMultistep(order) for order in (1, 2)},
 }
 
 
