@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from scoreflow import score as scores
 from scoreflow.processes.sdes import Process, expand
+from scoreflow.runs.errors import first_line
 from scoreflow.score import Prediction, Score
 
 _TRIED = 3  # examples with which a function is traced
@@ -61,18 +62,14 @@ def check(fn: Callable, shape: tuple[int, ...], labels: Labels) -> None:
     try:
         out = jax.eval_shape(fn, *inputs)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-        raise TypeError(f"the function cannot be used: {_TRACED} ({_first_line(error)})") from error
+        raise TypeError(f"the function cannot be used: {_TRACED} ({first_line(error)})") from error
     except Exception as error:
         given = f"x {list(x.shape)} and a time or noise level for each example, [{_TRIED}]"
-        raise TypeError(f"the function fails when it is given {given}: {_first_line(error)}") from error
+        raise TypeError(f"the function fails when it is given {given}: {first_line(error)}") from error
     if getattr(out, "shape", None) is None:
         raise TypeError(f"the function gives {type(out).__name__}, and not an array like x")
     if out.shape != x.shape:
         raise ValueError(f"the function gives {list(out.shape)} for x {list(x.shape)}; it must be like x")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def called(fn: Callable, labels: Labels) -> Callable[..., jax.Array]:

@@ -270,13 +270,13 @@ class Densities(Trained):
     def _continuous(self, x: np.ndarray, key: Key) -> tuple[np.ndarray, jax.Array]:
         """x_0 of images of integers, by uniform noise or a VAE, and the density of that noise; floats as they are."""
         bins, encoded = self.space.bins, self.images
-        levels = encoded.num_levels if encoded is not None else 0 if bins is None else bins.num_levels
-        if not levels or (encoded is not None and np.issubdtype(x.dtype, np.floating)):
+        num_levels = encoded.num_levels if encoded is not None else 0 if bins is None else bins.num_levels
+        if not num_levels or (encoded is not None and np.issubdtype(x.dtype, np.floating)):
             return x, jnp.zeros(len(x))
         shape = self.shape if encoded is None else encoded.shape
-        if not np.issubdtype(x.dtype, np.integer) or (x.size and (x.min() < 0 or x.max() >= levels)):
+        if not np.issubdtype(x.dtype, np.integer) or (x.size and (x.min() < 0 or x.max() >= num_levels)):
             held = f"from {x.min()} to {x.max()}" if np.issubdtype(x.dtype, np.integer) else str(x.dtype)
-            raise ValueError(f"images must be integers from 0 to {levels - 1}, and these are {held}")
+            raise ValueError(f"images must be integers from 0 to {num_levels - 1}, and these are {held}")
         if x.shape[1:] != shape or not len(x):
             raise ValueError(f"images have the shape {x.shape}; it must be [B, {', '.join(map(str, shape))}], B > 0")
         if encoded is not None:

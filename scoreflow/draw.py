@@ -58,14 +58,14 @@ def tuned(experiment: Experiment, params: Params, partial: PartialResults = NONE
         return experiment
     report.say(f"tuning the times of {len(usual.grid) - 1} steps on {usual.pilot} samples")
 
-    def found() -> tune.Tuned:
+    def search() -> tune.Tuned:
         model, classes = experiment.model, experiment.data.num_classes
         given = usual.pilot, model.terminal(params), experiment.space.shape, classes if model.conditional else 0
         pilot = tune.pilot_of(params, experiment.key(PILOT), *given)
         watch = lambda numbers: report.progress(numbers, total=len(numbers), unit="tuning step")
         return tune.tune(usual, model.score, pilot, watch=watch)
 
-    result = tune.Tuned(*partial.get("times", lambda: tune.Tuned(np.zeros(0), 0.0, 0.0, 0), found))
+    result = tune.Tuned(*partial.get("times", lambda: tune.Tuned(np.zeros(0), 0.0, 0.0, 0), search))
     report.say(
         f"mean distance of a sample to the ODE's own: {result.before:.2g} before, {result.after:.2g} with these times"
         f" ({int(result.evaluations):,} evaluations)"

@@ -218,16 +218,20 @@ class Experiment(NamedTuple):
         """Fresh parameters."""
         return self.model.init(key, self.space.shape)
 
+    @property
+    def _diffuses_data(self) -> bool:
+        """Whether x are the data, and not the latents of a VAE."""
+        return self.space.latent is None and self.model.network.apply is not None
+
     def facts(self) -> list[str]:
         """What is known of the data, in one line each."""
-        if self.space.latent is not None or self.model.network.apply is None:
+        if not self._diffuses_data:
             return facts(self.data)
         return facts(self.data, *self.space.ends, sigma_data=self.model.options.sigma_data)
 
     def signal_left(self) -> float:
         """Root mean square of the data at the horizon, in standard deviations of the noise there."""
-        known = self.space.latent is not None or self.model.network.apply is None
-        rms = 1.0 if known else moments(self.data, *self.space.ends).rms
+        rms = moments(self.data, *self.space.ends).rms if self._diffuses_data else 1.0
         process, end = self.model.process, self.model.process.horizon
         return rms * float(process.alpha(end) / process.sigma(end))
 

@@ -11,6 +11,7 @@ from scoreflow import metrics, planner
 from scoreflow.data.fetch import default_dir
 from scoreflow.evaluators import features as collected
 from scoreflow.metrics import Estimate, Extractor, Features, frechet, inception
+from scoreflow.processes import linear
 from scoreflow.processes.sdes import Process
 
 Measured = dict[str, Estimate | float | int | None]
@@ -112,8 +113,7 @@ def plan(
     """
     if not accuracy > 0:
         raise ValueError(f"accuracy = {accuracy} must be above 0")
-    if not callable(getattr(process, "alpha", None)):
-        raise TypeError(f"process is {process!r}; it must be a process, such as scoreflow.vp_linear()")
+    linear.check(process)
     options = planner.PlannerOptions(accuracy=accuracy, t_min=t_min, configured="yours", others=others)
     rows = np.asarray(x)
     if not np.issubdtype(rows.dtype, np.floating):

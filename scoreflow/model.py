@@ -10,7 +10,7 @@ from __future__ import annotations  # help() shows short names of types
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -25,7 +25,6 @@ from scoreflow.runs.errors import UserError
 from scoreflow.score import Score
 from scoreflow.trained import Images
 
-_CHECKPOINTS = ("newest", "validation", "frechet")
 _ENCODED = 100  # images at a time
 
 
@@ -190,8 +189,6 @@ class Model(Densities):
         terminal: Any,
     ) -> Model:
         """`make` turns (x, t, labels) -> what `fn` gives into a score."""
-        if not callable(getattr(process, "alpha", None)):
-            raise TypeError(f"process is {process!r}; it must be a process, such as scoreflow.vp_linear()")
         linear.check(process)
         if num_levels and not 2 <= num_levels <= 256:
             raise ValueError(f"num_levels = {num_levels} must be from 2 to 256, or 0 for continuous data")
@@ -223,11 +220,11 @@ def load(folder: str | Path, checkpoint: str = "newest") -> Model:
     """
     from scoreflow import configure
     from scoreflow.evaluators.examples import rule_of
-    from scoreflow.experiment import PILOT, load_newest
+    from scoreflow.experiment import PILOT, RunOptions, load_newest
     from scoreflow.runs import files, workdir
 
-    if checkpoint not in _CHECKPOINTS:
-        raise UserError(f"checkpoint = {checkpoint!r} must be {', '.join(_CHECKPOINTS)}")
+    if checkpoint not in (known := get_args(RunOptions.__annotations__["checkpoint"])):
+        raise UserError(f"checkpoint = {checkpoint!r} must be {', '.join(known)}")
     path = files.local(str(folder), "folder")
     stored = workdir.stored_settings(path)
     if not stored:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreflow.runs import files
-from scoreflow.runs.errors import UserError
+from scoreflow.runs.errors import UserError, first_line
 
 _loaded: set[Path] = set()
 _NAME = re.compile(r"(.+\.py):(\w+)", re.DOTALL)
@@ -48,8 +48,7 @@ def blame(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     if not frames:
         return ""
-    words = (str(error).strip().splitlines() or [""])[0]
-    return f"{frames[-1].filename} (line {frames[-1].lineno}): {type(error).__name__}: {words}"
+    return f"{frames[-1].filename} (line {frames[-1].lineno}): {type(error).__name__}: {first_line(error)}"
 
 
 def _split(name: str) -> tuple[Path, str]:

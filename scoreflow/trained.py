@@ -168,9 +168,9 @@ class Trained:
             raise ValueError(f"pilot = {pilot} must be 0 or more")
         labels = self._labels(cond, num)
         drawn_by = self._sampler({name: value for name, value in choices.items() if value is not None})
-        name = "sample", rule, grid, steps, guidance, pilot
+        name = "sample", rule, grid, steps, guidance, pilot, labels is not None
         if drawn_by.pilot:
-            drawn_by = self._tuned(drawn_by, name, labeled=cond is not None)
+            drawn_by = self._tuned(drawn_by, name, labeled=labels is not None)
         first = as_key(key)
         keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(num))
 
@@ -202,7 +202,7 @@ class Trained:
 
     def _tuned(self, usual: Sampler, name: Any, *, labeled: bool) -> Sampler:
         """The sampler with times that suit this model; they are looked for once."""
-        if (name := (*name, labeled)) not in self._times:
+        if name not in self._times:
             params = None if self.params is None else parallel.replicate(self.params)
             given = usual.pilot, self.terminal_of(self.params), self.shape, self.num_classes if labeled else 0
             key = jax.random.key(0) if self.pilot_key is None else self.pilot_key

@@ -145,3 +145,17 @@ def test_a_function_of_ones_own_is_sampled_with_tuned_times():
     apart = [np.abs(model.sample(0, 200, **few, pilot=pilot) - exact).mean() for pilot in (0, 32)]
     assert apart[1] < 0.8 * apart[0]
     np.testing.assert_array_equal(model.sample(0, 5, **few, pilot=32), model.sample(0, 200, **few, pilot=32)[:5])
+
+
+def test_times_with_labels_are_not_those_without():
+    """A model that takes labels or none is sampled after one as if the other had never been asked for."""
+
+    def score(x, t, label=None):
+        mean = 0.0 if label is None else 2.0 * label[:, None].astype(jnp.float32)
+        alpha = PROCESS.alpha(t)[:, None]
+        return -(x - alpha * mean) / (alpha**2 * VARIANCE + PROCESS.variance(t)[:, None])
+
+    make = lambda: scoreflow.Model.from_score(score, PROCESS, (1,), t_min=T_MIN, num_classes=2)
+    used, few = make(), {"rule": DDIM, "steps": 3, "pilot": 16}
+    used.sample(0, 4, **few)
+    np.testing.assert_array_equal(used.sample(0, 4, [0, 1, 0, 1], **few), make().sample(0, 4, [0, 1, 0, 1], **few))

@@ -142,10 +142,13 @@ def check(process: Process) -> None:
     """Refuses a process that is none, by its values at a thousand times; one that is traced passes.
 
     Raises:
+      TypeError: if it is none at all, such as a name.
       ValueError: if g^2 is negative somewhere, alpha or sigma is not finite, log-SNR does not fall or its inverse is
         wrong, or f or g^2 is not what the derivatives of log alpha and log-SNR are by (2) and (3), as with rates that
         are too rough for the quadrature; it names the first such time and the value there.
     """
+    if not callable(getattr(process, "alpha", None)):
+        raise TypeError(f"process is {process!r}; it must be a process, such as scoreflow.vp_linear()")
     try:
         with np.errstate(all="ignore"):  # what is wrong is said in words
             _check(process)

@@ -34,7 +34,7 @@ from scoreflow.processes.rates import (
     PowerRate,
     Scalar,
 )
-from scoreflow.runs.errors import UserError
+from scoreflow.runs.errors import UserError, first_line
 from scoreflow.types import Check, Inside, Positive
 
 __all__ = [
@@ -310,8 +310,7 @@ def linear_sde(
             except (TypeError, ValueError) as error:
                 if isinstance(error, jax.errors.JAXTypeError):
                     raise
-                reason = (str(error).splitlines() or [""])[0]
-                raise ValueError(f"{name}, a function of an array of times, fails: {reason}") from error
+                raise ValueError(f"{name}, a function of an array of times, fails: {first_line(error)}") from error
             if values.shape not in ((), jnp.shape(t)):
                 shapes = f"{list(values.shape)} for t {list(jnp.shape(t))}"
                 raise ValueError(f"{name} gives an array {shapes}; it must be like t")

@@ -23,3 +23,8 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
         return difflib.SequenceMatcher(None, key, word).ratio() + bonus
 
     return sorted(names, key=likeness, reverse=True)[:count]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
