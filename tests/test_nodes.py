@@ -151,6 +151,9 @@ def test_the_fewest_nodes_are_chosen_whose_measured_error_is_small_enough():
     assert choice.q[0] == -4.0 and choice.q[-1] == 4.0
     never = nodes.choose(q, values, lambda nodes, order: Estimate(1.0, 0.0), 0.15)
     assert len(never.q) == nodes.PILOT and never.order == ORDER and np.isnan(never.error.value)
+    nearly = nodes.choose(q, values, lambda nodes, order: Estimate(0.2 + abs(len(nodes) - 14), 0.0), 0.15)
+    assert len(nearly.q) == min(nearly.tried, key=lambda count: abs(count - 14)) < nodes.PILOT
+    assert np.isnan(nearly.error.value)
 
 
 def test_plans_that_promise_too_little_are_not_tried():

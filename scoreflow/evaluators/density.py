@@ -202,9 +202,8 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     with report.waiting(words):
         chosen = pilot.choose(process, t, met, solve, asked)
     if np.isnan(chosen.error.value):
-        said = (
-            f"{max(nodes.COUNTS)} nodes miss the error asked for, on {len(many.x)} training examples; {len(t)} are used"
-        )
+        most, used = max(nodes.COUNTS), len(chosen.t)
+        said = f"{most} nodes miss the error asked for, on {len(many.x)} training examples; {used} are used"
         report.warn(f"{said}; raise eval.error or eval.pilot, or set eval.solver = adaptive")
     return Chosen(chosen.t, np.asarray(chosen.order), np.asarray(chosen.evaluations))
 

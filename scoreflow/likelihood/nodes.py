@@ -74,7 +74,9 @@ class Choice(NamedTuple):
 
 
 def choose(q: np.ndarray, met: Nodes, measure: Callable[[np.ndarray, int], Estimate], asked: float) -> Choice:
-    """The fewest of `COUNTS` nodes whose error is below the one that is asked for; the pilot's where there are none.
+    """The fewest of `COUNTS` nodes whose error is below the one that is asked for.
+
+    Where there are none, the best of those that were measured and of the pilot's own.
 
     Of each number the plans of orders 2 and 3 are measured whose expected error is small enough, once it is corrected
     by what the last measurement of that order was off: mostly the square of (2), which falls with twice the order.
@@ -90,8 +92,8 @@ def choose(q: np.ndarray, met: Nodes, measure: Callable[[np.ndarray, int], Estim
     end, place = integrands(q, met, grid)
     candidates = {order: plans(grid, end, place, order, max(COUNTS) - 1) for order in (2, 3)}
     tried, off = (), {order: (1, 0.0) for order in candidates}  # the last number, and what was off
+    best = Choice(q, ORDER, Estimate(float("inf"), float("inf")), tried)
     for count in COUNTS:
-        good = []
         for order, by_steps in candidates.items():
             plan = by_steps[count - 1]
             last, apart = off[order]
@@ -99,10 +101,13 @@ def choose(q: np.ndarray, met: Nodes, measure: Callable[[np.ndarray, int], Estim
             if abs(expected.value + more) <= asked:
                 error, tried = measure(grid[plan.nodes], order), (*tried, count)
                 off[order] = count, error.value - expected.value
-                good += [Choice(grid[plan.nodes], order, error, tried)] if _bound(error) <= asked else []
-        if good:
-            return min(good, key=lambda choice: _bound(choice.error))._replace(tried=tried)
-    return Choice(q, ORDER, Estimate(float("nan"), float("nan")), tried)
+                if _bound(error) < _bound(best.error):
+                    best = Choice(grid[plan.nodes], order, error, tried)
+        if _bound(best.error) <= asked:
+            return best._replace(tried=tried)
+    own = Choice(q, ORDER, measure(q, ORDER), ())
+    best = min(own, best, key=lambda choice: _bound(choice.error))
+    return best._replace(error=Estimate(float("nan"), float("nan")), tried=(*tried, len(q)))
 
 
 def _bound(error: Estimate) -> float:
