@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scoreflow import divergence, gaussian, terminal
-from scoreflow.likelihood import codes, multistep, nodes
+from scoreflow.likelihood import codes, multistep, nodes, ode
 from tests.truth import PROCESSES, TOY, gaussian_score
 
 PROCESS, START = PROCESSES["vp"], 1e-3
@@ -71,3 +71,32 @@ def test_the_gradient_of_the_log_density_is_the_score_and_the_quotient_of_differ
     np.testing.assert_allclose(
         logp, multistep.log_prob(PROCESS, score, end, jax.random.key(0), x, **options).logp, rtol=1e-5
     )
+
+
+def test_in_two_dimensions_the_gradient_by_probes_is_that_of_each_estimate_and_right_on_average():
+    """Half of the sum of both Rademacher probes, u = (1, 1) and (1, -1), is the exact trace."""
+    start, end = 1e-2, terminal.prior(PROCESS)
+    means, spread = jnp.asarray([[-0.8, -0.3], [0.6, 0.5], [0.1, -0.9]]), 0.09
+
+    def score(x, t, cond=None):
+        alpha, variance = PROCESS.alpha(t)[:, None, None], PROCESS.variance(t)[:, None]
+        total, apart = PROCESS.alpha(t)[:, None] ** 2 * spread + variance, x[:, None] - alpha * means[None]
+        share = jax.nn.softmax(-jnp.sum(apart**2, -1) / (2 * total), -1)
+        return -jnp.einsum("bk,bkd->bd", share, apart) / total
+
+    rule = multistep.rule_at(PROCESS, nodes.even(PROCESS, start, 1.0, 201), 3)
+    known = {"gaussian": gaussian.standard(2, 0.5), "rule": rule}
+    keys = jax.random.split(jax.random.key(0), 16)
+    sign = np.asarray(jnp.prod(ode.probes(keys, jnp.zeros((16, 2))), -1))
+    both = keys[np.asarray([np.argmax(sign == 1), np.argmax(sign == -1)])]
+    x = jnp.asarray([[0.3, -0.4], [0.3, -0.4]])
+    run = jax.jit(lambda x: codes.log_prob_and_grad(PROCESS, score, end, both, x, **known))
+    logp, slopes = run(x)
+    assert abs(logp[0] - logp[1]) > 0.1 and np.abs(slopes[0] - slopes[1]).max() > 0.1
+    step = 1e-2
+    for axis in np.eye(2, dtype=np.float32)[:, None]:
+        quotient = (run(x + step * axis)[0] - run(x - step * axis)[0]) / (2 * step)
+        np.testing.assert_allclose((slopes * axis).sum(1), quotient, rtol=0.02, atol=0.02)
+    exact = codes.log_prob_and_grad(PROCESS, score, end, both, x, **known, divergence=divergence.exact)
+    np.testing.assert_allclose(slopes.mean(0), exact[1][0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(slopes.mean(0), score(x, jnp.full(2, start))[0], rtol=0.01, atol=0.02)

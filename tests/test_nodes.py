@@ -149,6 +149,9 @@ def test_the_fewest_nodes_are_chosen_whose_measured_error_is_small_enough():
     # of order p an error e at K nodes is taken to fall below 0.15 at K (e / 0.15)^(1 / 2p) nodes
     assert tried == [(8, 2), (8, 3), (14, 3), (16, 3), (17, 2), (17, 3)]
     assert choice.q[0] == -4.0 and choice.q[-1] == 4.0
+    # a value of 0.12 and an error of 0.04 are each below 0.15, and not together
+    unsure = nodes.choose(q, values, lambda nodes, order: measure(nodes, order)._replace(stderr=0.04), 0.15)
+    assert len(unsure.q) == 18 and (10 / 17) ** 4 < 0.15 - 0.02 < (10 / 17) ** 4 + 0.04
     never = nodes.choose(q, values, lambda nodes, order: Estimate(1.0, 0.0), 0.15)
     assert len(never.q) == nodes.PILOT and never.order == ORDER and np.isnan(never.error.value)
     nearly = nodes.choose(q, values, lambda nodes, order: Estimate(0.2 + abs(len(nodes) - 14), 0.0), 0.15)

@@ -20,9 +20,9 @@ _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _ENCODED = 5_000  # of them in the latent space of a VAE, which has fewer dimensions, and whose encoder takes its time
 _AT_A_TIME = 500
-_MEASURED = 4  # times as many examples as the pilot has are measured at most
+_MEASURED = 4  # times as many examples as the pilot has are measured
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
-_VERSION = 3  # of how nodes are chosen, and of what is kept of them
+_VERSION = 4  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples
 
 LogDensity = Callable[..., LogProb]
@@ -186,8 +186,7 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     """Lets a pilot of training examples choose the nodes for the error that is asked for."""
     model, options = context.model, context.options
     process = model.process
-    most = min(options.batch_size, _MEASURED * options.pilot)  # a batch takes the same time with fewer
-    few, many = pilot_examples(context), pilot_examples(context, most)
+    few, many = pilot_examples(context), pilot_examples(context, _MEASURED * options.pilot)
     t = nodes.even(process, context.start, float(process.horizon))
 
     def met(rule: multistep.Rule) -> multistep.Nodes:

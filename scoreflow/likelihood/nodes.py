@@ -111,7 +111,7 @@ def choose(q: np.ndarray, met: Nodes, measure: Callable[[np.ndarray, int], Estim
 
 
 def _bound(error: Estimate) -> float:
-    return max(abs(error.value), error.stderr)
+    return abs(error.value) + error.stderr
 
 
 class Plan(NamedTuple):
