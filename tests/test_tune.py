@@ -159,3 +159,39 @@ def test_times_with_labels_are_not_those_without():
     used, few = make(), {"rule": DDIM, "steps": 3, "pilot": 16}
     used.sample(0, 4, **few)
     np.testing.assert_array_equal(used.sample(0, 4, [0, 1, 0, 1], **few), make().sample(0, 4, [0, 1, 0, 1], **few))
+
+
+def test_times_with_guidance_are_those_of_the_score_that_it_leads_to():
+    """A narrow class in wide data: guidance of 2 goes twice the way from the one score to the other."""
+    normal = lambda x, t, v: -x / (PROCESS.alpha(t) ** 2 * v + PROCESS.variance(t))[:, None]
+
+    def score(x, t, label=None):
+        return normal(x, t, 0.5 if label is None else 0.05)
+
+    given = tune_of.pilot_of(None, jax.random.key(3), 64, scoreflow.prior(PROCESS), (1,), num_classes=1)
+    usual = sampler(DDIM, PROCESS, grids.log_snr, t_min=T_MIN, pilot=64, steps=4)
+    few = {"iterations": 5}  # rounding grows with their number
+    guided = tune(usual.changed(guidance=2.0), lambda _: score, given, **few)
+    same = tune(usual, lambda _: lambda x, t, label: 2.0 * score(x, t, label) - score(x, t), given, **few)
+    plain = tune(usual, lambda _: score, given, **few)
+    np.testing.assert_allclose(guided.times, same.times, atol=1e-3)
+    np.testing.assert_allclose((guided.before, guided.after), (same.before, same.after), rtol=1e-3)
+    assert abs(guided.times - plain.times).max() > 1e-2 and guided.evaluations == 2 * same.evaluations
+
+
+def test_times_in_a_latent_space_are_those_of_its_own_ode():
+    """Samples in the space of the latents end nearer to the ODE there, and are then decoded as ever."""
+    from tests.test_latent_training import untrained
+
+    changes = {"sampler__name": "dpm_solver_pp_2m", "sampling__pilot": 16, "sampling__steps": 3}
+    experiment, params, _ = untrained("digits_latent", "levels_1", **changes)
+    found = draw.tuned(experiment, params)
+    assert experiment.space.shape != experiment.data.train.x.shape[1:]
+    score, noise = experiment.model.score(params), jax.random.normal(jax.random.key(9), (200, *experiment.space.shape))
+    fine = experiment.sampler.changed(method=Adaptive(1e-6, 1e-6), pilot=0).draw(score, jax.random.key(0), noise).x
+    ends = [each.sampler.draw(score, jax.random.key(0), noise).x for each in (experiment, found)]
+    before, after = (float(jnp.sqrt(jnp.mean((x - fine) ** 2))) for x in ends)
+    assert after < 0.9 * before
+    drawn = draw.make_draw(found, 5)(params, jax.random.key(4), 5)
+    assert drawn.x.shape == (5, *experiment.data.train.x.shape[1:])
+    assert (drawn.x != draw.make_draw(experiment, 5)(params, jax.random.key(4), 5).x).any()
