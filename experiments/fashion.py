@@ -55,6 +55,7 @@ RUNS = {
     "short": Run("fashion_bridge:prior", "base"),
     "mixture": Run("fashion_bridge:mixture", "base"),
     "glow": Run("fashion_bridge:glow", "base"),
+    "dequantizer": Run("fashion_dequantizer", "base"),
     "vae": Run("fashion_vae"),
     "latent": Run("fashion_latent:frozen", "vae"),
     "joint": Run("fashion_latent:joint", "vae"),

@@ -7,6 +7,7 @@ from scoreflow.comparison.budgets import Budget, budgets
 from scoreflow.comparison.measures import Quantity, quantities
 from scoreflow.comparison.pairs import Pair, pairs
 from scoreflow.comparison.read import Run
+from scoreflow.comparison.seeds import OverSeeds, over_seeds
 
 
 class Comparison(NamedTuple):
@@ -16,6 +17,7 @@ class Comparison(NamedTuple):
       runs: in the order in which they were given.
       rows: numbers of all runs.
       pairs: differences over the same test examples.
+      seeds: means over runs that differ in their seed alone.
       budgets: the runs at the same cost of training.
       settings: those that differ, by name, a value for each run.
       notes: what to keep in mind, one sentence each.
@@ -25,6 +27,7 @@ class Comparison(NamedTuple):
     runs: list[Run]
     rows: list[Quantity]
     pairs: list[Pair]
+    seeds: OverSeeds
     budgets: list[Budget]
     settings: dict[str, list[Any]]
     notes: list[str]
@@ -35,4 +38,13 @@ def compared(runs: list[Run]) -> Comparison:
     """Everything that is computed from what the runs have written."""
     rows, (paired, apart) = quantities(runs), pairs(runs)
     remarks = [*(f"{words}." for words in apart), *notes.caveats(runs)]
-    return Comparison(runs, rows, paired, budgets(runs), tables.settings_apart(runs), remarks, notes.gaps(runs, rows))
+    return Comparison(
+        runs=runs,
+        rows=rows,
+        pairs=paired,
+        seeds=over_seeds(runs, rows, paired),
+        budgets=budgets(runs),
+        settings=tables.settings_apart(runs),
+        notes=remarks,
+        gaps=notes.gaps(runs, rows),
+    )

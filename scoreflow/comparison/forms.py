@@ -23,6 +23,10 @@ _PAIRED = (
     "All runs score the same test examples, so the mean of the differences is much sharper than the difference of the "
     "means. Negative: the first run of the pair is better."
 )
+_SEEDS = (
+    "Runs that differ in their seed alone, and begin with runs that do, are one row: mean ± standard error over seeds, "
+    "which contains the spread of training. Differences are paired by seed."
+)
 _SETTINGS = "Only settings that differ; - where a run has no such setting. Those of evaluation are as they were used."
 _SAME_SETTINGS = "The runs have the same settings."
 
@@ -38,6 +42,11 @@ def pair_table(comparison: Comparison) -> Table:
     shown = [pair for pair in comparison.pairs if not several or pair.other == 0]
     about = f"{_PAIRED} Pairs with the first run are shown; compare.json has all." if several else _PAIRED
     return tables.of_pairs("Paired differences", about, comparison.runs, shown)
+
+
+def seed_table(comparison: Comparison) -> Table:
+    """Means over seeds; no rows where no two runs differ in their seed alone."""
+    return tables.over_seeds("Over seeds", _SEEDS, comparison.seeds)
 
 
 def budget_tables(comparison: Comparison) -> list[Table]:
@@ -60,7 +69,7 @@ def setting_table(comparison: Comparison) -> Table:
 
 def in_terminal(comparison: Comparison) -> str:
     """The main table and the differences, in lines of at most 100 characters, with what is to be kept in mind."""
-    shown = [main_table(comparison), pair_table(comparison), setting_table(comparison)]
+    shown = [each(comparison) for each in (main_table, pair_table, seed_table, setting_table)]
     blocks = [tables.plain(table) for table in shown if table.rows]
     for remarks in (notes.findings(comparison.runs, comparison.pairs), comparison.notes):
         blocks.append("\n".join(textwrap.fill(remark, _COLUMNS, break_long_words=False) for remark in remarks))
@@ -71,7 +80,8 @@ def in_terminal(comparison: Comparison) -> str:
 
 def in_markdown(comparison: Comparison) -> str:
     """All tables and words; the pictures are in the page."""
-    shown = [main_table(comparison), pair_table(comparison), *budget_tables(comparison), setting_table(comparison)]
+    first = [each(comparison) for each in (main_table, pair_table, seed_table)]
+    shown = [*first, *budget_tables(comparison), setting_table(comparison)]
     blocks = [f"# {title_of(comparison)}", *notes.findings(comparison.runs, comparison.pairs)]
     blocks += [tables.markdown(table) for table in shown if table.rows]
     if comparison.notes:
@@ -114,6 +124,13 @@ def in_json(comparison: Comparison) -> dict[str, Any]:
         "titles": {row.name: row.title for row in comparison.rows},
         "pairs": [
             plain(pair._asdict() | {"run": names[pair.run], "other": names[pair.other]}) for pair in comparison.pairs
+        ],
+        "seeds": [
+            {
+                "runs": {str(seed): names[i] for seed, i in group.members.items()},
+                "values": of_run(k, comparison.seeds.rows),
+            }
+            for k, group in enumerate(comparison.seeds.groups)
         ],
         "budgets": [
             {
@@ -160,6 +177,7 @@ def in_html(comparison: Comparison, shown: Grids) -> str:
             "findings": notes.findings(runs, comparison.pairs),
             "main": main_table(comparison),
             "pairs": pair_table(comparison),
+            "seeds": seed_table(comparison),
             "grids": shown,
             "plots": [*figures, pictures.losses(runs)],
             "budgets": budget_tables(comparison),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from scoreflow.comparison.measures import Quantity, Value
 from scoreflow.comparison.pairs import Pair
 from scoreflow.comparison.read import Run
+from scoreflow.comparison.seeds import OverSeeds
 from scoreflow.runs import report
 
 _COLUMNS = 100  # characters in a line of the terminal
@@ -113,6 +114,13 @@ def of_pairs(title: str, about: str, runs: Sequence[Run], pairs: Iterable[Pair])
         name = f"{runs[pair.run].name} − {runs[pair.other].name}, {what}"
         rows.append(Row(name, (*cells, Cell(f"{pair.examples:,}", pair.examples))))
     return Table(title, about, head, tuple(rows), by_run=False)
+
+
+def over_seeds(title: str, about: str, found: OverSeeds) -> Table:
+    """A row for each group of runs."""
+    columns = [[Cell(words(v), v.value) for v in row.values] for row in found.rows]
+    rows = [Row(group.name, cells) for group, cells in zip(found.groups, zip(*columns))]
+    return Table(title, about, tuple(row.title for row in found.rows), tuple(rows), by_run=False)
 
 
 def in_words(value: Any) -> str:
