@@ -77,19 +77,19 @@ def over_seeds(runs: Sequence[Run], rows: Sequence[Quantity], pairs: Sequence[Pa
 
     Differences of densities are over the same test examples, those of Frechet distances are between the two values.
     """
-    found = groups(runs)
-    if not found:
+    every = groups(runs)
+    if not every:
         return OverSeeds([], [])
     paired = {(pair.quantity, pair.run, pair.other): pair.difference for pair in pairs}
     paired |= {(pair.quantity, pair.other, pair.run): -pair.difference for pair in pairs}
-    first, out = found[0], [Quantity("seeds", "seeds", tuple(Value(len(each.members)) for each in found))]
+    first, out = every[0], [Quantity("seeds", "seeds", tuple(Value(len(each.members)) for each in every))]
     for row in rows:
         if not row.better:
             continue
-        values = tuple(_mean([row.values[i].value for i in each.members.values()]) for each in found)
+        values = tuple(_mean([row.values[i].value for i in each.members.values()]) for each in every)
         out.append(Quantity(row.name, row.title, values, row.better))
         quantity = "bound" if row.name.startswith("bound") else row.name
-        if len(found) == 1 or not row.name.startswith((*_DENSITIES, "frechet")):
+        if len(every) == 1 or not row.name.startswith((*_DENSITIES, "frechet")):
             continue
 
         def apart(i: int, j: int, row: Quantity = row, quantity: str = quantity) -> float | None:
@@ -100,11 +100,11 @@ def over_seeds(runs: Sequence[Run], rows: Sequence[Quantity], pairs: Sequence[Pa
 
         less = [
             _mean([apart(i, first.members[seed]) for seed, i in each.members.items() if seed in first.members])
-            for each in found[1:]
+            for each in every[1:]
         ]
         title = f"{row.title}, less {first.name}"
         out.append(Quantity(f"{row.name}_less_first", title, (MISSING, *less)))
-    return OverSeeds(found, [row for row in out if any(each.value is not None for each in row.values)])
+    return OverSeeds(every, [row for row in out if any(each.value is not None for each in row.values)])
 
 
 def _mean(values: Sequence[float | None]) -> Value:

@@ -116,11 +116,11 @@ def of_pairs(title: str, about: str, runs: Sequence[Run], pairs: Iterable[Pair])
     return Table(title, about, head, tuple(rows), by_run=False)
 
 
-def over_seeds(title: str, about: str, found: OverSeeds) -> Table:
+def over_seeds(title: str, about: str, seeds: OverSeeds) -> Table:
     """A row for each group of runs."""
-    columns = [[Cell(words(v), v.value) for v in row.values] for row in found.rows]
-    rows = [Row(group.name, cells) for group, cells in zip(found.groups, zip(*columns))]
-    return Table(title, about, tuple(row.title for row in found.rows), tuple(rows), by_run=False)
+    columns = [[Cell(words(v), v.value) for v in row.values] for row in seeds.rows]
+    rows = [Row(group.name, cells) for group, cells in zip(seeds.groups, zip(*columns))]
+    return Table(title, about, tuple(row.title for row in seeds.rows), tuple(rows), by_run=False)
 
 
 def in_words(value: Any) -> str:
