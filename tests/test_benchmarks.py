@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
-from benchmarks import images, likelihood, photos
+from benchmarks import agreement, images, likelihood, photos
 from scoreflow import gaussian, terminal
-from scoreflow.likelihood import multistep, nodes
+from scoreflow.likelihood import multistep, nodes, ode
 from scoreflow.models import network, plus
 from scoreflow.models.unet import UNet
 from scoreflow.processes import sdes
@@ -28,7 +30,7 @@ def _allow_rank_promotion():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["run", "images", "likelihood"])
+@pytest.mark.parametrize("name", ["run", "images", "likelihood", "agreement"])
 def test_benchmarks_start_from_the_root_of_the_repository(name):
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "XLA_FLAGS")}
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
@@ -68,6 +70,33 @@ def test_the_likelihood_benchmark_compares_methods_that_agree(tmp_path, capsys):
         if remark == "equal answer" or name == "multistep":
             assert abs(float(error)) < max(float(tenth), 3 * float(stderr))
     assert "PyTorch's libraries are left out: the run has" in out  # whose network is no U-Net
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_what_a_probe_makes_of_the_trace_of_a_gaussian_is_known(rank):
+    """Without it the adaptive solver's answer by one probe is the exact log-density; one direction leaves a rest."""
+    process, start = sdes.vp_linear(), 1e-3
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    variances = np.asarray([2.0, 0.3, 0.3])
+    covariance, mean = basis @ np.diag(variances) @ basis.T, np.asarray([0.5, -1.0, 0.2])
+
+    def score(x, t, cond=None):
+        alpha, variance = process.alpha(t)[:, None, None], process.variance(t)[:, None, None]
+        marginal = alpha**2 * jnp.asarray(covariance, jnp.float32)[None] + variance * jnp.eye(3)[None]
+        apart = x - alpha[..., 0] * jnp.asarray(mean, jnp.float32)[None]
+        return -jnp.linalg.solve(marginal, apart[..., None])[..., 0]
+
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 6)
+    solved = ode.log_prob(process, score, terminal.prior(process), keys, x, t_min=start, rtol=1e-6, atol=1e-6)
+    around = gaussian.Gaussian(
+        jnp.asarray(mean)[None], basis[:, :rank], np.broadcast_to(variances[:rank], (6, rank)), np.full(6, 0.3)
+    )
+    known = agreement.of_the_probe(process, start, around, np.asarray(ode.probes(keys, x)))
+    alpha, variance = (float(f(start)) for f in (process.alpha, process.variance))
+    law = stats.multivariate_normal(alpha * mean, alpha**2 * covariance + variance * np.eye(3))
+    assert np.std(known) > 0.1
+    np.testing.assert_allclose(solved.logp - known, law.logpdf(x), atol=5e-3)
 
 
 @pytest.mark.full
