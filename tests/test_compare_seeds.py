@@ -110,3 +110,9 @@ def test_every_form_has_the_table(study, tmp_path, capsys):
         {str(seed): f"{name}-{seed}" for seed in range(3)} for name in ("base", "then")
     ]
     assert content[1]["values"]["bits_per_dim_less_first"]["value"] == pytest.approx(0.3)
+
+
+def test_runs_that_begin_with_the_same_one_are_named_together(tmp_path):
+    folders = [run(tmp_path / name, 0, 2.0, begins="runs/first" if name != "c" else "") for name in "abc"]
+    said = [note for note in compared(opened(*folders)).notes if "began" in note]
+    assert said == ["a and b began with the parameters of runs/first, whose training is not in their cost."]

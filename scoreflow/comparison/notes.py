@@ -62,8 +62,10 @@ def caveats(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.evaluations and run.step is not None and run.evaluations[-1].step < run.step:
             out.append(f"{run.name} was evaluated at step {run.evaluations[-1].step:,} of {run.step:,}.")
-        if source := run.settings.get("init_from"):
-            out.append(f"{run.name} began with the parameters of {source}, whose training is not in its cost.")
+    for source in dict.fromkeys(filter(None, (str(run.settings.get("init_from") or "") for run in runs))):
+        later = [run for run in runs if run.settings.get("init_from") == source]
+        cost = "its cost" if len(later) == 1 else "their cost"
+        out.append(f"{_names(later)} began with the parameters of {source}, whose training is not in {cost}.")
     if unknown := [run for run in runs if not run.settings]:
         out.append(f"The settings of {_names(unknown)} are not known.")
     kinds = {run.about["devices"] for run in runs if run.about["devices"]}
