@@ -9,8 +9,8 @@ of the trace exactly and the adaptive solver meets it through the probe, but wha
 
 with the Gaussian's directions U and variances v. It is taken from the adaptive solver's answer, so that the difference
 left is that of the two solvers. Printed next to it are the error that an evaluation would print, against four times as
-many steps, and the error that was asked for: a tenth of the standard error over the test examples that the run is
-evaluated on.
+many steps, and the error that was asked for, `eval.error` standard errors of the mean over the test examples that the
+run is evaluated on.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoreflow import configure
+from scoreflow.comparison import read
 from scoreflow.evaluators import density
 from scoreflow.evaluators.context import Context
 from scoreflow.experiment import load_params
@@ -78,13 +79,18 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{parallel.describe()}, {os.cpu_count()} cores, jax {jax.__version__}; {arguments.num} test examples")
     print(f"{'run':20s} {'evaluations':>11s} {'value':>17s} {'less adaptive':>19s} {'printed':>19s} {'asked':>7s}")
+    if missing := [str(run) for run in arguments.runs if not read.is_run(run)]:
+        parser.error(f"no runs: {', '.join(missing)}")
     for run in arguments.runs:
-        config, _ = configure.of_run(workdir.stored_settings(run), {"eval.solver": "multistep"})
+        config, _ = configure.of_run(
+            workdir.stored_settings(run), {"eval.solver": "multistep", "eval.divergence": "hutchinson"}
+        )
         experiment = configure.experiment(config, str(run))
         params = load_params(experiment, run, workdir.newest(run))
         context = configure.evaluation(config).context(experiment, params)
         nfe, (value, apart, printed) = compare(context, arguments.num, arguments.tolerance)
-        asked = 0.1 * value.stderr * np.sqrt(arguments.num / context.num_test)
+        count = min(arguments.num, context.num_test)
+        asked = context.options.error * value.stderr * np.sqrt(count / context.num_test)
         words = [f"{each.value:+.1e} ± {each.stderr:.0e}" for each in (apart, printed)]
         score = f"{value.value:.3f} ± {value.stderr:.3f}"
         print(f"{run.name:20s} {nfe:11.0f} {score:>17s} {words[0]:>19s} {words[1]:>19s} {asked:7.0e}", flush=True)

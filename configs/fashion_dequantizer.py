@@ -4,8 +4,8 @@
     python main.py --config=configs/fashion_dequantizer.py --mode=train
     python main.py --config=configs/fashion_dequantizer.py --mode=eval
 
-The score model stays as it is, and so do its samples: none are drawn. The variant full is for a run of
-`fashion_vp.py:full`, and was not run.
+The score model stays as it is, and so do its samples: none are drawn. The variants are small, the default, and full,
+which begins with a run of `fashion_vp.py:full` and was not run.
 """
 
 from configs import fashion_vp

@@ -150,7 +150,7 @@ def command(*flags: str) -> None:
 def run(name: str, seed: int, out: Path, size: Size, budget: float) -> Path:
     """Trains and evaluates, or goes on where that was interrupted; returns the folder."""
     folder, values = folder_of(name, seed, out), settings(name, seed, out, size)
-    config = config_of(name, size.full, **(values | {"init_from": ""}))
+    config = config_of(name, size.full, **values)
     stored = workdir.stored_settings(folder)
     if stored:
         values["training.steps"] = stored["training.steps"]

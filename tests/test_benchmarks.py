@@ -72,6 +72,21 @@ def test_the_likelihood_benchmark_compares_methods_that_agree(tmp_path, capsys):
     assert "PyTorch's libraries are left out: the run has" in out  # whose network is no U-Net
 
 
+@pytest.mark.slow
+def test_the_agreement_with_the_adaptive_solver_is_the_error_that_is_printed(tmp_path, capsys):
+    """Both are what the rule is off by: against a tight adaptive solve, and against four times as many steps."""
+    tiny.trained(tmp_path / "run", eval__error=3.0)  # with few nodes, so that there is an error
+    sys.argv = ["agreement.py", str(tmp_path / "run"), "--num=8"]
+    agreement.main()
+    _, row = re.findall(r"^run .*$", capsys.readouterr().out, re.M)
+    nfe, _, _, apart, _, printed, _, asked = (float(word) for word in re.findall(r"[-+]?\d\S*", row))
+    assert nfe < 64 and asked > 0
+    assert abs(apart) > 1e-3 and apart == pytest.approx(printed, abs=0.1 * abs(printed) + 2e-4)
+    with pytest.raises(SystemExit, match="2"):
+        sys.argv = ["agreement.py", str(tmp_path / "none")]
+        agreement.main()
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_what_a_probe_makes_of_the_trace_of_a_gaussian_is_known(rank):
     """Without it the adaptive solver's answer by one probe is the exact log-density; one direction leaves a rest."""

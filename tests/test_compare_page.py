@@ -17,6 +17,7 @@ from scoreflow import cli, compare, configure, evaluate, train
 from scoreflow.comparison import forms, grids, measures, pairs, pictures, read, tables
 from scoreflow.comparison.contents import compared
 from scoreflow.data import fingerprints
+from scoreflow.metrics import mean_estimate
 from scoreflow.models import count_params
 from scoreflow.runs import cost
 from tests import tiny
@@ -303,26 +304,33 @@ def test_the_numbers_of_the_results_page_are_those_of_the_runs_that_are_kept():
         assert f"{-pair.difference:.4f} ± {pair.stderr:.4f}" in said
 
 
+def kept(name, seed):
+    """A run of the study, of which seed 0 has a folder of its own."""
+    results = tiny.ROOT / "docs" / "results"
+    folder = results / "fashion_seeds" / f"{name}-seed{seed}" if seed else results / "fashion" / name
+    return read.read(folder, name, lambda s: s, pytest.fail)
+
+
 def test_the_seeds_of_the_results_page_are_those_of_the_runs_that_are_kept():
-    """Every number of the table, the means over seeds with their standard errors, and the spread of the base."""
-    page, results = (tiny.ROOT / "docs" / "results.md").read_text(), tiny.ROOT / "docs" / "results"
-    gains, nearer, densities = [], [], []
-    for seed in range(3):
-        folder, end = (results / "fashion_seeds", f"-seed{seed}") if seed else (results / "fashion", "")
-        runs = [read.read(folder / f"{n}{end}", n, lambda s: s, pytest.fail) for n in ("base", "mixture")]
-        rows = {row.name: row.values for row in measures.quantities(runs)}
-        (bits, _), distances = rows["bits_per_dim"], rows["frechet_image_classifier"]
-        (pair,) = pairs.pairs(runs)[0]
-        assert runs[pair.run].name == "mixture"
-        words = f"{bits.value:.3f} ± {bits.stderr:.3f} | {pair.difference:.4f} ± {pair.stderr:.4f}"
-        words += "".join(f" | {each.value:.1f} ± {each.stderr:.1f}" for each in distances)
-        assert f"| {seed} | {words} |" in page
-        gains, densities = [*gains, pair.difference], [*densities, bits.value]
-        nearer.append(distances[1].value - distances[0].value)
+    """Every number of the table, with means over seeds and their standard errors, and the spread of the base."""
+    page = (tiny.ROOT / "docs" / "results.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` less `(\w+)` \|(.+)\|$", page, re.MULTILINE)
+    assert rows
+    for names in rows:
+        apart, nearer = [], []
+        for seed in range(3):
+            runs = [kept(name, seed) for name in names[1::-1]]
+            (pair,) = (pair for pair in pairs.pairs(runs)[0] if pair.quantity == "bits_per_dim")
+            distances = measures.of(measures.quantities(runs), "frechet_image_classifier").values
+            apart, nearer = [*apart, pair.difference], [*nearer, distances[1].value - distances[0].value]
+        means = [mean_estimate(np.asarray(values)) for values in (apart, nearer)]
+        words = [", ".join(f"{value:.4f}" for value in apart)]
+        words += [f"{each.value:.{digits}f} ± {each.stderr:.{digits}f}" for each, digits in zip(means, (4, 1))]
+        assert [cell.strip() for cell in names[2].split("|")] == words, names[:2]
+    densities = [measures.of(measures.quantities([kept("base", seed)]), "bits_per_dim").values[0] for seed in range(3)]
     said = " ".join(page.split())
-    for values, digits in ((gains, 4), (nearer, 1)):
-        assert f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) / 3**0.5:.{digits}f}" in said
-    assert f"deviation of {np.std(densities, ddof=1):.3f} over seeds" in said
+    assert f"are {densities[0].value:.3f}, {densities[1].value:.3f} and {densities[2].value:.3f}" in said
+    assert f"deviation of {np.std([each.value for each in densities], ddof=1):.3f} over seeds" in said
 
 
 def test_the_results_of_the_readme_are_those_of_the_run_that_is_kept():

@@ -37,12 +37,13 @@ class Comparison(NamedTuple):
 def compared(runs: list[Run]) -> Comparison:
     """Everything that is computed from what the runs have written."""
     rows, (paired, apart) = quantities(runs), pairs(runs)
-    remarks = [*(f"{words}." for words in apart), *notes.caveats(runs)]
+    seeds = over_seeds(runs, rows, paired)
+    remarks = [*(f"{words}." for words in apart), *seeds.notes, *notes.caveats(runs)]
     return Comparison(
         runs=runs,
         rows=rows,
         pairs=paired,
-        seeds=over_seeds(runs, rows, paired),
+        seeds=seeds,
         budgets=budgets(runs),
         settings=tables.settings_apart(runs),
         notes=remarks,

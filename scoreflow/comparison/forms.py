@@ -24,8 +24,8 @@ _PAIRED = (
     "means. Negative: the first run of the pair is better."
 )
 _SEEDS = (
-    "Runs that differ in their seed alone, and begin with runs that do, are one row: mean ± standard error over seeds, "
-    "which contains the spread of training. Differences are paired by seed."
+    "Runs that differ in their seed alone are one row: mean ± standard error over seeds, which contains the spread of "
+    "training, and not what other test examples would change. Differences are paired by seed."
 )
 _SETTINGS = "Only settings that differ; - where a run has no such setting. Those of evaluation are as they were used."
 _SAME_SETTINGS = "The runs have the same settings."
@@ -121,12 +121,13 @@ def in_json(comparison: Comparison) -> dict[str, Any]:
     ]
     return {
         "runs": runs,
-        "titles": {row.name: row.title for row in comparison.rows},
+        "titles": {row.name: row.title for row in (*comparison.rows, *comparison.seeds.rows)},
         "pairs": [
             plain(pair._asdict() | {"run": names[pair.run], "other": names[pair.other]}) for pair in comparison.pairs
         ],
         "seeds": [
             {
+                "name": group.name,
                 "runs": {str(seed): names[i] for seed, i in group.members.items()},
                 "values": of_run(k, comparison.seeds.rows),
             }

@@ -63,7 +63,7 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         if run.evaluations and run.step is not None and run.evaluations[-1].step < run.step:
             out.append(f"{run.name} was evaluated at step {run.evaluations[-1].step:,} of {run.step:,}.")
     for source in dict.fromkeys(filter(None, (str(run.settings.get("init_from") or "") for run in runs))):
-        later = [run for run in runs if run.settings.get("init_from") == source]
+        later = [run for run in runs if str(run.settings.get("init_from") or "") == source]
         cost = "its cost" if len(later) == 1 else "their cost"
         out.append(f"{_names(later)} began with the parameters of {source}, whose training is not in {cost}.")
     if unknown := [run for run in runs if not run.settings]:

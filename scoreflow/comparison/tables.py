@@ -118,8 +118,9 @@ def of_pairs(title: str, about: str, runs: Sequence[Run], pairs: Iterable[Pair])
 
 def over_seeds(title: str, about: str, seeds: OverSeeds) -> Table:
     """A row for each group of runs."""
-    columns = [[Cell(words(v), v.value) for v in row.values] for row in seeds.rows]
-    rows = [Row(group.name, cells) for group, cells in zip(seeds.groups, zip(*columns))]
+    said = lambda value: f"{words(value)} ({value.source})" if value.source else words(value)
+    columns = [[Cell(said(v), v.value) for v in row.values] for row in seeds.rows]
+    rows = [Row(group.title, cells) for group, cells in zip(seeds.groups, zip(*columns))]
     return Table(title, about, tuple(row.title for row in seeds.rows), tuple(rows), by_run=False)
 
 

@@ -20,7 +20,9 @@ _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _ENCODED = 5_000  # of them in the latent space of a VAE, which has fewer dimensions, and whose encoder takes its time
 _AT_A_TIME = 500
-_MEASURED = 120  # examples on which nodes are measured: a batch by default, or fewer for a small pilot
+_MEASURED = (
+    120  # examples on which nodes are measured: a batch by default; a small pilot has fewer, a large one its own
+)
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
 _VERSION = 4  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples

@@ -86,7 +86,7 @@ def choose(q: np.ndarray, met: Nodes, measure: Callable[[np.ndarray, int], Estim
       q: the pilot's nodes.
       met: what it met there.
       measure: (nodes, order) -> the error in nats of the rule with these nodes.
-      asked: for the error, and for its standard error.
+      asked: for the error's size and its standard error together, as an evaluation judges it on other examples.
     """
     grid = halved(q)
     end, place = integrands(q, met, grid)

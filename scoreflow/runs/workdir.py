@@ -20,8 +20,7 @@ from scoreflow.types import Params
 USE = ("eval.", "sampling.", "sampler.", "grid.", "plan.", "checkpoint")
 """Beginnings of the names of settings that say how a finished run is used."""
 
-# Settings that may change between two commands on one folder, because they do not change what has been learned so far.
-_FREE_TO_RESUME = (
+FREE_TO_RESUME = (
     *USE,
     "data.dir",
     "model.remat",
@@ -37,8 +36,9 @@ _FREE_TO_RESUME = (
     "training.sample_every",
     "training.pictures",
 )
+"""Settings that may change between two commands on one folder: they do not change what has been learned so far."""
 _FREE_TO_USE = (
-    *_FREE_TO_RESUME,
+    *FREE_TO_RESUME,
     "training.",
     "sample_times.",
     "weight.",
@@ -241,7 +241,7 @@ def _refuse_changes(
     workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any] | None, *, resume: bool, moved: bool = False
 ) -> None:
     """Refuses settings that may not change; the path of the data may where they are known by their digest (`moved`)."""
-    free = (_FREE_TO_RESUME if resume else _FREE_TO_USE) + (("data.path",) if moved else ())
+    free = (FREE_TO_RESUME if resume else _FREE_TO_USE) + (("data.path",) if moved else ())
     unknown = _unknown(workdir, config, defaults)
     for name, before, now in _compare(workdir, config, defaults):
         if name in unknown and resume and not name.startswith(free):
