@@ -83,9 +83,9 @@ def _kind(runs: Sequence[Run], i: int, above: tuple[int, ...] = ()) -> str:
     run = runs[i]
     kept = {name: value for name, value in run.settings.items() if name != "seed" and _matters(name)}
     if run.settings.get("init_from"):
-        begins = _begins(runs, i)
-        alone = begins is None or begins in (*above, i) or _seed(runs[begins]) != _seed(run)
-        kept["init_from"] = f"run {i}" if alone else _kind(runs, begins, (*above, i))
+        begins, kept["init_from"] = _begins(runs, i), f"run {i}"  # like no other, unless that one is of its seed
+        if begins is not None and begins not in (*above, i) and _seed(runs[begins]) == _seed(run):
+            kept["init_from"] = _kind(runs, begins, (*above, i))
     return repr((sorted(kept.items()), [run.about["data"].get(name) for name in _DATA]))
 
 
@@ -134,11 +134,12 @@ def over_seeds(runs: Sequence[Run], rows: Sequence[Quantity], pairs: Sequence[Pa
 
 def _apart(row: Quantity, i: int, j: int | None, paired: Mapping[tuple[str, int, int], float]) -> float | None:
     """A number of run i less that of run j; that of densities is paired. None where one of them is not known."""
-    if j is None or row.values[i].value is None or row.values[j].value is None:
+    one, other = row.values[i].value, None if j is None else row.values[j].value
+    if one is None or j is None or other is None:
         return None
     if row.name.startswith(_DENSITIES):
         return paired.get(("bound" if row.name.startswith("bound") else row.name, i, j))
-    return row.values[i].value - row.values[j].value
+    return one - other
 
 
 def _mean(values: Sequence[float | None], group: Group) -> Value:
