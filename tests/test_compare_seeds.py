@@ -1,6 +1,7 @@
 """Means over runs that differ in their seed alone."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -215,3 +216,11 @@ def test_beginnings_that_are_no_text_are_named_as_they_are(tmp_path):
     folders = [run(tmp_path / str(value), 0, 2.0, begins=value) for value in (5, True, 3.5)]
     said = [note for note in compared(opened(*folders)).notes if "began" in note]
     assert len(said) == 3 and said[0].startswith("5 began with the parameters of 5,")
+
+
+def test_the_best_run_is_told_against_runs_of_other_kinds(study):
+    comparison = compared(opened(*study))
+    said = forms.in_terminal(comparison)
+    told = re.findall(r"(\S+) has \S+ ± \S+ bits/dim less than ([^ ,]+)", said.replace("\n", " "))
+    assert told[0] == ("base-0", "then-0") and ("base-0", "base-1") not in told
+    assert said.index("Over seeds") < said.index("Paired differences")

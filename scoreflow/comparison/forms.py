@@ -67,11 +67,15 @@ def setting_table(comparison: Comparison) -> Table:
     return tables.of_settings("Settings that differ", about, comparison.runs, comparison.settings)
 
 
+def _findings(comparison: Comparison) -> list[str]:
+    return notes.findings(comparison.runs, comparison.pairs, comparison.seeds.groups)
+
+
 def in_terminal(comparison: Comparison) -> str:
     """The main table and the differences, in lines of at most 100 characters, with what is to be kept in mind."""
-    shown = [each(comparison) for each in (main_table, pair_table, seed_table, setting_table)]
+    shown = [each(comparison) for each in (main_table, seed_table, pair_table, setting_table)]
     blocks = [tables.plain(table) for table in shown if table.rows]
-    for remarks in (notes.findings(comparison.runs, comparison.pairs), comparison.notes):
+    for remarks in (_findings(comparison), comparison.notes):
         blocks.append("\n".join(textwrap.fill(remark, _COLUMNS, break_long_words=False) for remark in remarks))
     for sentence, command in comparison.gaps:
         blocks.append(f"{textwrap.fill(sentence, _COLUMNS - 1, break_long_words=False)}:\n  {command}")
@@ -80,9 +84,9 @@ def in_terminal(comparison: Comparison) -> str:
 
 def in_markdown(comparison: Comparison) -> str:
     """All tables and words; the pictures are in the page."""
-    first = [each(comparison) for each in (main_table, pair_table, seed_table)]
+    first = [each(comparison) for each in (main_table, seed_table, pair_table)]
     shown = [*first, *budget_tables(comparison), setting_table(comparison)]
-    blocks = [f"# {title_of(comparison)}", *notes.findings(comparison.runs, comparison.pairs)]
+    blocks = [f"# {title_of(comparison)}", *_findings(comparison)]
     blocks += [tables.markdown(table) for table in shown if table.rows]
     if comparison.notes:
         blocks.append(
@@ -175,7 +179,7 @@ def in_html(comparison: Comparison, shown: Grids) -> str:
             "title": title_of(comparison),
             "colors": pictures.COLORS,
             "runs": cards,
-            "findings": notes.findings(runs, comparison.pairs),
+            "findings": _findings(comparison),
             "main": main_table(comparison),
             "pairs": pair_table(comparison),
             "seeds": seed_table(comparison),

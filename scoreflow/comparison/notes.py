@@ -8,6 +8,7 @@ from typing import Any
 from scoreflow.comparison.measures import MISSING, Quantity, Value, newest
 from scoreflow.comparison.pairs import Pair, with_examples
 from scoreflow.comparison.read import Run, number
+from scoreflow.comparison.seeds import Group
 from scoreflow.comparison.tables import SURE, words
 from scoreflow.finish import command
 from scoreflow.runs.cost import UNKNOWN
@@ -24,15 +25,19 @@ def state(run: Run) -> str:
     return f"in training, at step {run.step:,}" if run.training else f"trained to step {run.step:,}"
 
 
-def findings(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
-    """The best run by density against those that are nearest to it, over the same test examples."""
-    out = []
+def findings(runs: Sequence[Run], pairs: Sequence[Pair], groups: Sequence[Group] = ()) -> list[str]:
+    """The best run by density against those that are nearest to it, over the same test examples.
+
+    Runs that differ in their seed alone are told against each other only where there are no others.
+    """
+    out, alike = [], {i: group.name for group in groups for i in group.members.values()}
     pairs = [pair for pair in pairs if pair.quantity != "bound" and math.isfinite(pair.stderr)]
     for unit in dict.fromkeys(pair.unit for pair in pairs):
         each = [pair for pair in pairs if pair.unit == unit]
         beaten = {pair.run if pair.difference > 0 else pair.other for pair in each}
         best = next((i for i in range(len(runs)) if i not in beaten and any(i in pair[:2] for pair in each)), None)
-        nearest = sorted((pair for pair in each if best in pair[:2]), key=lambda pair: abs(pair.difference))
+        others = [pair for pair in each if alike.get(pair.run, pair.run) != alike.get(pair.other, pair.other)]
+        nearest = sorted((pair for pair in others or each if best in pair[:2]), key=lambda pair: abs(pair.difference))
         for pair in nearest[:_SENTENCES]:
             first, second = (pair.run, pair.other) if pair.difference <= 0 else (pair.other, pair.run)
             size = words(Value(abs(pair.difference), pair.stderr))
