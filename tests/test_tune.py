@@ -171,7 +171,7 @@ def test_times_with_guidance_are_those_of_the_score_that_it_leads_to():
     given = tune_of.pilot_of(None, jax.random.key(3), 64, scoreflow.prior(PROCESS), (1,), num_classes=1)
     usual = sampler(DDIM, PROCESS, grids.log_snr, t_min=T_MIN, pilot=64, steps=4)
     few = {"iterations": 5}  # rounding grows with their number
-    guided = tune(usual.changed(guidance=2.0), lambda _: score, given, **few)
+    guided = tune(usual._replace(guidance=2.0), lambda _: score, given, **few)
     same = tune(usual, lambda _: lambda x, t, label: 2.0 * score(x, t, label) - score(x, t), given, **few)
     plain = tune(usual, lambda _: score, given, **few)
     np.testing.assert_allclose(guided.times, same.times, atol=1e-3)

@@ -20,9 +20,7 @@ _TIGHTER = 100.0  # how much smaller the tolerance of the adaptive solve is that
 _FITTED = 50_000  # examples that the Gaussian is fitted to, at most
 _ENCODED = 5_000  # of them in the latent space of a VAE, which has fewer dimensions, and whose encoder takes its time
 _AT_A_TIME = 500
-_MEASURED = (
-    120  # examples on which nodes are measured: a batch by default; a small pilot has fewer, a large one its own
-)
+_MEASURED = 120  # examples on which nodes are measured: a batch, but two to four times as many as the pilot has
 _PILOTED = 16  # examples of the pilot at a time, each with a gradient
 _VERSION = 4  # of how nodes are chosen, and of what is kept of them
 _SEED = 2**20  # beyond the draws of test examples
@@ -188,7 +186,10 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     """Lets a pilot of training examples choose the nodes for the error that is asked for."""
     model, options = context.model, context.options
     process = model.process
-    few, many = pilot_examples(context), pilot_examples(context, min(_MEASURED, 4 * options.pilot))
+    few, many = (
+        pilot_examples(context),
+        pilot_examples(context, min(max(_MEASURED, 2 * options.pilot), 4 * options.pilot)),
+    )
     t = nodes.even(process, context.start, float(process.horizon))
 
     def met(rule: multistep.Rule) -> multistep.Nodes:

@@ -108,7 +108,8 @@ def tune(
     """
     distances = _distances(sampler, score_of)
     measured = parallel.jit(lambda *given: jnp.stack(distances(*given)), out_shardings=parallel.replicated())
-    fine = sampler.changed(method=rules.HEUN, make_grid=grids.log_snr, steps=_FINE, scale_steps=False)
+    exactly = {"method": rules.HEUN, "make_grid": grids.log_snr, "steps": _FINE, "scale_steps": False}
+    fine = sampler.changed(**exactly, guidance=sampler.guidance)
     exact = parallel.jit(lambda pilot: fine.draw(score_of(pilot.params), *pilot[1:]).x)(pilot)
     grid, both = sampler.grid, measured(pilot, exact, sampler.grid)
     if not np.isfinite(both).all():
