@@ -37,6 +37,12 @@ def test_the_entropy_is_found_in_few_evaluations(gaussian, tmp_path):
     assert metrics["pilot_nfe"] == (3 * 49 * 32 + (97 + 2 * 8) * 120) / 500
 
 
+def test_nodes_are_measured_on_more_examples_than_chose_them(gaussian):
+    for size, measured in ((32, 120), (100, 200)):
+        _, chosen = density.choose(context_of(*gaussian, solver="multistep", num_test=100, pilot=size))
+        assert chosen.pilot == 3 * 49 * size + (97 + 2 * 8) * measured  # twice 8 nodes, of order 2 and 3
+
+
 def test_chosen_nodes_are_kept_and_chosen_again_where_they_are_damaged(gaussian, tmp_path, monkeypatch, capfd):
     experiment, evaluation = gaussian
     context = context_of(experiment, evaluation, solver="multistep", num_test=100)._replace(folder=tmp_path)

@@ -83,9 +83,8 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         counts = {run.name: count for run in runs if (count := _count(run, *names)) is not None}
         if len(set(counts.values())) > 1:
             out.append(f"{text}: {', '.join(f'{name} {count:,.0f}' for name, count in counts.items())}.")
-    kinds = {
-        str(each.settings.get("eval.dequantization") or "none") for run in runs for each in newest_with_settings(run)
-    }
+    shown = [each for run in runs for each in newest_with_settings(run)]
+    kinds = {str(each.settings.get("eval.dequantization") or "none") for each in shown}
     if len(kinds) > 1:
         out.append(
             f"Test data were dequantized in different ways ({', '.join(sorted(kinds))}), each a bound of its own."

@@ -59,18 +59,18 @@ def groups(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     A run that begins with another one belongs to a group only if that one is compared too and has the same seed: else
     the runs of the group would share what they began with, and its spread would be missing.
     """
-    members: dict[str, dict[int, int]] = {}
-    notes = []
+    kinds: dict[str, dict[int, list[int]]] = {}
     for i, run in enumerate(runs):
-        if (seed := _seed(run)) is None:
-            continue
-        first = members.setdefault(_kind(runs, i), {}).setdefault(seed, i)
-        if first != i:
-            notes.append(
-                f"{run.name} is not among the means over seeds: {runs[first].name} is the same with this seed."
-            )
-    several = [dict(sorted(each.items())) for each in members.values() if len(each) > 1]
-    return [Group(runs[next(iter(each.values()))].name, each) for each in several], notes
+        if (seed := _seed(run)) is not None:
+            kinds.setdefault(_kind(runs, i), {}).setdefault(seed, []).append(i)
+    out, notes = [], []
+    for by_seed in (dict(sorted(each.items())) for each in kinds.values() if len(each) > 1):
+        members = {seed: same[0] for seed, same in by_seed.items()}
+        out.append(Group(runs[next(iter(members.values()))].name, members))
+        for first, *others in by_seed.values():
+            same = f"{runs[first].name} is the same with this seed"
+            notes += [f"{runs[i].name} is not among the means over seeds: {same}." for i in others]
+    return out, notes
 
 
 def _seed(run: Run) -> int | None:

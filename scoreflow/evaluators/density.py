@@ -186,10 +186,8 @@ def _choose(context: Context, gaussian: Gaussian, run: Callable) -> Chosen:
     """Lets a pilot of training examples choose the nodes for the error that is asked for."""
     model, options = context.model, context.options
     process = model.process
-    few, many = (
-        pilot_examples(context),
-        pilot_examples(context, min(max(_MEASURED, 2 * options.pilot), 4 * options.pilot)),
-    )
+    least = min(max(_MEASURED, 2 * options.pilot), 4 * options.pilot)
+    few, many = pilot_examples(context), pilot_examples(context, least)
     t = nodes.even(process, context.start, float(process.horizon))
 
     def met(rule: multistep.Rule) -> multistep.Nodes:
